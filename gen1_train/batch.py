@@ -1,0 +1,231 @@
+"""THE CONTRACT: what a sample in a shard holds, and what a training batch holds.
+
+`data_tools` writes by `encode_sample`, the loader reads by `decode_member`, and both are checked by the one `validate`,
+so they cannot disagree. All samples of a pool have one shape; nothing is ever padded.
+
+A sample is a group of members of one WebDataset tar that share a key (keys have no dots). For n frames of h x w pixels,
+an autoencoder with c latent channels and factor f, and CLIP width d:
+
+| member | content |
+|---|---|
+| `frame00.jpg` ... | uint8 RGB (h, w, 3), JPEG |
+| `depth00.png` ... | structure: 16-bit grey PNG (h, w); 0..65535 is farthest..nearest, see meta |
+| `moments.npy` | float16 (n, 2c, h/f, w/f): mean and log-variance of the frames' latents, before the latent scale |
+| `structure.npy` | float16 (n, c, h/f, w/f): latent of the undegraded structure (t_s = 0), times the latent scale |
+| `image_embedding.npy` | float16 (n, d): CLIP image embedding of every frame, as the tower gives it |
+| `text_embedding.npy` | float16 (d,): CLIP text embedding of the caption; only with a caption |
+| `caption.txt` | UTF-8; only with a caption |
+| `meta.json` | where the sample comes from and how it was made |
+"""
+
+import io
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+KEY = re.compile(r"[A-Za-z0-9_-]{1,200}")
+DEPTH_MAX = 65535  # 16 bits: 8 would cost 0.2 % of the range
+
+
+class SampleError(ValueError):
+    """A sample that breaks the contract; the message names the member and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All samples of one kind and one size; the unit from which batches are drawn."""
+
+    kind: str  # "image" or "video"
+    width: int  # pixels
+    height: int  # pixels
+    frames: int  # frames in a sample; 1 for images
+
+    @property
+    def name(self) -> str:
+        """For example `video-448x256` (width x height)."""
+        return f"{self.kind}-{self.width}x{self.height}"
+
+
+@dataclass
+class Sample:
+    """One decoded sample; members that were not read, or that the sample does not have, are None."""
+
+    key: str
+    frames: np.ndarray | None = None  # uint8 (n, h, w, 3)
+    depth: np.ndarray | None = None  # uint16 (n, h, w)
+    moments: np.ndarray | None = None  # float16 (n, 2c, h/f, w/f)
+    structure: np.ndarray | None = None  # float16 (n, c, h/f, w/f)
+    image_embedding: np.ndarray | None = None  # float16 (n, d)
+    text_embedding: np.ndarray | None = None  # float16 (d,)
+    caption: str | None = None
+    meta: dict[str, Any] | None = None
+
+
+def frame_members(frames: int) -> list[str]:
+    return [f"frame{i:02d}.jpg" for i in range(frames)]
+
+
+def depth_members(frames: int) -> list[str]:
+    return [f"depth{i:02d}.png" for i in range(frames)]
+
+
+def members_of(field: str, frames: int) -> list[str]:
+    """The tar members that carry one field of a Sample with n frames."""
+    match field:
+        case "frames":
+            return frame_members(frames)
+        case "depth":
+            return depth_members(frames)
+        case "caption":
+            return ["caption.txt"]
+        case "meta":
+            return ["meta.json"]
+        case "moments" | "structure" | "image_embedding" | "text_embedding":
+            return [f"{field}.npy"]
+    raise KeyError(f"a Sample has no field {field!r}")
+
+
+def encode_sample(sample: Sample, jpeg_quality: int = 95) -> dict[str, bytes]:
+    """The members of a sample as bytes, in the order in which they stand in the tar; absent fields are left out."""
+    members: dict[str, bytes] = {}
+    for image, name in zip(_each(sample.frames), frame_members(99)):
+        # 4:4:4: chroma subsampling blurs exactly the colours that content is about
+        members[name] = _encode_image(Image.fromarray(image), "JPEG", quality=jpeg_quality, subsampling=0)
+    for plane, name in zip(_each(sample.depth), depth_members(99)):
+        members[name] = _encode_image(Image.fromarray(plane), "PNG", compress_level=6)
+    for field in ("moments", "structure", "image_embedding", "text_embedding"):
+        array = getattr(sample, field)
+        if array is not None:
+            stream = io.BytesIO()
+            np.save(stream, array, allow_pickle=False)
+            members[f"{field}.npy"] = stream.getvalue()
+    if sample.caption is not None:
+        members["caption.txt"] = sample.caption.encode()
+    if sample.meta is not None:
+        members["meta.json"] = json.dumps(sample.meta, sort_keys=True).encode()
+    return members
+
+
+def decode_sample(key: str, members: dict[str, bytes]) -> Sample:
+    """A Sample from whichever of its members were read.
+
+    Raises SampleError for a member that cannot be decoded.
+    """
+    sample = Sample(key)
+    decoded = {name: decode_member(name, data) for name, data in members.items()}
+    frames = [decoded[name] for name in sorted(decoded) if name.startswith("frame")]
+    planes = [decoded[name] for name in sorted(decoded) if name.startswith("depth")]
+    sample.frames = np.stack(frames) if frames else None
+    sample.depth = np.stack(planes) if planes else None
+    for field in ("moments", "structure", "image_embedding", "text_embedding"):
+        setattr(sample, field, decoded.get(f"{field}.npy"))
+    sample.caption, sample.meta = decoded.get("caption.txt"), decoded.get("meta.json")
+    return sample
+
+
+def decode_member(name: str, data: bytes) -> Any:
+    """One member's bytes as an array, a string or a dict. Nothing is ever unpickled."""
+    try:
+        match name.rpartition(".")[2]:
+            case "jpg":
+                return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+            case "png":
+                return np.asarray(Image.open(io.BytesIO(data))).astype(np.uint16)
+            case "npy":
+                return np.load(io.BytesIO(data), allow_pickle=False)
+            case "txt":
+                return data.decode()
+            case "json":
+                return json.loads(data)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise SampleError(f"member {name} cannot be decoded: {error}") from error
+    raise SampleError(f"member {name} is none that a sample has")
+
+
+def validate(sample: Sample, pool: Pool) -> None:
+    """Checks every field that is there against its pool: shapes, dtypes, finite values. Raises SampleError."""
+    if not KEY.fullmatch(sample.key):
+        raise SampleError(f"key {sample.key!r} has characters outside of A-Z a-z 0-9 _ -, or is longer than 200")
+    n, h, w = pool.frames, pool.height, pool.width
+    _expect(sample, "frames", np.uint8, (n, h, w, 3))
+    _expect(sample, "depth", np.uint16, (n, h, w))
+    _expect(sample, "moments", np.float16, (n, None, None, None))
+    _expect(sample, "structure", np.float16, (n, None, None, None))
+    _expect(sample, "image_embedding", np.float16, (n, None))
+    _expect(sample, "text_embedding", np.float16, (None,))
+    if sample.moments is not None and sample.structure is not None:
+        channels = sample.structure.shape[1]
+        _expect(sample, "moments", np.float16, (n, 2 * channels, *sample.structure.shape[2:]))
+
+
+def _expect(sample: Sample, field: str, dtype: type, shape: tuple[int | None, ...]) -> None:
+    array = getattr(sample, field)
+    if array is None:
+        return
+    fits = array.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, array.shape))
+    if not fits or array.dtype != dtype:
+        want = "x".join("*" if size is None else str(size) for size in shape)
+        raise SampleError(
+            f"{sample.key}: {field} is {array.dtype} {array.shape}, the pool has {np.dtype(dtype)} {want}"
+        )
+    if array.dtype == np.float16 and not np.isfinite(array).all():
+        raise SampleError(f"{sample.key}: {field} holds values that are not finite")
+
+
+def _each(array: np.ndarray | None) -> np.ndarray | tuple[()]:
+    return () if array is None else array
+
+
+def _encode_image(image: Image.Image, codec: str, **options: int) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, codec, **options)
+    return stream.getvalue()
+
+
+@dataclass
+class Batch:
+    """One micro-batch of one pool, as a rank reads it. An image is a video of one frame (n = 1)."""
+
+    kind: str  # "image" or "video"; the same on every rank in every step
+    step: int  # the optimizer step that this batch belongs to
+    slots: list[int]  # b places in the global batch: with the step, the key of all randomness
+    keys: list[str]  # b sample keys
+    moments: Tensor  # float32 (b, n, 2c, h/f, w/f)
+    embeddings: Tensor  # float32 (b, n, d): CLIP image embedding of every frame
+    structure: Tensor | None = None  # float32 (b, n, c, h/f, w/f): latent of the structure at t_s = 0, scaled
+    depth: Tensor | None = None  # float32 (b, n, h, w) in [0, 1], 1 is nearest; for t_s > 0
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch with its tensors on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in pinned memory; what DataLoader calls."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        tensors = {name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)  # type: ignore[arg-type]
+
+
+# the Sample fields that a Batch is made of
+BATCH_FIELDS = {"moments": "moments", "image_embedding": "embeddings", "structure": "structure", "depth": "depth"}
+
+
+def collate(kind: str, step: int, slots: list[int], samples: list[Sample]) -> Batch:
+    """Stacks samples of one pool into a Batch; fields that were not read stay None."""
+    columns: dict[str, Tensor] = {}
+    for source, target in BATCH_FIELDS.items():
+        arrays = [getattr(sample, source) for sample in samples]
+        if arrays[0] is None:
+            continue
+        stacked = torch.from_numpy(np.stack(arrays).astype(np.float32))
+        columns[target] = stacked / DEPTH_MAX if source == "depth" else stacked
+    return Batch(kind=kind, step=step, slots=slots, keys=[sample.key for sample in samples], **columns)

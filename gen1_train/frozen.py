@@ -1,0 +1,30 @@
+"""What the frozen networks (autoencoder, depth, CLIP) have in common: loading with a clear error, and a fingerprint."""
+
+import hashlib
+from collections.abc import Callable
+from typing import TypeVar
+
+from torch import nn
+
+from gen1_train.errors import UserError
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def load_frozen(what: str, path: str, wanted: str, load: Callable[[], Network]) -> Network:
+    """Runs a library's loader; whatever goes wrong becomes one line that names the network, the path and the mend."""
+    try:
+        network = load()
+    except Exception as error:  # the libraries raise a dozen types for a wrong path or a damaged file
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{what} {path!r} cannot be loaded: give {wanted} ({reason})") from error
+    return network.eval().requires_grad_(False)
+
+
+def fingerprint(network: nn.Module, *settings: object) -> str:
+    """sha256 over weights (names, shapes, fp32 values) and settings: equal fingerprints give equal outputs."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,56 @@
+"""Small made things that several tests need: a shard set without any estimator, a random tiny Stable Diffusion."""
+
+from pathlib import Path
+
+import numpy as np
+from webdataset import TarWriter
+
+from gen1_train.batch import Pool, Sample, encode_sample
+from gen1_train.data.shards import Manifest, PoolShards, Shard, build_index, write_index
+
+WIDTH = 64  # of the CLIP embeddings
+FACTOR = 8
+
+
+def make_sample(key: str, pool: Pool, seed: int) -> Sample:
+    rng = np.random.default_rng(seed)
+    n, h, w = pool.frames, pool.height, pool.width
+    latent = (h // FACTOR, w // FACTOR)
+    return Sample(
+        key=key,
+        frames=rng.integers(0, 256, (n, h, w, 3), dtype=np.uint8),
+        depth=rng.integers(0, 65536, (n, h, w), dtype=np.uint16),
+        moments=rng.standard_normal((n, 8, *latent)).astype(np.float16) - 2,
+        structure=rng.standard_normal((n, 4, *latent)).astype(np.float16),
+        image_embedding=rng.standard_normal((n, WIDTH)).astype(np.float16),
+        text_embedding=rng.standard_normal(WIDTH).astype(np.float16),
+        caption=f"made thing {seed}",
+        meta={"source": f"made/{key}"},
+    )
+
+
+def make_shard_set(
+    root: Path, clips: int = 12, images: int = 40, width: int = 32, height: int = 16, frames: int = 4, shards: int = 2
+) -> Path:
+    """A frozen set of random samples: one video pool and one image pool, each in `shards` tars."""
+    (root / "shards").mkdir(parents=True)
+    pools = {}
+    for pool, count in ((Pool("video", width, height, frames), clips), (Pool("image", width, height, 1), images)):
+        made = []
+        for number, part in enumerate(np.array_split(np.arange(count), shards)):
+            tar = root / "shards" / f"{pool.name}-{number:06d}.tar"
+            with TarWriter(str(tar), mtime=0, user="gen1", group="gen1", mode=0o644) as writer:
+                for i in part:
+                    key = f"{pool.kind}-{i:03d}"
+                    seed = int(i) + (1000 if pool.kind == "image" else 0)
+                    writer.write({"__key__": key, **encode_sample(make_sample(key, pool, seed))})
+            entries = build_index(tar)
+            made.append(Shard(tar.name, len(entries), tar.stat().st_size, write_index(tar, entries)))
+        pools[pool.name] = PoolShards(pool.kind, pool.width, pool.height, pool.frames, made)
+    estimators = {
+        "autoencoder": {"config": {"path": "none"}, "fingerprint": "made", "scale": 0.5, "factor": FACTOR},
+        "depth": {"config": {}, "fingerprint": "made"},
+        "clip": {"config": {}, "fingerprint": "made", "width": WIDTH},
+    }
+    Manifest(pools=pools, recipe={}, estimators=estimators, plan="made").save(root)
+    return root
