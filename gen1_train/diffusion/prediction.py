@@ -1,0 +1,22 @@
+"""What the network predicts, and how one form turns into another.
+
+With z = alpha x + sigma eps and v = alpha eps - sigma x (Salimans & Ho 2022), any of x0, eps and v gives the others.
+The paper trains v, since it keeps the colours of video samples consistent (section 3.3).
+"""
+
+from torch import Tensor
+
+
+def v_from(x: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """v = alpha eps - sigma x."""
+    return alpha * noise - sigma * x
+
+
+def x_from_v(z: Tensor, v: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """x0 = alpha z - sigma v."""
+    return alpha * z - sigma * v
+
+
+def noise_from_v(z: Tensor, v: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """eps = sigma z + alpha v."""
+    return sigma * z + alpha * v

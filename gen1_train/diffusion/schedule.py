@@ -1,0 +1,35 @@
+"""The noise schedule: variance preserving, T steps, as in Stable Diffusion 1.x (the paper does not state another)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class NoiseConfig:
+    steps: int = 1000  # T
+    beta_start: float = 0.00085  # scaled-linear, SD 1.x
+    beta_end: float = 0.012
+
+
+class NoiseSchedule:
+    """alpha_t and sigma_t with alpha_t^2 + sigma_t^2 = 1: z_t = alpha_t x + sigma_t eps (paper Eq. 1-2)."""
+
+    def __init__(self, config: NoiseConfig, device: str | torch.device = "cpu") -> None:
+        # scaled-linear: linear in the square root of beta; float64, since the product runs over a thousand factors
+        betas = torch.linspace(config.beta_start**0.5, config.beta_end**0.5, config.steps, dtype=torch.float64) ** 2
+        alphas_squared = (1 - betas).cumprod(0)
+        self.steps = config.steps
+        self.alphas = alphas_squared.sqrt().float().to(device)  # (T,)
+        self.sigmas = (1 - alphas_squared).sqrt().float().to(device)  # (T,)
+
+    def at(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha_t, sigma_t) for timesteps (b,), shaped to broadcast against `like` (b, ...)."""
+        shape = (-1,) + (1,) * (like.ndim - 1)
+        return self.alphas[timesteps].view(shape).to(like.dtype), self.sigmas[timesteps].view(shape).to(like.dtype)
+
+    def add_noise(self, x: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """z_t for clean latents x (b, ...), noise of the same shape and timesteps (b,)."""
+        alpha, sigma = self.at(timesteps, x)
+        return alpha * x + sigma * noise

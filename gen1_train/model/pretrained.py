@@ -1,0 +1,142 @@
+"""How weights pass from Stable Diffusion to stage 1 and from stage to stage: every key accounted for."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from gen1_train.errors import UserError
+from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+INPUT = "conv_in.weight"  # widened from stage 4 on: the structure enters here
+
+
+@dataclass
+class WeightReport:
+    """Where the weights of a UNet came from, by parameter name."""
+
+    source: str
+    copied: list[str]
+    widened: list[str]  # copied into the first input channels; the new channels are zero
+    new: list[str]  # as initialised
+
+    def summary(self) -> str:
+        return (
+            f"weights from {self.source}: {len(self.copied)} copied, {len(self.widened)} widened with zeros, "
+            f"{len(self.new)} new"
+        )
+
+
+def is_temporal(name: str) -> bool:
+    """True for the parameters of temporal layers: new in stage 3."""
+    return ".temporal_" in name
+
+
+def load_weights(unet: SpatioTemporalUNet, weights: dict[str, Tensor], source: str) -> WeightReport:
+    """Puts the weights of a predecessor into a UNet.
+
+    The only keys that may be new are the temporal layers and the content projection; the only shape that may differ
+    is the input convolution's, which may gain input channels: they start at zero, so the output does not change.
+    Raises UserError that names every other key that is missing, left over or of another shape; nothing is changed then.
+    """
+    wanted = unet.state_dict()
+    new = [k for k in wanted if k not in weights and (is_temporal(k) or k.startswith("content_projection."))]
+    missing = [k for k in wanted if k not in weights and k not in new]
+    left_over = [k for k in weights if k not in wanted]
+    common = [k for k in wanted if k in weights]
+    widened = [k for k in common if k == INPUT and _widens(weights[k], wanted[k])]
+    misshapen = [k for k in common if weights[k].shape != wanted[k].shape and k not in widened]
+    any_temporal = any(is_temporal(k) for k in new)
+    if any_temporal and any(is_temporal(k) for k in common):
+        missing += [k for k in new if is_temporal(k)]  # some are there: not an image UNet, a damaged one
+    problems = [
+        *(f"missing {k}" for k in missing),
+        *(f"left over {k}" for k in left_over),
+        *(f"{k} is {tuple(weights[k].shape)}, wanted {tuple(wanted[k].shape)}" for k in misshapen),
+    ]
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise UserError(f"the weights in {source} are not those of this model ({shown}); check model= and the path")
+    state = {k: weights[k] for k in common if k not in widened}
+    for k in widened:
+        state[k] = torch.zeros_like(wanted[k])
+        state[k][:, : weights[k].shape[1]] = weights[k]
+    unet.load_state_dict(state, strict=False)  # strictness is above: all keys are in common, or declared new
+    return WeightReport(source, [k for k in common if k not in widened], widened, new)
+
+
+def _widens(old: Tensor, new: Tensor) -> bool:
+    return old.shape[0] == new.shape[0] and old.shape[1] < new.shape[1] and old.shape[2:] == new.shape[2:]
+
+
+def read_stable_diffusion(path: str | Path) -> tuple[UNetConfig, dict[str, Tensor]]:
+    """Reads the UNet of a Stable Diffusion folder in diffusers' layout (the folder that holds `unet/`, or `unet/`).
+
+    Returns the config of the image UNet, without temporal layers, and its weights in float32. Raises UserError.
+    """
+    folder = Path(path)
+    folder = folder / "unet" if (folder / "unet").is_dir() else folder
+    try:
+        content = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"no Stable Diffusion UNet at {path}: give a folder in diffusers' layout that holds unet/config.json"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'} cannot be read ({error}); fetch the folder again") from error
+    weights = load_safetensors(folder / WEIGHTS)
+    return config_from_diffusers(content, folder), {k: v.float() for k, v in weights.items()}
+
+
+def config_from_diffusers(content: dict[str, Any], source: Path) -> UNetConfig:
+    """diffusers' UNet2DConditionModel config -> ours. Raises UserError for a UNet that is not of SD 1.x's family."""
+    supported = ({"DownBlock2D", "CrossAttnDownBlock2D"}, {"UpBlock2D", "CrossAttnUpBlock2D"})
+    kinds = (set(content.get("down_block_types", [])), set(content.get("up_block_types", [])))
+    channels = content.get("block_out_channels")
+    if not channels or not all(have and have <= can for have, can in zip(kinds, supported)):
+        raise UserError(f"{source} is not a Stable Diffusion 1.x or 2.x UNet (blocks {sorted(kinds[0] | kinds[1])})")
+    heads = content.get("attention_head_dim", 8)  # diffusers' name for what is the number of heads in SD 1.x and 2.x
+    context = content.get("cross_attention_dim", 768)
+    return UNetConfig(
+        in_channels=content.get("in_channels", 4),
+        out_channels=content.get("out_channels", 4),
+        channels=list(channels),
+        attention=[kind.startswith("CrossAttn") for kind in content["down_block_types"]],
+        heads=[heads] * len(channels) if isinstance(heads, int) else list(heads),
+        layers=content.get("layers_per_block", 2),
+        groups=content.get("norm_num_groups", 32),
+        context_dim=context,
+        content_dim=context,
+        linear_projection=content.get("use_linear_projection", False),
+        temporal=False,
+    )
+
+
+def check_same_family(config: UNetConfig, pretrained: UNetConfig, source: str) -> None:
+    """Raises UserError when a pretrained UNet differs from the configured one in anything that inflation keeps."""
+    grown = {"in_channels", "temporal", "temporal_kernel", "max_frames", "content_dim"}
+    kept = replace(pretrained, **{name: getattr(config, name) for name in grown})
+    differing = [
+        f"{name} {getattr(kept, name)} (model: {getattr(config, name)})"
+        for name in vars(config)
+        if getattr(kept, name) != getattr(config, name)
+    ]
+    if differing:
+        found = ", ".join(differing)
+        raise UserError(f"the UNet in {source} is not of the chosen model: {found}; choose another model=")
+
+
+def load_safetensors(path: Path) -> dict[str, Tensor]:
+    """Reads a safetensors file; UserError when it is missing or damaged."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"no weights at {path}: the file is missing") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read as safetensors ({error}); fetch or train it again") from error

@@ -1,0 +1,197 @@
+"""SpatioTemporalUNet: Stable Diffusion's UNet with temporal layers (paper section 3.2), leaf to root.
+
+After each spatial convolution of a residual block comes a temporal convolution, after each spatial transformer block a
+temporal one. Images skip them. Spatial parameters have the names that they have in diffusers' UNet2DConditionModel.
+Plain torch: this package needs nothing else.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gen1_train.model.layers import Downsample, TimeEmbedding, TransformerBlock, Upsample, timestep_embedding
+from gen1_train.model.temporal import TemporalConv, TemporalTransformerBlock
+
+
+@dataclass
+class UNetConfig:
+    """The defaults are Stable Diffusion 1.x, inflated."""
+
+    in_channels: int = 4  # 4 (z_t); from stage 4 on 12: + 4 (encoded structure) + 4 (embedding of t_s)
+    out_channels: int = 4
+    channels: list[int] = field(default_factory=lambda: [320, 640, 1280, 1280])  # of each resolution, finest first
+    attention: list[bool] = field(default_factory=lambda: [True, True, True, False])  # transformers at each resolution
+    heads: list[int] = field(default_factory=lambda: [8, 8, 8, 8])  # attention heads at each resolution
+    layers: int = 2  # residual blocks per resolution on the way down; one more on the way up
+    groups: int = 32  # of every group norm
+    context_dim: int = 768  # width of the content tokens in cross-attention
+    content_dim: int = 768  # width of the content embedding; projected to context_dim if that is another
+    linear_projection: bool = False  # transformers enter and leave by linear layers (SD 2.x), not 1x1 convolutions
+    temporal: bool = True  # has temporal layers: from stage 3 on
+    temporal_kernel: int = 3  # frames; ours
+    max_frames: int = 8  # length of the learnable frame positions
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, config: UNetConfig, channels_in: int, channels: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(config.groups, channels_in, eps=1e-5)
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(4 * config.channels[0], channels)
+        self.norm2 = nn.GroupNorm(config.groups, channels, eps=1e-5)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
+        if config.temporal:
+            self.temporal_conv1 = TemporalConv(channels, config.temporal_kernel)
+            self.temporal_conv2 = TemporalConv(channels, config.temporal_kernel)
+
+    def forward(self, x: Tensor, time: Tensor, frames: int | None) -> Tensor:
+        hidden = self.conv1(F.silu(self.norm1(x)))  # (b n) c h w
+        if frames:
+            hidden = self.temporal_conv1(hidden, frames)
+        hidden = hidden + self.time_emb_proj(F.silu(time))[:, :, None, None]
+        hidden = self.conv2(F.silu(self.norm2(hidden)))
+        if frames:
+            hidden = self.temporal_conv2(hidden, frames)
+        return self.conv_shortcut(x) + hidden
+
+
+class SpatioTemporalTransformer(nn.Module):
+    """A spatial transformer block over the tokens of a frame, then a temporal one over the frames of a token."""
+
+    def __init__(self, config: UNetConfig, channels: int, heads: int) -> None:
+        super().__init__()
+        self.linear = config.linear_projection
+        self.norm = nn.GroupNorm(config.groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels) if self.linear else nn.Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, heads, config.context_dim)])
+        if config.temporal:
+            temporal = TemporalTransformerBlock(channels, heads, config.max_frames)
+            self.temporal_transformer_blocks = nn.ModuleList([temporal])
+        self.proj_out = nn.Linear(channels, channels) if self.linear else nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, content: Tensor, frames: int | None) -> Tensor:
+        bn, c, h, w = x.shape
+        hidden = self.norm(x)
+        if self.linear:
+            tokens = self.proj_in(hidden.permute(0, 2, 3, 1).reshape(bn, h * w, c))
+        else:
+            tokens = self.proj_in(hidden).permute(0, 2, 3, 1).reshape(bn, h * w, c)
+        tokens = self.transformer_blocks[0](tokens, content)  # (b n) (h w) c
+        if frames:
+            tokens = self.temporal_transformer_blocks[0](tokens, frames)
+        if self.linear:
+            return x + self.proj_out(tokens).view(bn, h, w, c).permute(0, 3, 1, 2)
+        return x + self.proj_out(tokens.view(bn, h, w, c).permute(0, 3, 1, 2))
+
+
+class Block(nn.Module):
+    """All layers of one resolution on the way down or up: residual blocks, each with a transformer if there is one."""
+
+    def __init__(self, config: UNetConfig, widths: list[tuple[int, int]], heads: int | None) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList([ResidualBlock(config, c_in, c) for c_in, c in widths])
+        if heads is not None:
+            self.attentions = nn.ModuleList([SpatioTemporalTransformer(config, c, heads) for _, c in widths])
+        self.has_attention = heads is not None
+
+    def layer(self, i: int, x: Tensor, time: Tensor, content: Tensor, frames: int | None) -> Tensor:
+        x = self.resnets[i](x, time, frames)
+        return self.attentions[i](x, content, frames) if self.has_attention else x
+
+
+class DownBlock(Block):
+    def __init__(self, config: UNetConfig, widths: list[tuple[int, int]], heads: int | None, last: bool) -> None:
+        super().__init__(config, widths, heads)
+        self.downsamplers = nn.ModuleList([] if last else [Downsample(widths[-1][1])])
+
+    def forward(self, x: Tensor, time: Tensor, content: Tensor, frames: int | None) -> tuple[Tensor, list[Tensor]]:
+        skips = []
+        for i in range(len(self.resnets)):
+            x = self.layer(i, x, time, content, frames)
+            skips.append(x)
+        for downsample in self.downsamplers:
+            x = downsample(x)
+            skips.append(x)
+        return x, skips
+
+
+class MidBlock(nn.Module):
+    def __init__(self, config: UNetConfig, channels: int, heads: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList([ResidualBlock(config, channels, channels) for _ in range(2)])
+        self.attentions = nn.ModuleList([SpatioTemporalTransformer(config, channels, heads)])
+
+    def forward(self, x: Tensor, time: Tensor, content: Tensor, frames: int | None) -> Tensor:
+        x = self.attentions[0](self.resnets[0](x, time, frames), content, frames)
+        return self.resnets[1](x, time, frames)
+
+
+class UpBlock(Block):
+    def __init__(self, config: UNetConfig, widths: list[tuple[int, int]], heads: int | None, last: bool) -> None:
+        super().__init__(config, widths, heads)
+        self.upsamplers = nn.ModuleList([] if last else [Upsample(widths[-1][1])])
+
+    def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, content: Tensor, frames: int | None) -> Tensor:
+        for i in range(len(self.resnets)):
+            x = self.layer(i, torch.cat([x, skips.pop()], dim=1), time, content, frames)
+        for upsample in self.upsamplers:
+            x = upsample(x, skips[-1].shape[-2:])
+        return x
+
+
+class SpatioTemporalUNet(nn.Module):
+    """The denoiser. Its weights come from `gen1_train.model.pretrained`."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels, last = config.channels, len(config.channels) - 1
+        heads = [h if attends else None for h, attends in zip(config.heads, config.attention, strict=True)]
+        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        self.time_embedding = TimeEmbedding(channels[0], 4 * channels[0])
+        if config.content_dim != config.context_dim:
+            self.content_projection = nn.Linear(config.content_dim, config.context_dim)
+        self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
+        skips, width = [channels[0]], channels[0]
+        for i, c in enumerate(channels):
+            widths = [(width, c)] + [(c, c)] * (config.layers - 1)
+            self.down_blocks.append(DownBlock(config, widths, heads[i], last=i == last))
+            skips += [c] * (config.layers + (i != last))
+            width = c
+        self.mid_block = MidBlock(config, width, config.heads[-1])
+        for i, c in reversed(list(enumerate(channels))):
+            widths = []
+            for _ in range(config.layers + 1):
+                widths.append((width + skips.pop(), c))
+                width = c
+            self.up_blocks.append(UpBlock(config, widths, heads[i], last=i == 0))
+        self.conv_norm_out = nn.GroupNorm(config.groups, channels[0], eps=1e-5)
+        self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
+
+    def forward(self, latents: Tensor, timesteps: Tensor, content: Tensor, temporal: bool = True) -> Tensor:
+        """Latents (b, n, c, h, w), timesteps (b,), content (b, k, d) -> prediction (b, n, c_out, h, w).
+
+        With temporal=False, or in a UNet without temporal layers, each frame goes alone: mu_pi in Eq. 8.
+        """
+        b, n = latents.shape[:2]
+        frames = n if temporal and self.config.temporal else None
+        if frames and frames > self.config.max_frames:
+            raise ValueError(f"{n} frames, but this UNet has positions for {self.config.max_frames}")
+        time = timestep_embedding(timesteps, self.config.channels[0]).to(latents.dtype)
+        time = self.time_embedding(time).repeat_interleave(n, dim=0)  # (b n) 4c
+        if self.config.content_dim != self.config.context_dim:
+            content = self.content_projection(content)
+        content = content.repeat_interleave(n, dim=0)  # (b n) k d
+        x = self.conv_in(latents.flatten(0, 1))  # (b n) c h w
+        skips = [x]
+        for down in self.down_blocks:
+            x, new = down(x, time, content, frames)
+            skips += new
+        x = self.mid_block(x, time, content, frames)
+        for up in self.up_blocks:
+            x = up(x, skips, time, content, frames)
+        x = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return x.view(b, n, *x.shape[1:])
