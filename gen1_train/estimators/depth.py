@@ -1,0 +1,84 @@
+"""Structure: monocular depth by MiDaS DPT (paper section 3.2.1; DPT-Large there), through transformers' classes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gen1_train.frozen import fingerprint, load_frozen
+
+NORMALISATION = "min-max over the clip, inverse depth, 1 is nearest"  # ours; per frame would flicker
+
+
+@dataclass
+class DepthConfig:
+    path: str = "Intel/dpt-large"  # a folder in transformers' DPT format, or a hub id
+    size: int = 384  # pixels of the shorter side at which depth is estimated (MiDaS's own for DPT-Large)
+    multiple: int = 32  # both sides are rounded to a multiple of this (MiDaS's own)
+    chunk: int = 8  # frames that go through the network at a time; bounds memory, changes no value
+
+
+class DepthEstimator:
+    """uint8 frames -> relative inverse depth, at MiDaS's aspect-keeping size (transformers' processor squashes)."""
+
+    def __init__(self, config: DepthConfig, device: str | torch.device = "cpu") -> None:
+        from transformers import DPTForDepthEstimation
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # it would break up the progress line of the run
+        self.config = config
+        self.device = torch.device(device)
+        self.network: Any = load_frozen(
+            "depth estimator",
+            config.path,
+            "a folder in transformers' DPT format (config.json, model.safetensors) or a hub id",
+            lambda: DPTForDepthEstimation.from_pretrained(config.path, use_safetensors=True),
+        ).to(self.device)
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.network, self.config.size, self.config.multiple, NORMALISATION)
+
+    @torch.no_grad()
+    def __call__(self, frames: Tensor) -> Tensor:
+        """uint8 frames (n, h, w, 3) -> inverse depth (n, h, w), float32, unbounded; larger is nearer."""
+        height, width = frames.shape[1:3]
+        target = self._network_size(height, width)
+        parts = []
+        for part in frames.split(self.config.chunk):
+            pixels = part.to(self.device).movedim(-1, 1).float() / 127.5 - 1  # DPT's mean 0.5, std 0.5
+            pixels = F.interpolate(pixels, size=target, mode="bicubic", antialias=True, align_corners=False)
+            depth = dpt_inverse_depth(self.network, pixels).unsqueeze(1)
+            depth = F.interpolate(depth, size=(height, width), mode="bicubic", align_corners=False)
+            parts.append(depth.squeeze(1).cpu())
+        return torch.cat(parts)
+
+    def _network_size(self, height: int, width: int) -> tuple[int, int]:
+        scale = self.config.size / min(height, width)
+        multiple = self.config.multiple
+        return (
+            max(multiple, round(height * scale / multiple) * multiple),
+            max(multiple, round(width * scale / multiple) * multiple),
+        )
+
+
+def dpt_inverse_depth(network: Any, pixels: Tensor) -> Tensor:
+    """Normalised pixels (n, 3, h, w) -> inverse depth (n, h, w) by transformers' DPT at any aspect.
+
+    DPTForDepthEstimation.forward takes the token grid to be square; its parts, called one by one with the true grid,
+    do not.
+    """
+    config = network.config
+    hidden = network.dpt(pixels, output_hidden_states=True).hidden_states[1:]
+    taken = [state for i, state in enumerate(hidden) if i in config.backbone_out_indices]
+    rows, columns = (size // config.patch_size for size in pixels.shape[-2:])
+    return network.head(network.neck(taken, rows, columns))
+
+
+def normalise_clip(inverse_depth: Tensor) -> tuple[Tensor, tuple[float, float]]:
+    """Inverse depth (n, h, w) of one clip -> ([0, 1], the range it had). A flat clip becomes all 0."""
+    low, high = float(inverse_depth.min()), float(inverse_depth.max())
+    span = max(high - low, 1e-6)
+    return (inverse_depth - low) / span, (low, high)
