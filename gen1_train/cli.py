@@ -1,0 +1,125 @@
+"""The frame of every command: Hydra composes and checks the config, a mistake ends in one line and exit code 2."""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from gen1_train.errors import UserError
+
+Config = TypeVar("Config")
+
+
+def conf_dir() -> Path:
+    """The folder of config values: inside the package in a wheel, beside it in a checkout."""
+    packaged = Path(__file__).parent / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).parents[1] / "conf"
+
+
+def run_app(name: str, config_name: str, schema: type[Config], task: Callable[[Config], None]) -> None:
+    """Runs `task` on the config that Hydra composes from conf/`config_name`.yaml and the command line.
+
+    Whatever the user can mend (UserError, a setting that does not exist or has the wrong type) is printed as one line
+    on standard error, and the process ends with exit code 2.
+    """
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
+    sys.argv[1:] = [quoted(argument, schema) for argument in sys.argv[1:]]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the line below is ours
+
+    def run(config: Any) -> None:
+        try:
+            task(OmegaConf.to_object(config))  # type: ignore[arg-type]
+        except Exception as error:  # here, since Hydra would print a line of its own first
+            end(name, error, schema)
+
+    try:
+        hydra.main(config_path=str(conf_dir()), config_name=config_name, version_base="1.3")(run)()
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        end(name, error, schema)
+
+
+def end(name: str, error: Exception, schema: type) -> None:
+    """Ends the process with one line and exit code 2 if the user can mend the error; else raises it again."""
+    line = explain(error, schema)
+    if line is None:
+        raise error
+    print(f"{name}: error: {line}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def quoted(argument: str, schema: type) -> str:
+    """Makes `key=value` safe for Hydra's grammar, so that users need not quote twice.
+
+    Text values may hold spaces, commas and brackets (prompt=a red ball, on grass); names of config groups may be
+    numbers (stage=4); `from` is a word of Python, so the setting init.from is the field from_.
+    """
+    key, equals, value = argument.partition("=")
+    if not equals or key.startswith("-"):
+        return argument
+    key = re.sub(r"\bfrom$", "from_", key)
+    is_group = (conf_dir() / key).is_dir()
+    if value and (is_group or _is_text(schema, key)) and value != "null" and value[0] not in "'\"$[":
+        escaped = value.replace("'", "\\'")
+        value = f"'{escaped}'"
+    return f"{key}={value}"
+
+
+def _is_text(schema: type, key: str) -> bool:
+    return settings(schema).get(key.lstrip("+~")) in (str, str | None)
+
+
+def settings(schema: type, prefix: str = "") -> dict[str, Any]:
+    """All settings of a config class, dotted, with their types."""
+    found: dict[str, Any] = {}
+    for name, kind in get_type_hints(schema).items():
+        if is_dataclass(kind):
+            found |= settings(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
+        else:
+            found[f"{prefix}{name}"] = kind
+    return found
+
+
+def explain(error: Exception, schema: type) -> str | None:
+    """The one line for an error that the user can mend; None for a bug."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if not isinstance(error, (HydraException, OmegaConfBaseException, ValueError)):
+        return None
+    text, seen = str(error), error.__cause__ or error.__context__
+    while seen is not None:  # Hydra wraps OmegaConf, which says best what is wrong
+        text, seen = f"{text}\n{seen}", seen.__cause__ or seen.__context__
+    if missing := re.search(r"(?:Missing mandatory value|missing value): (\S+)|full_key: (\S+)", text):
+        key = missing[1] or missing[2]
+        if isinstance(error, MissingMandatoryValue):
+            return f"{key} is not given: add {key}=…"
+    if unknown := re.search(r"Could not (?:override|append) '([^']+)'", text):
+        return _unknown(unknown[1], schema, text)
+    if group := re.search(r"Could not find '([^']+)'", text):
+        choices = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
+        name, _, value = group[1].partition("/")
+        return f"there is no {name}={value}; choose from: {', '.join(dict.fromkeys(choices))}" if choices else None
+    if isinstance(error, ValueError):
+        return None
+    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())[:400]
+
+
+def _unknown(key: str, schema: type, text: str) -> str:
+    """A line for a key that Hydra could not set: misspelt, or of the wrong type."""
+    if wrong := re.search(r"(Value '.*?' .*could not be converted to .*|Cannot convert .*|Invalid value .*)", text):
+        return f"{key}: {wrong[1]}"
+    close = difflib.get_close_matches(key, settings(schema), n=1, cutoff=0.5)
+    return f"there is no setting {key}" + (f"; did you mean {close[0]}?" if close else "; see --help")

@@ -1,0 +1,91 @@
+"""The config of `gen1-train`, assembled; each section is declared beside the component that it configures.
+
+Values come from conf/ and the command line: Hydra merges them into these classes and refuses unknown keys and wrong
+types before any device is touched.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import yaml
+
+from gen1_train.data.loader import DataConfig
+from gen1_train.errors import UserError
+from gen1_train.model.unet import UNetConfig
+from gen1_train.training.checkpoint import CheckpointConfig
+from gen1_train.training.module import DiffusionConfig, OptimConfig
+from gen1_train.training.stages import InitConfig, StageConfig
+from gen1_train.training.strategy import StrategyConfig
+
+
+@dataclass
+class TrainerConfig:
+    accelerator: str = "auto"  # cpu, cuda, or auto: GPUs if there are any
+    devices: int = -1  # processes on each node; -1: one for every GPU, or one on a CPU
+    nodes: int = 1
+    precision: str = "bf16-mixed"  # or 32-true
+    accumulate: int = 1  # micro-batches per optimizer step
+
+
+@dataclass
+class LogConfig:
+    every: int = 10  # optimizer steps between rows
+    wandb: str = "auto"  # auto: online if the user is logged in, else offline; online, offline, disabled
+    project: str = "gen1-train"
+
+
+@dataclass
+class TrainConfig:
+    stage: StageConfig
+    name: str = "gen1"  # of the run tree: OUTPUT/NAME/stageN
+    output: str = "runs"
+    seed: int = 0
+    model: UNetConfig = field(default_factory=UNetConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    init: InitConfig = field(default_factory=InitConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    @property
+    def tree(self) -> Path:
+        return Path(self.output) / self.name
+
+    def to_yaml(self) -> str:
+        """The resolved whole, as it stands in the run folder and in every checkpoint."""
+        return yaml.safe_dump(asdict(self), sort_keys=False)
+
+
+CHOICES = {
+    "accelerator": ("auto", "cpu", "cuda"),
+    "precision": ("bf16-mixed", "32-true"),
+    "wandb": ("auto", "online", "offline", "disabled"),
+}
+
+
+def check(config: TrainConfig) -> None:
+    """What the types cannot say. Raises UserError that names the setting and the mend."""
+    for section in (config.trainer, config.log):
+        for name, value in vars(section).items():
+            if name in CHOICES and value not in CHOICES[name]:
+                raise UserError(f"{name}={value} is not one of {', '.join(CHOICES[name])}")
+    positive = {
+        "data.batch_clips": config.data.batch_clips,
+        "trainer.accumulate": config.trainer.accumulate,
+        "trainer.nodes": config.trainer.nodes,
+        "checkpoint.every": config.checkpoint.every,
+        "checkpoint.keep": config.checkpoint.keep,
+        "log.every": config.log.every,
+        "optim.lr": config.optim.lr,
+    }
+    for name, value in positive.items():
+        if value <= 0:
+            raise UserError(f"{name}={value} must be above 0")
+    ratio = config.data.image_ratio
+    if ratio is not None and not 0 <= ratio <= 1:
+        raise UserError(f"data.image_ratio={ratio} is a share: give a number from 0 to 1")
+    if not 0 <= config.diffusion.drop_content <= 1:
+        raise UserError(f"diffusion.drop_content={config.diffusion.drop_content} is a share: give a number from 0 to 1")

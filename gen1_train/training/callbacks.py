@@ -1,0 +1,173 @@
+"""What happens around the training steps: progress, throughput, checkpoints."""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.strategies import DeepSpeedStrategy
+from torch import Tensor
+from tqdm import tqdm
+from typing_extensions import override
+
+from gen1_train.batch import Batch
+from gen1_train.training import checkpoint
+from gen1_train.training.module import Gen1Module
+
+
+@dataclass
+class Tally:
+    """What has happened since the last logged row, on this rank."""
+
+    seconds: float = 0.0  # wall time
+    waited: float = 0.0  # seconds of it in which the next batch was not there yet
+    samples: int = 0
+    frames: int = 0
+    loss: dict[str, float] = field(default_factory=dict)  # kind -> sum over samples
+    count: dict[str, int] = field(default_factory=dict)  # kind -> samples
+
+    def add(self, batch: Batch, loss: float) -> None:
+        b, n = batch.moments.shape[:2]
+        self.samples += b
+        self.frames += b * n
+        self.loss[batch.kind] = self.loss.get(batch.kind, 0.0) + loss * b
+        self.count[batch.kind] = self.count.get(batch.kind, 0) + b
+
+    def row(self, world: int, reduce: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, float]:
+        """The columns of a row: losses averaged over samples and ranks, rates summed over ranks. A collective."""
+        kinds = sorted(self.count)  # the same on all ranks: the kind of a step is
+        losses = reduce(torch.tensor([self.loss[kind] / self.count[kind] for kind in kinds], device=device)).tolist()
+        by_kind = {f"loss_{kind}": loss for kind, loss in zip(kinds, losses)}
+        loss = sum(loss * self.count[kind] for kind, loss in zip(kinds, losses)) / self.samples
+        return {
+            "loss": loss,
+            **by_kind,
+            "seconds": self.seconds,
+            "samples_per_second": self.samples * world / self.seconds,
+            "frames_per_second": self.frames * world / self.seconds,
+            "data_wait": self.waited / self.seconds,
+        }
+
+
+class Measure(Callback):
+    """Logs a row every `every` optimizer steps, averaged over the steps since the last, and shows the progress line."""
+
+    def __init__(self, steps: int, every: int, label: str) -> None:
+        self.steps, self.every, self.label = steps, every, label
+        self._bar: tqdm[Any] | None = None
+        self._tally = Tally()
+        self._step = 0  # not the bar's count: a disabled bar does not count, and all ranks must log together
+        self._row_began = self._batch_ended = self._lr = 0.0
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._bar = tqdm(
+            total=self.steps,
+            initial=trainer.global_step,
+            desc=self.label,
+            unit="step",
+            mininterval=0.5 if sys.stderr.isatty() else 15.0,  # a log file need not hold every redraw
+            disable=not trainer.is_global_zero,
+            dynamic_ncols=True,
+        )
+        self._step = trainer.global_step
+        self._row_began = self._batch_ended = time.perf_counter()
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        self._tally.waited += time.perf_counter() - self._batch_ended
+        self._lr = trainer.optimizers[0].param_groups[0]["lr"]  # read here: the schedule moves on before the batch ends
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self._tally.add(batch, float(outputs["loss"]))
+        if trainer.global_step > self._step:  # the last micro-batch of an optimizer step
+            self._step = trainer.global_step
+            assert self._bar is not None
+            self._bar.set_postfix_str(f"{batch.kind} loss {float(outputs['loss']):.4f}", refresh=False)
+            self._bar.update()
+            if trainer.global_step % self.every == 0 or trainer.global_step == self.steps:
+                self._log(trainer, pl_module)
+        self._batch_ended = time.perf_counter()
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        now = time.perf_counter()
+        self._tally.seconds = now - self._row_began
+        row = self._tally.row(trainer.world_size, _mean(trainer), pl_module.device)
+        for logger in trainer.loggers:
+            logger.log_metrics({**row, "lr": self._lr}, step=trainer.global_step)
+        self._row_began, self._tally = now, Tally()
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _mean(trainer: Trainer) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: trainer.strategy.reduce(tensor, reduce_op="mean")  # type: ignore[return-value]
+
+
+class SaveCheckpoints(Callback):
+    """Writes a checkpoint every so many optimizer steps and at the last; all ranks take part."""
+
+    def __init__(
+        self,
+        run: Path,
+        config: checkpoint.CheckpointConfig,
+        steps: int,
+        resolved: str,
+        describe: Callable[[int], checkpoint.CheckpointInfo],
+    ) -> None:
+        """`describe(step)` makes the CheckpointInfo of a step; `resolved` is the run's config as YAML."""
+        self.run, self.config, self.steps = run, config, steps
+        self.resolved, self.describe = resolved, describe
+        self._saved = -1
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved = trainer.global_step
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        due = step % self.config.every == 0 or step == self.steps
+        if due and step != self._saved:
+            self.save(trainer, pl_module)
+            self._saved = step
+
+    def save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Gen1Module)
+        temporary = checkpoint.begin(self.run, trainer.global_step)
+        if trainer.is_global_zero:
+            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed while writing
+            temporary.mkdir(parents=True)
+        trainer.strategy.barrier()
+        trainer.save_checkpoint(temporary / checkpoint.TRAINER)
+        weights = full_weights(trainer, pl_module)
+        if trainer.is_global_zero:
+            info = self.describe(trainer.global_step)
+            checkpoint.commit(temporary, weights, self.resolved, info, self.config.keep)
+        trainer.strategy.barrier()
+
+
+def full_weights(trainer: Trainer, module: Gen1Module) -> dict[str, Tensor]:
+    """The UNet's whole float32 weights, on the CPU. Under ZeRO they are gathered from the masters, by all ranks."""
+    if not isinstance(trainer.strategy, DeepSpeedStrategy):
+        return {name: tensor.detach().float().cpu() for name, tensor in module.unet.state_dict().items()}
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    weights = {name: safe_get_full_fp32_param(parameter) for name, parameter in module.unet.named_parameters()}
+    lost = [name for name, tensor in weights.items() if tensor is None]
+    if lost:
+        raise RuntimeError(f"ZeRO holds no master weights for {', '.join(lost[:5])} ({len(lost)} in all)")
+    return {name: tensor.detach().cpu() for name, tensor in weights.items() if tensor is not None}

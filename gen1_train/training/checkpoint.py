@@ -1,0 +1,140 @@
+"""Checkpoints of a run: whole or not there.
+
+RUN/config.yaml                   the resolved config
+RUN/checkpoints/step-00000400/    one checkpoint; written under a hidden name, synced, then renamed
+    unet.safetensors              all weights, float32
+    config.yaml                   the resolved config that made them: editing rebuilds the model from it
+    checkpoint.json               stage, step, finished, sizes of the files, the data's estimators and hash
+    trainer/                      optimizer and loop state, for resuming (not in a stage's imported checkpoint)
+"""
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gen1_train.data.shards import write_atomically
+from gen1_train.errors import UserError
+from gen1_train.model.pretrained import load_safetensors
+
+UNET, CONFIG, INFO, TRAINER = "unet.safetensors", "config.yaml", "checkpoint.json", "trainer"
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = 1000  # optimizer steps between checkpoints; the last step always makes one
+    keep: int = 2  # newest checkpoints that stay in the run folder
+
+
+@dataclass
+class CheckpointInfo:
+    """What checkpoint.json says."""
+
+    stage: str
+    step: int  # optimizer steps done
+    finished: bool  # the stage's last
+    data: str = ""  # hash of the shard set's manifest; empty for a checkpoint that was not trained
+    estimators: dict[str, Any] = field(default_factory=dict)  # the manifest's: what editing has to load
+    buckets: list[str] = field(default_factory=list)  # WIDTHxHEIGHT of the clips it was trained on
+    sizes: dict[str, int] = field(default_factory=dict)  # bytes of every other file, by path in the checkpoint
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    path: Path
+    info: CheckpointInfo
+
+    def weights(self) -> dict[str, Tensor]:
+        return load_safetensors(self.path / UNET)
+
+    @property
+    def config(self) -> Path:
+        return self.path / CONFIG
+
+    @property
+    def trainer(self) -> Path:
+        return self.path / TRAINER
+
+
+def checkpoints_dir(run: Path) -> Path:
+    return run / "checkpoints"
+
+
+def begin(run: Path, step: int) -> Path:
+    """The hidden folder in which a checkpoint is put together. All ranks write into it."""
+    return checkpoints_dir(run) / f".step-{step:08d}.tmp"
+
+
+def commit(temporary: Path, weights: dict[str, Tensor], config: str, info: CheckpointInfo, keep: int) -> Path:
+    """Adds the weights, syncs everything, gives the checkpoint its name, and removes all but the newest `keep`."""
+    temporary.mkdir(parents=True, exist_ok=True)
+    contiguous = {name: tensor.detach().float().cpu().contiguous() for name, tensor in weights.items()}
+    save_file(contiguous, temporary / UNET, metadata={"format": "pt"})
+    (temporary / CONFIG).write_text(config)
+    files = [path for path in sorted(temporary.rglob("*")) if path.is_file() and path.name != INFO]
+    info.sizes = {str(path.relative_to(temporary)): path.stat().st_size for path in files}
+    for path in files:
+        _sync(path)
+    write_atomically(temporary / INFO, json.dumps(asdict(info), indent=1).encode())
+    final = temporary.with_name(temporary.name.removeprefix(".").removesuffix(".tmp"))
+    if final.exists():  # of an earlier life of this run that was resumed from before it
+        shutil.rmtree(final)
+    os.replace(temporary, final)
+    _sync(final.parent)
+    for old in _named(final.parent)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Opens a checkpoint folder. Raises UserError when it is none, or not whole."""
+    try:
+        info = CheckpointInfo(**json.loads((path / INFO).read_text()))
+    except FileNotFoundError:
+        raise UserError(f"no checkpoint at {path}: give a folder such as runs/gen1/stage5/checkpoints/step-…") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path / INFO} cannot be read ({error}); use another checkpoint") from error
+    for name, size in info.sizes.items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != size:
+            raise UserError(f"checkpoint {path} is not whole: {name} is missing or cut off; use an earlier one")
+    return Checkpoint(path, info)
+
+
+def latest(run: Path) -> Checkpoint | None:
+    """The newest whole checkpoint of a run; damaged ones are passed over, and said."""
+    for path in reversed(_named(checkpoints_dir(run))):
+        try:
+            return read_checkpoint(path)
+        except UserError as error:
+            print(f"gen1-train: warning: {error}", flush=True)
+    return None
+
+
+def find_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint by its own folder or by its run's folder (then the newest). Raises UserError."""
+    if not path.exists():
+        raise UserError(f"no checkpoint at {path}: there is no such folder")
+    if checkpoints_dir(path).is_dir():
+        found = latest(path)
+        if found is None:
+            raise UserError(f"the run {path} has no whole checkpoint yet: train it first")
+        return found
+    return read_checkpoint(path)
+
+
+def _named(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,37 @@
+"""Every random choice of a training step, keyed by (seed, step, slot, purpose): see gen1_train.keyed."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gen1_train.batch import Batch
+from gen1_train.keyed import integer, normal, uniform
+
+
+@dataclass
+class Draws:
+    frames: Tensor  # long (b,): the frame of each clip whose embedding is its content (paper section 3.2.2)
+    timesteps: Tensor  # long (b,): one noise level per clip, uniform
+    levels: Tensor  # long (b,): t_s, uniform over 0..max_level (paper section 3.2.1)
+    dropped: Tensor  # bool (b,): content left out, for guidance
+    noise: Tensor  # float32 (b, n, c, h, w): independent per frame
+    posterior: Tensor  # float32 (b, n, c, h, w): for the draw from the autoencoder's posterior
+
+    def to(self, device: torch.device) -> "Draws":
+        return Draws(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+
+
+def draw(seed: int, batch: Batch, timesteps: int, max_level: int, drop_rate: float) -> Draws:
+    """The draws for one micro-batch, the same whichever rank makes them."""
+    _, n, moments, h, w = batch.moments.shape
+    keys = [(seed, batch.step, slot) for slot in batch.slots]
+    shape = (n, moments // 2, h, w)
+    return Draws(
+        frames=torch.tensor([integer(n, *key, "frame") for key in keys]),
+        timesteps=torch.tensor([integer(timesteps, *key, "timestep") for key in keys]),
+        levels=torch.tensor([integer(max_level + 1, *key, "level") for key in keys]),
+        dropped=torch.tensor([uniform(*key, "drop") < drop_rate for key in keys]),
+        noise=torch.stack([normal(shape, *key, "noise") for key in keys]),
+        posterior=torch.stack([normal(shape, *key, "posterior") for key in keys]),
+    )

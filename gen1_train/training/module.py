@@ -1,0 +1,132 @@
+"""The LightningModule around the UNet: a batch in, the v-prediction loss out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from typing_extensions import override
+
+from gen1_train.batch import Batch
+from gen1_train.diffusion.content import content_tokens
+from gen1_train.diffusion.loss import per_sample_loss
+from gen1_train.diffusion.prediction import v_from
+from gen1_train.diffusion.schedule import NoiseConfig, NoiseSchedule
+from gen1_train.diffusion.structure import degrade, level_channels
+from gen1_train.model.autoencoder import Autoencoder, sample_latents
+from gen1_train.model.unet import SpatioTemporalUNet
+from gen1_train.training.draws import draw
+
+
+@dataclass
+class OptimConfig:
+    """AdamW; all values are ours, the paper gives none."""
+
+    lr: float = 1e-5
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    weight_decay: float = 0.01
+    warmup_steps: int = 500  # linear from 0, then constant
+    clip_norm: float = 1.0  # of the whole gradient; 0 switches clipping off
+
+
+@dataclass
+class DiffusionConfig:
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    drop_content: float = 0.1  # share of samples that learn without content, for guidance; ours
+
+
+class Gen1Module(LightningModule):
+    """Trains p(x | structure, content) (paper Eq. 5); its parameters are those of `unet` and nothing else."""
+
+    def __init__(
+        self,
+        unet: SpatioTemporalUNet,
+        optim: OptimConfig,
+        diffusion: DiffusionConfig,
+        seed: int,
+        structure: bool,
+        max_level: int,
+        latent_scale: float,
+        autoencoder: Autoencoder | None = None,
+    ) -> None:
+        """`structure`: the UNet sees it (from stage 4 on); `max_level` of t_s: above 0 it needs the autoencoder."""
+        super().__init__()
+        self.unet = unet
+        self.optim, self.diffusion, self.seed = optim, diffusion, seed
+        self.structure, self.max_level, self.latent_scale = structure, max_level, latent_scale
+        # in a tuple, so that the frozen weights are neither sharded, nor saved, nor seen by the optimizer
+        self._autoencoder = (autoencoder,)
+        self._schedule: NoiseSchedule | None = None
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of a sample that training reads."""
+        structure = ("depth",) if self.max_level else ("structure",)
+        return ("moments", "image_embedding", *(structure if self.structure else ()))
+
+    @override
+    def on_fit_start(self) -> None:
+        self._schedule = NoiseSchedule(self.diffusion.noise, self.device)
+        if self._autoencoder[0] is not None:
+            self._autoencoder[0].to(self.device)
+
+    @override
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self.losses(batch).mean()  # logged by callbacks.Measure
+
+    def losses(self, batch: Batch) -> Tensor:
+        """The loss of each sample: (b,). A pure function of the weights and of the batch's (seed, step, slots)."""
+        assert self._schedule is not None
+        cpu_draws = draw(
+            self.seed, batch, self._schedule.steps, self.max_level if self.structure else 0, self.diffusion.drop_content
+        )
+        draws = cpu_draws.to(batch.moments.device)
+        latents = sample_latents(batch.moments, draws.posterior, self.latent_scale)
+        alpha, sigma = self._schedule.at(draws.timesteps, latents)
+        inputs = alpha * latents + sigma * draws.noise
+        if self.structure:
+            n, _, h, w = latents.shape[1:]
+            levels = level_channels(draws.levels, (n, h, w))
+            inputs = torch.cat([inputs, self.structure_latents(batch, draws.levels), levels], dim=2)
+        rows = torch.arange(len(draws.frames), device=draws.frames.device)
+        content = content_tokens(batch.embeddings[rows, draws.frames], draws.dropped)
+        prediction = self.unet(inputs, draws.timesteps, content, temporal=batch.kind == "video")
+        return per_sample_loss(prediction, v_from(latents, draws.noise, alpha, sigma))
+
+    def structure_latents(self, batch: Batch, levels: Tensor) -> Tensor:
+        """The encoded structure (b, n, c, h, w) at t_s: from the shards where t_s is always 0, else encoded now."""
+        if self.max_level == 0:
+            assert batch.structure is not None
+            return batch.structure
+        autoencoder = self._autoencoder[0]
+        assert batch.depth is not None and autoencoder is not None
+        return autoencoder.encode_structure(degrade(batch.depth, levels))
+
+    @override
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        # An image step leaves the temporal layers without a gradient. ZeRO takes that for zero, a plain optimizer skips
+        # the parameter; zero everywhere makes all strategies take the same step.
+        for parameter in self.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
+    @override
+    def configure_optimizers(self) -> Any:
+        optimizer = AdamW(
+            self.unet.parameters(),
+            lr=self.optim.lr,
+            betas=(self.optim.betas[0], self.optim.betas[1]),
+            weight_decay=self.optim.weight_decay,
+            fused=True,
+        )
+        scheduler = LambdaLR(optimizer, warmup(self.optim.warmup_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def warmup(steps: int) -> Callable[[int], float]:
+    """The factor of the rate at each step: linear up to 1 over `steps`, then constant."""
+    return lambda step: min(1.0, (step + 1) / max(1, steps))

@@ -1,0 +1,231 @@
+"""One stage from its config to its last checkpoint."""
+
+import json
+import logging
+import os
+import secrets
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
+
+from gen1_train.config import LogConfig, TrainConfig, check
+from gen1_train.data.schedule import Schedule
+from gen1_train.data.shards import Manifest, ShardSet, write_atomically
+from gen1_train.errors import UserError
+from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig
+from gen1_train.model.pretrained import WeightReport, load_weights
+from gen1_train.model.unet import SpatioTemporalUNet
+from gen1_train.training import checkpoint
+from gen1_train.training.callbacks import Measure, SaveCheckpoints
+from gen1_train.training.datamodule import Gen1DataModule
+from gen1_train.training.metrics import MetricsCSV
+from gen1_train.training.module import Gen1Module
+from gen1_train.training.stages import build_unet, run_folder, stage_unet
+from gen1_train.training.strategy import build_strategy
+
+say = rank_zero_only(lambda line: print(f"gen1-train: {line}", flush=True))
+
+
+def train(config: TrainConfig) -> None:
+    """Runs a stage, resumes it if its run folder has a checkpoint, or says that it is finished. Raises UserError."""
+    check(config)
+    run = run_folder(config.tree, config.stage.name)
+    resume = checkpoint.latest(run)
+    if resume is not None and resume.info.finished and resume.info.step >= config.stage.steps:
+        say(f"stage {config.stage.name} is finished already: {resume.path}")
+        return
+    if config.stage.steps == 0:
+        initialise(config, run)
+    else:
+        fit(config, run, resume)
+
+
+def initialise(config: TrainConfig, run: Path) -> None:
+    """Stage 1: no training, a checkpoint of the inflated weights."""
+    unet, report = build_unet(config.model, config.stage, config.init, config.tree, config.seed)
+    open_run(config, run, report)
+    info = checkpoint.CheckpointInfo(config.stage.name, step=0, finished=True)
+    temporary = checkpoint.begin(run, 0)
+    path = checkpoint.commit(temporary, unet.state_dict(), config.to_yaml(), info, config.checkpoint.keep)
+    say(f"stage {config.stage.name} is finished: {path}")
+
+
+def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) -> None:
+    """Stages 2 to 5: everything is checked before a process is started or a file is written."""
+    stage = config.stage
+    if config.data.root is None:
+        raise UserError("data.root is not given: add data.root=FOLDER, a shard set made by gen1-data")
+    shards = ShardSet(config.data.root)
+    ratio = stage.image_ratio if config.data.image_ratio is None else config.data.image_ratio
+    schedule = Schedule(shards, config.seed, ratio, config.data.batch_clips)
+    check_data(config, shards.manifest)
+    processes = process_count(config)
+    world = processes * config.trainer.nodes
+    strategy = build_strategy(config.strategy, world, micro_clips(config, world))
+    if resume is None:
+        unet, report = build_unet(config.model, stage, config.init, config.tree, config.seed)
+        open_run(config, run, report)
+    else:
+        unet = restore(config, resume, shards.manifest)
+    encoding = shards.manifest.estimators["autoencoder"]
+    autoencoder = load_autoencoder(encoding) if stage.max_level > 0 else None
+    module = Gen1Module(
+        unet,
+        config.optim,
+        config.diffusion,
+        config.seed,
+        structure=stage.structure,
+        max_level=stage.max_level,
+        latent_scale=encoding["scale"],
+        autoencoder=autoencoder,
+    )
+    start = resume.info.step if resume else 0
+
+    def describe(step: int) -> checkpoint.CheckpointInfo:
+        buckets = [f"{pool.width}x{pool.height}" for pool in shards.pools("video")]
+        manifest = shards.manifest
+        finished = step >= stage.steps
+        return checkpoint.CheckpointInfo(stage.name, step, finished, manifest.hash, manifest.estimators, buckets)
+
+    quiet()
+    trainer = Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=processes,
+        num_nodes=config.trainer.nodes,
+        strategy=strategy,
+        precision=config.trainer.precision,  # type: ignore[arg-type]
+        max_steps=stage.steps,
+        max_epochs=-1,
+        accumulate_grad_batches=config.trainer.accumulate,
+        gradient_clip_val=config.optim.clip_norm or None,
+        logger=loggers(config.log, run, f"{config.name}-stage{stage.name}", start),
+        callbacks=[
+            Measure(stage.steps, config.log.every, f"stage {stage.name}"),
+            SaveCheckpoints(run, config.checkpoint, stage.steps, config.to_yaml(), describe),
+        ],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    data = Gen1DataModule(shards, schedule, module.fields, stage.steps, config.data.workers)
+    say(f"stage {stage.name}: steps {start} to {stage.steps} in {run} on {trainer.world_size} processes")
+    trainer.fit(module, datamodule=data, ckpt_path=str(resume.trainer) if resume else None, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    say(f"stage {stage.name} is finished: {checkpoint.find_checkpoint(run).path}")
+
+
+def quiet() -> None:
+    """Silences what Lightning, DeepSpeed and W&B say at every start and no user can act on."""
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    os.environ.setdefault("WANDB_SILENT", "true")
+
+
+def _is_rank_zero() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def open_run(config: TrainConfig, run: Path, report: WeightReport) -> None:
+    """Starts the run folder: the resolved config, and where the weights came from."""
+    say(report.summary())
+    if _is_rank_zero():
+        run.mkdir(parents=True, exist_ok=True)
+        write_atomically(run / "config.yaml", config.to_yaml().encode())
+        write_atomically(run / "weights.json", json.dumps(asdict(report), indent=1).encode())
+
+
+def restore(config: TrainConfig, resume: checkpoint.Checkpoint, manifest: Manifest) -> SpatioTemporalUNet:
+    """The UNet of a run that goes on; refuses another model or another shard set."""
+    if resume.info.data != manifest.hash:
+        raise UserError(
+            f"{resume.path} was trained on another shard set than {config.data.root} (the manifests differ): give "
+            "that set, or start a new run with name="
+        )
+    unet = SpatioTemporalUNet(stage_unet(config.model, config.stage))
+    load_weights(unet, resume.weights(), str(resume.path))
+    say(f"resuming from {resume.path}")
+    return unet
+
+
+def check_data(config: TrainConfig, manifest: Manifest) -> None:
+    """Raises UserError when the model cannot read what the set holds."""
+    width = manifest.estimators["clip"]["width"]
+    if width != config.model.content_dim:
+        raise UserError(
+            f"the CLIP embeddings in {config.data.root} have width {width}, the model takes "
+            f"{config.model.content_dim}: choose another model=, or set model.content_dim={width}"
+        )
+    frames = [pool.frames for pool in manifest.pools.values()]
+    if config.stage.temporal and max(frames) > config.model.max_frames:
+        raise UserError(
+            f"clips in {config.data.root} have {max(frames)} frames, the model has positions for "
+            f"{config.model.max_frames}: set model.max_frames={max(frames)} from stage 3 on"
+        )
+
+
+def load_autoencoder(encoding: dict[str, object]) -> Autoencoder:
+    """The autoencoder that made the set's latents. Raises UserError when the one found there now is another."""
+    autoencoder = Autoencoder(AutoencoderConfig(**encoding["config"]))  # type: ignore[arg-type]
+    if autoencoder.fingerprint != encoding["fingerprint"]:
+        raise UserError(
+            f"the autoencoder at {encoding['config']} is not the one that encoded the shard set (its fingerprint "  # type: ignore[index]
+            "differs): restore it, or make the set again with gen1-data"
+        )
+    return autoencoder
+
+
+def micro_clips(config: TrainConfig, world: int) -> int:
+    """Clips in one micro-batch of one rank. Raises UserError when the global batch cannot be split evenly."""
+    parts = world * config.trainer.accumulate
+    clips, rest = divmod(config.data.batch_clips, parts)
+    if rest:
+        raise UserError(
+            f"data.batch_clips={config.data.batch_clips} cannot be split evenly over {world} processes x "
+            f"{config.trainer.accumulate} accumulated micro-batches: make it a multiple of {parts}"
+        )
+    return clips
+
+
+def process_count(config: TrainConfig) -> int:
+    """Training processes on each node."""
+    gpus = torch.cuda.device_count() if config.trainer.accelerator != "cpu" else 0
+    if config.trainer.accelerator == "cuda" and not gpus:
+        raise UserError("trainer.accelerator=cuda, but no GPU is seen here: use trainer.accelerator=cpu")
+    if gpus and config.trainer.devices > gpus:
+        raise UserError(f"trainer.devices={config.trainer.devices}, but {gpus} GPUs are seen here")
+    return config.trainer.devices if config.trainer.devices > 0 else max(1, gpus)
+
+
+def loggers(config: LogConfig, run: Path, name: str, resume_step: int) -> list[Logger]:
+    """metrics.csv always; W&B online if the user is logged in, else offline, under one id for the run's whole life."""
+    chosen: list[Logger] = [MetricsCSV(run / "metrics.csv", resume_step)]
+    if config.wandb == "disabled":
+        return chosen
+    import wandb
+
+    online = config.wandb == "online" or (config.wandb == "auto" and wandb.login(prompt=False, verify=False))
+    id_file = run / "wandb.id"
+    if _is_rank_zero() and not id_file.exists():
+        write_atomically(id_file, secrets.token_hex(4).encode())
+    identity = id_file.read_text() if id_file.exists() else None
+    chosen.append(
+        WandbLogger(
+            project=config.project,
+            name=name,
+            id=identity,
+            save_dir=str(run),
+            mode="online" if online else "offline",
+            resume="allow",
+        )
+    )
+    return chosen

@@ -1,0 +1,83 @@
+"""The five stages (paper section 3.3.1): what each builds on and adds, and where its weights come from."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from gen1_train.diffusion.structure import LEVEL_CHANNELS
+from gen1_train.errors import UserError
+from gen1_train.model.pretrained import WeightReport, check_same_family, load_weights, read_stable_diffusion
+from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
+from gen1_train.training.checkpoint import Checkpoint, find_checkpoint, latest
+
+
+@dataclass
+class StageConfig:
+    name: str  # "1" .. "5"
+    predecessor: str | None  # the stage whose weights this one starts from; null: from Stable Diffusion
+    steps: int  # optimizer steps; 0: the stage only initialises
+    temporal: bool  # the UNet has temporal layers
+    structure: bool  # the UNet sees the structure, as channels of its input
+    max_level: int  # t_s is uniform over 0..max_level
+    image_ratio: float  # share of image steps
+
+
+@dataclass
+class InitConfig:
+    """Where the first weights come from. Without either, a stage takes its predecessor's in the same run tree."""
+
+    from_: str | None = None  # stage 1, `init.from=`: a Stable Diffusion folder in diffusers' layout
+    checkpoint: str | None = None  # other stages: a checkpoint or run folder of the predecessor
+
+
+def stage_unet(model: UNetConfig, stage: StageConfig) -> UNetConfig:
+    """The UNet that a stage trains: z_t, from stage 4 on beside encoded structure and t_s."""
+    latent = model.out_channels
+    in_channels = latent + (latent + LEVEL_CHANNELS if stage.structure else 0)
+    return replace(model, in_channels=in_channels, temporal=stage.temporal)
+
+
+def run_folder(tree: Path, stage: str) -> Path:
+    return tree / f"stage{stage}"
+
+
+def build_unet(
+    model: UNetConfig, stage: StageConfig, init: InitConfig, tree: Path, seed: int
+) -> tuple[SpatioTemporalUNet, WeightReport]:
+    """The stage's UNet with the weights that it starts from; raises UserError when they are missing or do not fit."""
+    config = stage_unet(model, stage)
+    torch.manual_seed(seed)  # new layers come out the same on every rank
+    if stage.predecessor is None:
+        if init.from_ is None:
+            raise UserError(f"stage {stage.name} starts from Stable Diffusion: give its folder with init.from=PATH")
+        pretrained, weights = read_stable_diffusion(init.from_)
+        check_same_family(config, pretrained, init.from_)
+        unet = SpatioTemporalUNet(config)
+        return unet, load_weights(unet, weights, init.from_)
+    if init.from_ is not None:
+        raise UserError(f"init.from is for stage 1; stage {stage.name} starts from a checkpoint: use init.checkpoint=")
+    start = predecessor(stage, init, tree)
+    unet = SpatioTemporalUNet(config)
+    return unet, load_weights(unet, start.weights(), str(start.path))
+
+
+def predecessor(stage: StageConfig, init: InitConfig, tree: Path) -> Checkpoint:
+    """The finished checkpoint that a stage starts from. Raises UserError when there is none."""
+    if init.checkpoint is not None:
+        found = find_checkpoint(Path(init.checkpoint))
+        if found.info.stage != stage.predecessor:
+            raise UserError(
+                f"{found.path} is of stage {found.info.stage}, but stage {stage.name} starts from stage "
+                f"{stage.predecessor}: give one of that stage with init.checkpoint="
+            )
+        return found
+    run = run_folder(tree, str(stage.predecessor))
+    checkpoint = latest(run)
+    if checkpoint is None or not checkpoint.info.finished:
+        state = "has not finished" if checkpoint else "has no checkpoint"
+        raise UserError(
+            f"stage {stage.name} starts from stage {stage.predecessor}, which {state} in {run}: run "
+            f"`gen1-train stage={stage.predecessor}` first, or give init.checkpoint="
+        )
+    return checkpoint

@@ -1,0 +1,66 @@
+"""How a run is spread over processes: one process, DDP, or DeepSpeed ZeRO, on GPUs or (for trying out) on CPUs."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+from pytorch_lightning.accelerators import CPUAccelerator
+from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
+from typing_extensions import override
+
+from gen1_train.errors import UserError
+
+ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
+
+
+@dataclass
+class StrategyConfig:
+    name: str = "zero2"  # single, ddp, zero1, zero2, zero3
+
+
+def build_strategy(config: StrategyConfig, processes: int, micro_batch: int) -> Strategy | str:
+    """The Lightning strategy by our name. Raises UserError for an unknown one, or `single` with several processes."""
+    if config.name == "single":
+        if processes > 1:
+            raise UserError(f"strategy=single runs one process, not {processes}: choose strategy=ddp or strategy=zero2")
+        return "auto"
+    if config.name == "ddp":
+        # image steps leave the temporal layers out, so their gradients are missing in those steps
+        return DDPStrategy(find_unused_parameters=True)
+    if config.name in ZERO_STAGES:
+        # DeepSpeed reads its checkpoints with torch.load; this makes every such read refuse executable content
+        os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+        _allow_checkpoint_types()
+        return ZeroStrategy(ZERO_STAGES[config.name], micro_batch)
+    raise UserError(f"there is no strategy {config.name!r}; choose from single, ddp, {', '.join(ZERO_STAGES)}")
+
+
+class ZeroStrategy(DeepSpeedStrategy):
+    """DeepSpeed ZeRO; unlike Lightning's class it also runs on CPU processes, with gloo."""
+
+    def __init__(self, stage: int, micro_batch: int) -> None:
+        # WARNING (30) and up: its banners would bury our lines. The batch size serves its own throughput log alone.
+        super().__init__(stage=stage, logging_level=30, logging_batch_size_per_gpu=micro_batch)
+
+    @override
+    def setup_environment(self) -> None:
+        if not isinstance(self.accelerator, CPUAccelerator):
+            super().setup_environment()
+            return
+        from deepspeed.ops import __compatible_ops__ as compatible
+
+        # a shared-memory collective that DeepSpeed would compile for a minute at every start; gloo serves
+        compatible["deepspeed_shm_comm"] = False
+        assert self.parallel_devices is not None
+        # Lightning and DeepSpeed both want an index on every device
+        self.parallel_devices = [torch.device("cpu", i) for i in range(len(self.parallel_devices))]
+        super(DeepSpeedStrategy, self).setup_environment()  # DeepSpeedStrategy's own only checks for CUDA
+
+
+def _allow_checkpoint_types() -> None:
+    """DeepSpeed's own plain types that stand in its checkpoints; everything else is refused on reading."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    torch.serialization.add_safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address])
