@@ -1,0 +1,170 @@
+"""Editing: the structure of a video, the content of a prompt, one sampler over windows of frames."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from gen1_train import keyed
+from gen1_train.diffusion.content import content_tokens
+from gen1_train.diffusion.guidance import GuidanceConfig, guided
+from gen1_train.diffusion.sampler import ddim
+from gen1_train.diffusion.schedule import NoiseConfig, NoiseSchedule
+from gen1_train.diffusion.structure import MAX_LEVEL, degrade, level_channels
+from gen1_train.errors import UserError
+from gen1_train.estimators.clip import ClipConfig, ClipEncoder
+from gen1_train.estimators.depth import DepthConfig, DepthEstimator, normalise_clip
+from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig, to_pixels
+from gen1_train.model.pretrained import load_weights
+from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
+from gen1_train.training.checkpoint import Checkpoint, find_checkpoint
+
+
+@dataclass
+class SamplingConfig:
+    steps: int = 50  # of DDIM; ours
+    t_s: int = 0  # rounds of blur on the structure, 0..7: higher is freer
+    seed: int = 0  # of the noise: same seed, same frames
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+
+
+class Editor:
+    """A trained model with the estimators that its data was made by. Made by `from_checkpoint`."""
+
+    def __init__(
+        self,
+        unet: SpatioTemporalUNet,
+        noise: NoiseConfig,
+        autoencoder: Autoencoder,
+        depth: DepthEstimator,
+        clip: ClipEncoder,
+        device: torch.device,
+    ) -> None:
+        self.unet, self.autoencoder, self.depth, self.clip = unet, autoencoder, depth, clip
+        self.schedule = NoiseSchedule(noise, device)
+        self.device = device
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, device: str = "auto") -> "Editor":
+        """Rebuilds model and estimators from a checkpoint's own config (or from the newest checkpoint of a run folder).
+
+        Raises UserError when it is not of stage 4 or 5, is damaged, or names an estimator that is not there or changed.
+        """
+        checkpoint = find_checkpoint(Path(path))
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        where = torch.device(device)
+        config = _read_config(checkpoint)
+        if not config["stage"]["structure"]:
+            raise UserError(
+                f"{checkpoint.path} is of stage {checkpoint.info.stage}, which has not learned structure yet: give a "
+                "checkpoint of stage 4 or 5"
+            )
+        unet = SpatioTemporalUNet(_unet_config(config))
+        load_weights(unet, checkpoint.weights(), str(checkpoint.path))
+        made_by = checkpoint.info.estimators
+        autoencoder = Autoencoder(AutoencoderConfig(**made_by["autoencoder"]["config"])).to(where)
+        depth = DepthEstimator(DepthConfig(**made_by["depth"]["config"]), where)
+        clip = ClipEncoder(ClipConfig(**made_by["clip"]["config"]), where)
+        for name, found in (("autoencoder", autoencoder), ("depth", depth), ("clip", clip)):
+            if found.fingerprint != made_by[name]["fingerprint"]:
+                raise UserError(
+                    f"the {name} network at {made_by[name]['config']} is not the one that the checkpoint was trained "
+                    "with (its fingerprint differs): restore it"
+                )
+        noise = NoiseConfig(**config["diffusion"]["noise"])
+        return cls(unet.to(where).eval().requires_grad_(False), noise, autoencoder, depth, clip, where)
+
+    @property
+    def window(self) -> int:
+        """Frames that the model takes at once."""
+        return self.unet.config.max_frames
+
+    def content_of_image(self, image: np.ndarray) -> Tensor:
+        """The content of an example image, uint8 (h, w, 3) -> CLIP image embedding (d,)."""
+        return self.clip.images(image[None])[0]
+
+    def structure(self, frames: np.ndarray, t_s: int) -> Tensor:
+        """uint8 frames (n, h, w, 3) -> what the model is shown of their structure: (n, h, w) in [0, 1], 1 is nearest.
+
+        Normalised over all frames given, as one clip.
+        """
+        depth, _ = normalise_clip(self.depth(torch.from_numpy(frames)))
+        return degrade(depth[None], torch.tensor([t_s]))[0]
+
+    @torch.no_grad()
+    def edit(
+        self,
+        structure: Tensor,
+        content: Tensor,
+        config: SamplingConfig,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> np.ndarray:
+        """Structure (n, h, w) as `structure()` gives it, content (d,) -> uint8 frames (n, h, w, 3).
+
+        More frames than the model takes at once go through window by window; all windows start from one noise.
+        """
+        check(config)
+        encoded = self.autoencoder.encode_structure(structure.to(self.device))  # n c h w
+        n = len(encoded)
+        noise = keyed.normal((min(n, self.window), *encoded.shape[1:]), config.seed, "edit").to(self.device)
+        latents = torch.empty_like(encoded)
+        for start in window_starts(n, self.window):
+            part = slice(start, start + self.window)
+            latents[part] = self._sample(noise, encoded[part], content, config, on_step)
+        return to_pixels(self.autoencoder.decode(latents)).cpu().numpy()
+
+    def _sample(
+        self, noise: Tensor, structure: Tensor, content: Tensor, config: SamplingConfig, on_step: Callable[[], None]
+    ) -> Tensor:
+        n, _, h, w = structure.shape
+        level = torch.tensor([config.t_s], device=self.device)
+        condition = torch.cat([structure[None], level_channels(level, (n, h, w))], dim=2)  # 1 n 8 h w
+
+        def denoise(z: Tensor, timesteps: Tensor) -> Tensor:
+            def predict(z: Tensor, with_content: list[bool], temporal: bool) -> Tensor:
+                dropped = torch.tensor([not flag for flag in with_content], device=self.device)
+                tokens = content_tokens(content.to(self.device).expand(len(z), -1), dropped)
+                inputs = torch.cat([z, condition.expand(len(z), *condition.shape[1:])], dim=2)
+                return self.unet(inputs, timesteps.expand(len(z)), tokens, temporal=temporal)
+
+            return guided(predict, z, config.guidance)
+
+        return ddim(denoise, noise[None, :n], self.schedule, config.steps, lambda done: on_step())[0]
+
+
+def window_starts(frames: int, window: int) -> list[int]:
+    """Where the windows over a video begin; the last one is moved back so that it is full."""
+    starts = list(range(0, max(1, frames - window + 1), window))
+    if starts[-1] + window < frames:
+        starts.append(frames - window)
+    return starts
+
+
+def check(config: SamplingConfig) -> None:
+    """Raises UserError for a dial that is out of its range."""
+    if not 0 <= config.t_s <= MAX_LEVEL:
+        raise UserError(f"t_s={config.t_s} is out of range: give 0 (the input's structure) to {MAX_LEVEL} (freest)")
+    if not 1 <= config.steps <= 1000:
+        raise UserError(f"steps={config.steps} is out of range: give 1 to 1000")
+    for name, value in vars(config.guidance).items():
+        if not 0 <= value <= 100:
+            raise UserError(f"{name}={value} is out of range: give 0 to 100")
+
+
+def _read_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    try:
+        return yaml.safe_load(checkpoint.config.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{checkpoint.config} cannot be read ({error}); use another checkpoint") from error
+
+
+def _unet_config(config: dict[str, Any]) -> UNetConfig:
+    from gen1_train.training.stages import StageConfig, stage_unet
+
+    return stage_unet(UNetConfig(**config["model"]), StageConfig(**config["stage"]))
