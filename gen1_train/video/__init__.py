@@ -1,0 +1,1 @@
+"""Video and image files in, video files out. Imports nothing of ours."""

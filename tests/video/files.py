@@ -1,0 +1,76 @@
+"""Video files that tests make for themselves: every frame shows its own number, so a wrong frame cannot pass."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+MEDIA = Path(__file__).parents[2].parent / "shared" / "media"
+needs_media = pytest.mark.skipif(not MEDIA.is_dir(), reason="the folder shared/media is not here")
+
+
+def picture(number: int, width: int = 64, height: int = 48) -> np.ndarray:
+    """uint8 RGB (h, w, 3): noise that shifts by a pixel a frame, and the number in 8 blocks of black or white."""
+    noise = np.random.default_rng(0).integers(60, 180, (-(-height // 4), -(-width // 4), 3))
+    frame = np.roll(noise.repeat(4, 0).repeat(4, 1), number, axis=1)[:height, :width].astype(np.uint8)
+    for bit in range(8):
+        frame[:8, bit * 8 : bit * 8 + 8] = 255 * (number >> bit & 1)
+    return frame
+
+
+def number_of(frame: np.ndarray) -> int:
+    """The number that a decoded frame shows."""
+    return sum((frame[2:6, bit * 8 + 2 : bit * 8 + 6].mean() > 127) << bit for bit in range(8))
+
+
+def make_video(
+    path: Path,
+    frames: int = 60,
+    codec: str = "libx264",
+    pixel_format: str = "yuv420p",
+    rotation: int = 0,
+    options: dict[str, str] | None = None,
+    starts: list[int] | None = None,
+    width: int = 64,
+    height: int = 48,
+) -> Path:
+    """A video of 25 frames a second; `starts` are the frames' timestamps in 1/25 s if they are to be irregular."""
+    with av.open(str(path), "w", options={"movflags": "+faststart"} if path.suffix == ".mp4" else {}) as container:
+        stream = container.add_stream(codec, rate=25, options={"g": "12", "bf": "2"} | (options or {}))
+        stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for i in range(frames):
+            frame = av.VideoFrame.from_ndarray(picture(i, width, height), format="rgb24")
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            for packet in stream.encode(frame):
+                container.mux(packet)
+        packets = stream.encode()
+        container.mux(packets)
+    if starts is not None:
+        _restamp(path, starts)
+    return path
+
+
+def _restamp(path: Path, starts: list[int]) -> None:
+    """Copies the packets of a video without reordering into the same file with other timestamps."""
+    copy = path.with_name(f"restamped-{path.name}")
+    with av.open(str(path)) as source, av.open(str(copy), "w") as target:
+        stream = source.streams.video[0]
+        out = target.add_stream_from_template(stream)
+        packets = [packet for packet in source.demux(stream) if packet.size]
+        for packet, start in zip(packets, starts, strict=True):
+            packet.pts = packet.dts = int(start * Fraction(1, 25) / stream.time_base)
+            packet.stream = out
+            target.mux(packet)
+    copy.replace(path)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is there and not just waiting to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+
+from gen1_train.video.geometry import enlargement, nearest_bucket, parse_bucket, resize_and_crop
+
+PAPER = ["320x320", "384x320", "320x384", "448x256", "256x448"]
+
+
+def test_parse_bucket() -> None:
+    assert parse_bucket("448x256") == (448, 256)
+    for wrong in ("448", "448x", "x256", "448X256", "0x64", "-8x8", "448x256 "):
+        with pytest.raises(ValueError, match="no bucket"):
+            parse_bucket(wrong)
+
+
+@pytest.mark.parametrize(
+    ("size", "bucket"),
+    [((1920, 1080), "448x256"), ((1080, 1920), "256x448"), ((640, 480), "384x320"), ((500, 499), "320x320")],
+)
+def test_nearest_bucket(size: tuple[int, int], bucket: str) -> None:
+    assert nearest_bucket(*size, PAPER) == bucket
+
+
+def test_a_crop_is_centred_and_a_resize_keeps_the_picture() -> None:
+    ramp = np.linspace(0, 255, 300).astype(np.uint8)
+    wide = np.broadcast_to(ramp[None, None, :, None], (2, 100, 300, 3))
+    out = resize_and_crop(wide, 50, 50)
+    assert out.shape == (2, 50, 50, 3) and out.dtype == np.uint8
+    # the middle third of the ramp is left, and it stands where it stood
+    assert out[0, 0, 0, 0] == pytest.approx(86, abs=2) and out[0, 0, -1, 0] == pytest.approx(169, abs=2)
+    assert np.abs(out[0, 25, :, 0].astype(int) - np.linspace(86, 169, 50)).max() <= 2
+
+
+def test_shrinking_does_not_alias() -> None:
+    stripes = np.zeros((1, 64, 64, 3), np.uint8)
+    stripes[:, :, ::2] = 255
+    assert np.abs(resize_and_crop(stripes, 16, 16).astype(int) - 127).max() < 20
+
+
+def test_the_right_size_is_left_alone() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (2, 48, 64, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(resize_and_crop(frames, 64, 48), frames)
+
+
+def test_enlargement() -> None:
+    assert enlargement(224, 256, 448, 256) == 2
+    assert enlargement(896, 512, 448, 256) == 0.5
