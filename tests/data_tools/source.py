@@ -1,0 +1,69 @@
+"""A small source folder with everything in it that a source folder has, and a recipe that is quick."""
+
+import os
+import signal
+from dataclasses import fields
+from pathlib import Path
+
+from PIL import Image
+
+from data_tools import task
+from data_tools.prepare import DataToolsConfig, work
+from data_tools.recipe import RecipeConfig
+from gen1_train.estimators.clip import ClipConfig
+from gen1_train.estimators.depth import DepthConfig
+from gen1_train.model.autoencoder import AutoencoderConfig
+from tests.video.files import make_video, picture
+
+WEIGHTS = Path(__file__).parents[2] / "miniature" / "weights"
+
+
+def quick_recipe(**changes: object) -> RecipeConfig:
+    """Clips of 2 frames, 2 apart, at 64x48, at most 3 of a video; the estimators of the miniature."""
+    values: dict[str, object] = {
+        "frames": 2,
+        "stride": 2,
+        "clips_per_video": 3,
+        "video_buckets": ["64x48"],
+        "image_buckets": ["48x48", "64x48"],
+        "task_seconds": 2.0,
+        "autoencoder": AutoencoderConfig(path=str(WEIGHTS / "autoencoder")),
+        "depth": DepthConfig(path=str(WEIGHTS / "depth"), size=48, multiple=16),
+        "clip": ClipConfig(model=f"local-dir:{WEIGHTS / 'clip'}", pretrained=None),
+    }
+    return RecipeConfig(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def config(source: Path, output: Path, **changes: object) -> DataToolsConfig:
+    recipe = {entry.name: changes.pop(entry.name) for entry in fields(RecipeConfig) if entry.name in changes}
+    return DataToolsConfig(str(source), str(output), quick_recipe(**recipe), **changes)  # type: ignore[arg-type]
+
+
+def make_source(folder: Path) -> Path:
+    """Two good videos, one with a caption; an image with one; a broken, a short and a tiny file; and other things."""
+    (folder / "sub").mkdir(parents=True)
+    make_video(folder / "a.mp4", frames=60)
+    make_video(folder / "sub" / "b.c.mkv", frames=40)
+    (folder / "sub" / "b.c.txt").write_text("a noise\nthat wanders \n")
+    Image.fromarray(picture(7)).save(folder / "photo.png")
+    (folder / "photo.txt").write_text("a noise")
+    (folder / "broken.mp4").write_text("I am no video")
+    make_video(folder / "short.mp4", frames=2)
+    Image.fromarray(picture(0)[:20, :20]).save(folder / "tiny.png")
+    (folder / "notes.md").write_text("not for training")
+    (folder / ".hidden.mp4").write_text("not to be seen")
+    return folder
+
+
+def work_and_die(settings: DataToolsConfig, number: int, source: Path, output: Path) -> task.TaskResult:
+    """A worker that is killed after the second file that it works on, in the middle of that file's task."""
+    process, done = task.process_file, []
+
+    def dies(*arguments: object) -> None:
+        process(*arguments)  # type: ignore[arg-type]
+        done.append(1)
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    task.process_file = dies  # type: ignore[assignment]
+    return work(settings, number, source, output)
