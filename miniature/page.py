@@ -1,0 +1,125 @@
+"""demo/index.html: the input, its structure and the edits, playing side by side, and what the run cost."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from pathlib import Path
+
+from gen1_train.data.shards import ShardSet
+from gen1_train.training.metrics import read_metrics
+
+CLICK = "this.paused ? this.play() : this.pause()"
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --quiet: #888; --accent: #2a6fdb; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; } .quiet { color: var(--quiet); }
+.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1rem; }
+figure { margin: 0; } figure video, figure img { width: 100%; aspect-ratio: 7 / 4; object-fit: cover; background: #0002;
+  border-radius: 6px; display: block; }
+figcaption { font-size: .9rem; padding-top: .3rem; } figcaption b { color: var(--accent); }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: .35rem .7rem; border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child { text-align: left; } th { font-weight: 600; }
+.wide td { text-align: left; } svg { vertical-align: middle; } code { font-size: .9em; }
+"""
+
+
+def write_page(path: Path, work: Path, video: Path, timings: dict[str, float]) -> Path:
+    """Writes the page for what lies in the work folder; media are linked, not copied."""
+    body = [
+        "<h1>Gen-1 in miniature</h1>",
+        "<p class=quiet>A tiny model, minutes of training on a CPU: the road is real, the pictures are rough. "
+        "Content comes from a picture, structure from the input's depth.</p>",
+        "<h2>Input</h2>",
+        _row(path, [
+            (video, "<b>input</b> video"),
+            (work / "edits" / "depth-0.mp4", "its <b>structure</b>: estimated depth, near is white"),
+            (work / "edits" / "content-a.png", "<b>content A</b>"),
+            (work / "edits" / "content-b.png", "<b>content B</b>"),
+        ]),
+        "<h2>Time: content A, &omega;<sub>t</sub></h2>",
+        _row(path, [
+            (work / "edits" / f"time-{value}.mp4", f"<b>&omega;<sub>t</sub> = {value}</b> {note}")
+            for value, note in (("0.0", "each frame alone"), ("1.0", "the video model"), ("1.5", "smoother"))
+        ]),
+        "<h2>Structure: content B, t<sub>s</sub></h2>",
+        _row(path, [
+            (work / "edits" / f"structure-{level}.mp4", f"<b>t<sub>s</sub> = {level}</b> {note}")
+            for level, note in ((0, "all of the structure"), (3, ""), (7, "the freest"))
+        ]),
+        _row(path, [
+            (work / "edits" / f"depth-{level}.mp4", f"what the model saw at t<sub>s</sub> = {level}")
+            for level in (0, 3, 7)
+        ]),
+        "<h2>The run</h2>",
+        _stages(work, timings),
+        "<h2>The data</h2>",
+        _data(work),
+    ]  # fmt: skip
+    path.write_text(
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>Gen-1 in miniature</title><style>{STYLE}</style>{''.join(body)}</html>"
+    )
+    return path
+
+
+def _row(page: Path, items: list[tuple[Path, str]]) -> str:
+    figures = []
+    for file, caption in items:
+        link = html.escape(os.path.relpath(file, page.parent), quote=True)
+        if file.suffix == ".png":
+            media = f'<img src="{link}" alt="">'
+        else:
+            media = f'<video src="{link}" autoplay loop muted playsinline onclick="{CLICK}" title="click to pause"></video>'
+        figures.append(f"<figure>{media}<figcaption>{caption}</figcaption></figure>")
+    return f"<div class=row>{''.join(figures)}</div>"
+
+
+def _stages(work: Path, timings: dict[str, float]) -> str:
+    columns = ("step", "steps", "first loss", "last loss", "", "training s", "samples/s", "frames/s", "in all, s")
+    head = f"<tr>{''.join(f'<th>{column}' for column in columns)}</tr>"
+    rows = []
+    for title, seconds in timings.items():
+        metrics = read_metrics(work / "runs" / "demo" / title.replace(" ", "") / "metrics.csv")
+        cells = ["", "", "", "", "", "", ""]
+        if metrics:
+            took = sum(float(row["seconds"]) for row in metrics)
+            samples = sum(float(row["samples_per_second"]) * float(row["seconds"]) for row in metrics) / took
+            frames = sum(float(row["frames_per_second"]) * float(row["seconds"]) for row in metrics) / took
+            losses = [float(row["loss"]) for row in metrics]
+            cells = [metrics[-1]["step"], f"{losses[0]:.3f}", f"{losses[-1]:.3f}", _curve(losses)]
+            cells += [f"{took:.0f}", f"{samples:.1f}", f"{frames:.1f}"]
+        filled = "".join(f"<td>{cell}" for cell in (*cells, f"{seconds:.0f}"))
+        rows.append(f"<tr><td>{html.escape(title)}{filled}</tr>")
+    total = f"<tr><th>in all<th colspan=7><th>{sum(timings.values()):.0f}</tr>"
+    return f"<table>{head}{''.join(rows)}{total}</table>"
+
+
+def _curve(losses: list[float]) -> str:
+    """The loss over the stage as a small line."""
+    low, high = min(losses), max(losses)
+    span = max(high - low, 1e-9)
+    points = " ".join(
+        f"{120 * i / max(1, len(losses) - 1):.1f},{22 - 20 * (loss - low) / span:.1f}" for i, loss in enumerate(losses)
+    )
+    return (
+        f'<svg width=120 height=24 role=img aria-label="loss from {losses[0]:.3f} to {losses[-1]:.3f}">'
+        f'<polyline points="{points}" fill=none stroke="var(--accent)" stroke-width=1.5></svg>'
+    )
+
+
+def _data(work: Path) -> str:
+    shards = ShardSet(work / "shards")
+    pools = "".join(
+        f"<tr><td>{name}<td>{pool.samples}<td>{len(pool.shards)}<td>{sum(s.bytes for s in pool.shards) / 1e6:.1f}</tr>"
+        for name, pool in sorted(shards.manifest.pools.items())
+    )
+    table = f"<table><tr><th>pool<th>samples<th>shards<th>MB</tr>{pools}</table>"
+    failures = work / "shards" / "failures.jsonl"
+    lines = [json.loads(line) for line in failures.read_text().splitlines()] if failures.exists() else []
+    if not lines:
+        return table + "<p class=quiet>Every file could be used.</p>"
+    rows = "".join(f"<tr><td>{html.escape(line['file'])}<td>{html.escape(line['reason'])}</tr>" for line in lines)
+    return f"{table}<h3>Not used</h3><table class=wide><tr><th>file<th>reason</tr>{rows}</table>"

@@ -1,0 +1,149 @@
+"""Scenes of one or two moving coloured solids, drawn from a seed, and the sentence that describes each.
+
+World units; y points up, the ground is y = 0. Time in seconds. A scene is a function of its seed alone, so that the
+same seed shows the same scene at every size, and a longer clip starts with the frames of a shorter one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.85, 0.12, 0.12),
+    "orange": (0.95, 0.50, 0.10),
+    "yellow": (0.95, 0.85, 0.15),
+    "green": (0.15, 0.62, 0.20),
+    "cyan": (0.20, 0.80, 0.85),
+    "blue": (0.15, 0.30, 0.85),
+    "purple": (0.50, 0.20, 0.70),
+    "pink": (0.95, 0.50, 0.70),
+    "white": (0.93, 0.93, 0.93),
+    "black": (0.08, 0.08, 0.08),
+}
+GROUNDS: dict[str, tuple[float, float, float]] = {
+    "green": (0.35, 0.60, 0.30),
+    "grey": (0.50, 0.50, 0.50),
+    "brown": (0.45, 0.31, 0.19),
+    "white": (0.85, 0.86, 0.88),
+    "blue": (0.35, 0.48, 0.68),
+}
+SKIES = ((0.60, 0.75, 0.95), (0.85, 0.88, 0.92), (0.95, 0.75, 0.60), (0.30, 0.33, 0.45))
+SHAPES = ("ball", "box", "cylinder", "cone")
+TEXTURES = ("plain", "checkered", "striped")
+
+
+@dataclass(frozen=True)
+class Solid:
+    """One solid standing or bouncing on the ground; `radius` is half its width."""
+
+    shape: str
+    colour: str
+    radius: float
+    height: float
+    anchor: tuple[float, float]
+    sway: tuple[float, float] = (0.0, 0.0)
+    rate: float = 0.0
+    phase: float = 0.0
+    bounce: float = 0.0
+    spin: float = 0.0
+
+    def place(self, time: float) -> tuple[np.ndarray, float]:
+        """Centre of the base, (3,), and the turn about the vertical axis in radians."""
+        swing = np.sin(self.rate * time + self.phase)
+        lift = self.bounce * abs(np.sin(1.5 * self.rate * time + self.phase))
+        x, z = (a + s * swing for a, s in zip(self.anchor, self.sway, strict=True))
+        return np.array([x, lift, z], np.float32), self.phase + self.spin * time
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Solids, ground, sky, light, and a camera that swings around the middle of the scene."""
+
+    solids: tuple[Solid, ...]
+    ground: str
+    texture: str
+    texture_scale: float = 2.0
+    texture_turn: float = 0.0
+    sky: tuple[float, float, float] = SKIES[0]
+    light: tuple[float, float, float] = (0.4, 0.8, -0.45)
+    ambient: float = 0.45
+    camera_distance: float = 7.0
+    camera_height: float = 2.4
+    camera_turn: float = 0.0
+    camera_swing: float = 0.0
+    camera_rate: float = 0.0
+
+    def camera(self, time: float) -> tuple[np.ndarray, np.ndarray]:
+        """Camera position (3,) and the rows right, up, forward of its axes (3, 3)."""
+        angle = self.camera_turn + self.camera_swing * np.sin(self.camera_rate * time)
+        position = np.array(
+            [self.camera_distance * np.sin(angle), self.camera_height, -self.camera_distance * np.cos(angle)]
+        )
+        forward = np.array([0.0, 0.7, 0.0]) - position
+        forward /= np.linalg.norm(forward)
+        right = np.cross([0.0, 1.0, 0.0], forward)
+        right /= np.linalg.norm(right)
+        axes = np.stack([right, np.cross(forward, right), forward])
+        return position.astype(np.float32), axes.astype(np.float32)
+
+    @property
+    def caption(self) -> str:
+        """E.g. "a red ball and a blue box on checkered green ground"; solids from left to right."""
+        solids = " and ".join(f"{article(s.colour)} {s.colour} {s.shape}" for s in self.solids)
+        texture = "" if self.texture == "plain" else self.texture + " "
+        return f"{solids} on {texture}{self.ground} ground"
+
+
+def article(word: str) -> str:
+    """The indefinite article of `word`."""
+    return "an" if word[0] in "aeiou" else "a"
+
+
+def sample_solid(rng: np.random.Generator, colour: str, anchor: tuple[float, float]) -> Solid:
+    """A solid of the given colour near `anchor` (x, z), of random shape, size and motion."""
+    shape = str(rng.choice(SHAPES))
+    radius = float(rng.uniform(0.55, 0.85))
+    height = 2 * radius if shape == "ball" else radius * float(rng.uniform(1.5, 2.4))
+    sway = float(rng.uniform(0.25, 0.55)), float(rng.uniform(-0.9, 0.9))
+    return Solid(
+        shape=shape,
+        colour=colour,
+        radius=radius,
+        height=height,
+        anchor=anchor,
+        sway=sway,
+        rate=float(rng.uniform(1.2, 2.6)),
+        phase=float(rng.uniform(0, 2 * np.pi)),
+        bounce=float(rng.uniform(0.3, 1.0)) if rng.random() < 0.4 else 0.0,
+        spin=float(rng.uniform(-1.5, 1.5)),
+    )
+
+
+def sample_scene(seed: int) -> Scene:
+    """The scene of a seed: one or two solids side by side, colours distinct from each other and from the ground."""
+    rng = np.random.default_rng(seed)
+    ground = str(rng.choice(list(GROUNDS)))
+    colours = rng.permutation([name for name in COLOURS if name != ground])
+    if rng.random() < 0.7:
+        anchors = [(side * float(rng.uniform(1.05, 1.4)), float(rng.uniform(-1.0, 1.0))) for side in (-1, 1)]
+    else:
+        anchors = [(float(rng.uniform(-0.6, 0.6)), float(rng.uniform(-1.0, 0.5)))]
+    light = np.array([rng.uniform(-0.7, 0.7), 0.9, rng.uniform(-0.8, 0.2)])
+    x, y, z = (light / np.linalg.norm(light)).tolist()
+    return Scene(
+        solids=tuple(sample_solid(rng, str(c), a) for c, a in zip(colours, anchors, strict=False)),
+        ground=ground,
+        texture=str(rng.choice(TEXTURES)),
+        texture_scale=float(rng.uniform(1.2, 2.4)),
+        texture_turn=float(rng.uniform(0, np.pi)),
+        sky=SKIES[rng.integers(len(SKIES))],
+        light=(x, y, z),
+        ambient=float(rng.uniform(0.35, 0.55)),
+        camera_distance=float(rng.uniform(6.2, 7.6)),
+        camera_height=float(rng.uniform(1.7, 3.4)),
+        camera_turn=float(rng.uniform(-0.3, 0.3)),
+        camera_swing=float(rng.uniform(0.12, 0.35) * rng.choice([-1, 1])),
+        camera_rate=float(rng.uniform(0.5, 1.0)),
+    )
