@@ -63,7 +63,7 @@ def edit(config: EditConfig) -> None:
     structure = editor.structure(frames, config.t_s)
     total = config.steps * len(window_starts(len(frames), editor.window))
     with tqdm(total=total, desc=output.name, unit="step", mininterval=0.5) as bar:
-        edited = editor.edit(structure, editor.content_of_image(example), sampling, lambda: bar.update() and None)
+        edited = editor.edit(structure, editor.content_of_image(example), sampling, bar.update)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         if config.structure_output is not None:
@@ -80,7 +80,7 @@ def read_input(config: EditConfig) -> "tuple[np.ndarray, float]":
     import numpy as np
 
     from gen1_train.training.checkpoint import find_checkpoint
-    from gen1_train.video.decode import VideoError, default_readers, probe, read_clips
+    from gen1_train.video.decode import PyAVReader, VideoError, probe, read_clips
     from gen1_train.video.geometry import nearest_bucket, parse_bucket, resize_and_crop
 
     if config.start < 0 or config.stride < 1 or (config.frames is not None and config.frames < 1):
@@ -93,7 +93,7 @@ def read_input(config: EditConfig) -> "tuple[np.ndarray, float]":
         info = probe(path)
         bucket = nearest_bucket(info.width, info.height, buckets)
         width, height = parse_bucket(bucket)
-        count = info.frames or default_readers()[-1].count(path)
+        count = info.expected_frames or PyAVReader().count(path)
         indices = list(range(config.start, count, config.stride))[: config.frames]
         if not indices:
             raise UserError(f"input={path} has {count} frames: start={config.start} is beyond its end")

@@ -103,7 +103,7 @@ class Editor:
         structure: Tensor,
         content: Tensor,
         config: SamplingConfig,
-        on_step: Callable[[], None] = lambda: None,
+        on_step: Callable[[], object] = lambda: None,
     ) -> np.ndarray:
         """Structure (n, h, w) as `structure()` gives it, content (d,) -> uint8 frames (n, h, w, 3).
 
@@ -120,7 +120,7 @@ class Editor:
         return to_pixels(self.autoencoder.decode(latents)).cpu().numpy()
 
     def _sample(
-        self, noise: Tensor, structure: Tensor, content: Tensor, config: SamplingConfig, on_step: Callable[[], None]
+        self, noise: Tensor, structure: Tensor, content: Tensor, config: SamplingConfig, on_step: Callable[[], object]
     ) -> Tensor:
         n, _, h, w = structure.shape
         level = torch.tensor([config.t_s], device=self.device)

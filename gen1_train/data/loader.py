@@ -87,7 +87,7 @@ def build_loader(dataset: BatchDataset, start: int, stop: int, workers: int, pin
         batch_size=None,
         num_workers=workers,
         pin_memory=pin,
-        # forkserver: neither CUDA nor the threads of the training process survive a fork
-        multiprocessing_context="forkserver" if workers else None,
+        # neither CUDA nor the threads of this process survive a fork; a forkserver's workers outlive a killed rank
+        multiprocessing_context="spawn" if workers else None,
         persistent_workers=False,
     )

@@ -19,7 +19,7 @@ def ddim(
     noise: Tensor,
     schedule: NoiseSchedule,
     steps: int,
-    on_step: Callable[[int], None] = lambda done: None,
+    on_step: Callable[[int], object] = lambda done: None,
 ) -> Tensor:
     """Noise (b, ...) -> clean latents (b, ...) in `steps` calls of denoise(z, timesteps (b,)) -> v."""
     z = noise

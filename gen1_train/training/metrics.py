@@ -75,5 +75,5 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     with open(path, newline="") as stream:
-        rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(stream)]
-    return [row for row in rows if row.get("step", "").isdigit() and None not in row]
+        rows = [row for row in csv.DictReader(stream) if None not in row and None not in row.values()]
+    return [{name: value for name, value in row.items() if value} for row in rows]

@@ -45,9 +45,6 @@ class PyAVReader:
         total = 0
         with open_container(path) as container:
             stream = video_stream(container)
-            stream.codec_context.thread_count = (
-                1  # more would make the frame at which a broken file fails a matter of luck
-            )
             for index, frame in enumerate(_frames(container, stream)):
                 total = index + 1
                 while waiting and waiting[0].indices[0] <= index:
