@@ -1,0 +1,35 @@
+# make demo [SOURCE=folder]   the whole road in miniature, on CPU, into demo/index.html
+# make test                   all tests;  make test-fast  without the slow ones
+# make lint                   ruff and mypy
+# make install                only the virtual environment
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-fast lint install clean
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: error: $(PYTHON) is older than Python 3.11; call make PYTHON=python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python -m miniature.demo $(if $(SOURCE),--source '$(SOURCE)')
+
+# two processes at a time; the tests that start ranks of their own share a group, so that they do not crowd each other
+test: $(STAMP)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m 'not slow'
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) demo
