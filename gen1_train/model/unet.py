@@ -134,11 +134,14 @@ class UpBlock(Block):
         super().__init__(config, widths, heads)
         self.upsamplers = nn.ModuleList([] if last else [Upsample(widths[-1][1])])
 
-    def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, content: Tensor, frames: int | None) -> Tensor:
-        for i in range(len(self.resnets)):
-            x = self.layer(i, torch.cat([x, skips.pop()], dim=1), time, content, frames)
+    def forward(
+        self, x: Tensor, skips: list[Tensor], size: torch.Size, time: Tensor, content: Tensor, frames: int | None
+    ) -> Tensor:
+        # the list is read, not popped from: ZeRO-3's hooks hand each module a copy of its arguments
+        for i, skip in enumerate(reversed(skips)):
+            x = self.layer(i, torch.cat([x, skip], dim=1), time, content, frames)
         for upsample in self.upsamplers:
-            x = upsample(x, skips[-1].shape[-2:])
+            x = upsample(x, size)
         return x
 
 
@@ -192,6 +195,8 @@ class SpatioTemporalUNet(nn.Module):
             skips += new
         x = self.mid_block(x, time, content, frames)
         for up in self.up_blocks:
-            x = up(x, skips, time, content, frames)
+            skips, own = skips[: -len(up.resnets)], skips[-len(up.resnets) :]
+            size = (skips or own)[-1].shape[-2:]  # the next block's; the last one has no upsampling
+            x = up(x, own, size, time, content, frames)
         x = self.conv_out(F.silu(self.conv_norm_out(x)))
         return x.view(b, n, *x.shape[1:])

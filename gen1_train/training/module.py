@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
+from pytorch_lightning.strategies import DeepSpeedStrategy
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -108,11 +109,8 @@ class Gen1Module(LightningModule):
 
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        # An image step leaves the temporal layers without a gradient. ZeRO takes that for zero, a plain optimizer skips
-        # the parameter; zero everywhere makes all strategies take the same step.
-        for parameter in self.parameters():
-            if parameter.requires_grad and parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+        if not isinstance(self.trainer.strategy, DeepSpeedStrategy):  # ZeRO takes missing gradients for zero by itself
+            fill_missing_gradients(self.unet)
 
     @override
     def configure_optimizers(self) -> Any:
@@ -125,6 +123,16 @@ class Gen1Module(LightningModule):
         )
         scheduler = LambdaLR(optimizer, warmup(self.optim.warmup_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def fill_missing_gradients(unet: SpatioTemporalUNet) -> None:
+    """Zero where there is no gradient, so that all strategies take the same step: a plain optimizer would skip these.
+
+    An image step leaves the temporal layers without one, a single content token the queries and keys of its attention.
+    """
+    for parameter in unet.parameters():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 def warmup(steps: int) -> Callable[[int], float]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
+from torch import Tensor
 from typing_extensions import override
 
 from gen1_train.errors import UserError
@@ -25,7 +26,7 @@ def build_strategy(config: StrategyConfig, processes: int, micro_batch: int) -> 
             raise UserError(f"strategy=single runs one process, not {processes}: choose strategy=ddp or strategy=zero2")
         return "auto"
     if config.name == "ddp":
-        # image steps leave the temporal layers out, so their gradients are missing in those steps
+        # gradients are missing where layers are left out, see module.fill_missing_gradients
         return DDPStrategy(find_unused_parameters=True)
     if config.name in ZERO_STAGES:
         # DeepSpeed reads its checkpoints with torch.load; this makes every such read refuse executable content
@@ -55,6 +56,16 @@ class ZeroStrategy(DeepSpeedStrategy):
         # Lightning and DeepSpeed both want an index on every device
         self.parallel_devices = [torch.device("cpu", i) for i in range(len(self.parallel_devices))]
         super(DeepSpeedStrategy, self).setup_environment()  # DeepSpeedStrategy's own only checks for CUDA
+
+    @override
+    def pre_backward(self, closure_loss: Tensor) -> None:
+        super().pre_backward(closure_loss)
+        optimizer = self.deepspeed_engine.optimizer
+        if self.zero_stage_3 and optimizer.micro_step_id == 0:
+            # A layer that a step leaves out would take that step with its gradient of the step before: ZeRO-3 writes
+            # its buffers only for the gradients that come (measured: the losses part after the first image step).
+            for partition in optimizer._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition.values():
+                partition.zero_()
 
 
 def _allow_checkpoint_types() -> None:

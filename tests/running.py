@@ -1,0 +1,60 @@
+"""Calls our commands as a user does: in a process of their own, from some folder, with a deadline."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
+# on CPU processes, quietly
+TRAIN = [
+    "experiment=demo",
+    "data.workers=1",
+    "log.wandb=disabled",
+    "log.every=1",
+    "optim.warmup_steps=2",
+    "checkpoint.keep=10",
+]
+
+
+def command(module: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", module, *arguments]
+
+
+def run(module: str, *arguments: str, cwd: Path = REPOSITORY, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end and returns it; its output is text."""
+    return subprocess.run(
+        command(module, *arguments), cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout
+    )
+
+
+def run_well(module: str, *arguments: str, cwd: Path = REPOSITORY) -> str:
+    """Runs a command that must succeed; returns what it printed."""
+    done = run(module, *arguments, cwd=cwd)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def kill_when(module: str, *arguments: str, ready: Callable[[], bool], timeout: float = 240) -> None:
+    """Starts a command and kills it and all its children, as kill -9 does, as soon as `ready` is true."""
+    process = subprocess.Popen(
+        command(module, *arguments),
+        cwd=REPOSITORY,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + timeout
+    try:
+        while not ready():
+            assert process.poll() is None, "the command ended before it could be killed"
+            assert time.monotonic() < deadline, "the command did not come so far in time"
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
