@@ -119,7 +119,10 @@ def decode_sample(key: str, members: dict[str, bytes]) -> Sample:
     Raises SampleError for a member that cannot be decoded.
     """
     sample = Sample(key)
-    decoded = {name: decode_member(name, data) for name, data in members.items()}
+    try:
+        decoded = {name: decode_member(name, data) for name, data in members.items()}
+    except SampleError as error:
+        raise SampleError(f"{key}: {error}") from error
     frames = [decoded[name] for name in sorted(decoded) if name.startswith("frame")]
     planes = [decoded[name] for name in sorted(decoded) if name.startswith("depth")]
     sample.frames = np.stack(frames) if frames else None
@@ -137,9 +140,13 @@ def decode_member(name: str, data: bytes) -> Any:
             case "jpg":
                 return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
             case "png":
-                return np.asarray(Image.open(io.BytesIO(data))).astype(np.uint16)
+                image = Image.open(io.BytesIO(data))
+                if image.mode != "I;16":  # 8 bits would be read as depth that is nearly flat
+                    raise ValueError(f"it is of mode {image.mode}, not 16-bit grey")
+                return np.asarray(image)
             case "npy":
-                return np.load(io.BytesIO(data), allow_pickle=False)
+                # not np.load, which takes pickles and zip archives too, and has errors of its own for them
+                return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
             case "txt":
                 return data.decode()
             case "json":

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_type_hints
 from gen1_train.errors import UserError
 
 Config = TypeVar("Config")
+QUOTED = re.compile(r"'([^'\\]|\\.)*'|\"([^\"\\]|\\.)*\"", re.DOTALL)  # the whole of it, by a user who quotes twice
 
 
 def conf_dir() -> Path:
@@ -31,7 +32,6 @@ def run_app(name: str, config_name: str, schema: type[Config], task: Callable[[C
     from omegaconf import OmegaConf
 
     ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
-    sys.argv[1:] = [quoted(argument, schema) for argument in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the line below is ours
 
     def run(config: Any) -> None:
@@ -41,6 +41,9 @@ def run_app(name: str, config_name: str, schema: type[Config], task: Callable[[C
             end(name, error, schema)
 
     try:
+        for argument in sys.argv[1:]:
+            refuse_new(argument, schema)
+        sys.argv[1:] = [quoted(argument, schema) for argument in sys.argv[1:]]
         hydra.main(config_path=str(conf_dir()), config_name=config_name, version_base="1.3")(run)()
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
@@ -69,10 +72,19 @@ def quoted(argument: str, schema: type) -> str:
         return argument
     key = re.sub(r"\bfrom$", "from_", key)
     is_group = (conf_dir() / key).is_dir()
-    if value and (is_group or _is_text(schema, key)) and value != "null" and value[0] not in "'\"$[":
-        escaped = value.replace("'", "\\'")
+    if value and (is_group or _is_text(schema, key)) and value != "null" and not QUOTED.fullmatch(value):
+        # in Hydra's quotes a backslash counts only before a quote or at the end; ${…} works there too
+        escaped = re.sub(r"(\\*)('|$)", lambda end: end[1] * 2 + ("\\'" if end[2] else ""), value)
         value = f"'{escaped}'"
     return f"{key}={value}"
+
+
+def refuse_new(argument: str, schema: type) -> None:
+    """Hydra's `+key=value` would add a setting that nothing reads. Raises UserError; groups may be added."""
+    key = argument.lstrip("+").partition("=")[0]
+    known = key in settings(schema) or key.startswith("hydra") or (conf_dir() / key.partition("@")[0]).is_dir()
+    if argument.startswith("+") and not known:
+        raise UserError(_unknown(key, schema))
 
 
 def _is_text(schema: type, key: str) -> bool:
@@ -96,8 +108,10 @@ def explain(error: Exception, schema: type) -> str | None:
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     if isinstance(error, UserError):
-        return " ".join(str(error).split())
-    if not isinstance(error, (HydraException, OmegaConfBaseException, ValueError)):
+        # the error of a loader's worker comes with the worker's traceback before it
+        lines = str(error).rpartition("UserError: ")[2].splitlines()
+        return " ".join(line.strip() for line in lines if line.strip())
+    if not isinstance(error, (HydraException, OmegaConfBaseException)):
         return None
     text, seen = str(error), error.__cause__ or error.__context__
     while seen is not None:  # Hydra wraps OmegaConf, which says best what is wrong
@@ -107,19 +121,19 @@ def explain(error: Exception, schema: type) -> str | None:
         if isinstance(error, MissingMandatoryValue):
             return f"{key} is not given: add {key}=…"
     if unknown := re.search(r"Could not (?:override|append) '([^']+)'", text):
-        return _unknown(unknown[1], schema, text)
+        return _unknown(unknown[1], schema)
+    if merging := re.match(r"Error merging override (.*)\n(.*)", text):
+        return f"{merging[1]}: {merging[2]}"
     if group := re.search(r"Could not find '([^']+)'", text):
         choices = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
         name, _, value = group[1].partition("/")
         return f"there is no {name}={value}; choose from: {', '.join(dict.fromkeys(choices))}" if choices else None
-    if isinstance(error, ValueError):
-        return None
     return " ".join(line.strip() for line in str(error).splitlines() if line.strip())[:400]
 
 
-def _unknown(key: str, schema: type, text: str) -> str:
-    """A line for a key that Hydra could not set: misspelt, or of the wrong type."""
-    if wrong := re.search(r"(Value '.*?' .*could not be converted to .*|Cannot convert .*|Invalid value .*)", text):
-        return f"{key}: {wrong[1]}"
-    close = difflib.get_close_matches(key, settings(schema), n=1, cutoff=0.5)
+def _unknown(key: str, schema: type) -> str:
+    """A line for a key that Hydra could not set."""
+    known = settings(schema)
+    sections = {name.rpartition(".")[0] for name in known} - {""}
+    close = difflib.get_close_matches(key, [*known, *sections], n=1, cutoff=0.5)
     return f"there is no setting {key}" + (f"; did you mean {close[0]}?" if close else "; see --help")

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from gen1_train.data.loader import DataConfig
+from gen1_train.diffusion.structure import MAX_LEVEL
 from gen1_train.errors import UserError
 from gen1_train.model.unet import UNetConfig
 from gen1_train.training.checkpoint import CheckpointConfig
@@ -80,12 +81,38 @@ def check(config: TrainConfig) -> None:
         "checkpoint.keep": config.checkpoint.keep,
         "log.every": config.log.every,
         "optim.lr": config.optim.lr,
+        "diffusion.noise.steps": config.diffusion.noise.steps,
     }
     for name, value in positive.items():
         if value <= 0:
             raise UserError(f"{name}={value} must be above 0")
-    ratio = config.data.image_ratio
-    if ratio is not None and not 0 <= ratio <= 1:
-        raise UserError(f"data.image_ratio={ratio} is a share: give a number from 0 to 1")
-    if not 0 <= config.diffusion.drop_content <= 1:
-        raise UserError(f"diffusion.drop_content={config.diffusion.drop_content} is a share: give a number from 0 to 1")
+    shares = {
+        "data.image_ratio": config.data.image_ratio,
+        "stage.image_ratio": config.stage.image_ratio,
+        "diffusion.drop_content": config.diffusion.drop_content,
+    }
+    for name, share in shares.items():
+        if share is not None and not 0 <= share <= 1:
+            raise UserError(f"{name}={share} is a share: give a number from 0 to 1")
+    for name, value in {"data.workers": config.data.workers, "stage.steps": config.stage.steps}.items():
+        if value < 0:
+            raise UserError(f"{name}={value} must be 0 or above")
+    if config.trainer.devices == 0 or config.trainer.devices < -1:
+        raise UserError(f"trainer.devices={config.trainer.devices}: give a number of processes, or -1 for every GPU")
+    if not 0 <= config.stage.max_level <= MAX_LEVEL:
+        raise UserError(f"stage.max_level={config.stage.max_level} is out of range: give 0 to {MAX_LEVEL}")
+    if len(config.optim.betas) != 2:
+        raise UserError(f"optim.betas={config.optim.betas}: give two numbers")
+    check_model(config.model)
+
+
+def check_model(model: UNetConfig) -> None:
+    """Raises UserError for a UNet that cannot be built."""
+    for name in ("attention", "heads"):
+        if len(getattr(model, name)) != len(model.channels):
+            given = getattr(model, name)
+            raise UserError(f"model.{name}={given}: give one for each of model.channels={model.channels}")
+    if any(width % heads for width, heads in zip(model.channels, model.heads)):
+        raise UserError(f"model.heads={model.heads} must divide model.channels={model.channels}")
+    if any(width % model.groups for width in model.channels):
+        raise UserError(f"model.groups={model.groups} must divide model.channels={model.channels}")

@@ -66,7 +66,7 @@ class Editor:
                 "checkpoint of stage 4 or 5"
             )
         unet = SpatioTemporalUNet(_unet_config(config))
-        load_weights(unet, checkpoint.weights(), str(checkpoint.path))
+        load_weights(unet, checkpoint.weights(), str(checkpoint.path), grow=False)
         made_by = checkpoint.info.estimators
         autoencoder = Autoencoder(AutoencoderConfig(**made_by["autoencoder"]["config"])).to(where)
         depth = DepthEstimator(DepthConfig(**made_by["depth"]["config"]), where)

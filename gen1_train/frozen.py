@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -19,6 +19,19 @@ def load_frozen(what: str, path: str, wanted: str, load: Callable[[], Network]) 
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{what} {path!r} cannot be loaded: give {wanted} ({reason})") from error
     return network.eval().requires_grad_(False)
+
+
+def complete(loaded: tuple[Network, dict[str, Any]], unused: str = "") -> Network:
+    """A network that a library loaded with `output_loading_info`, if all its weights were there.
+
+    Both libraries only warn of missing weights and leave them random. `unused`: the prefix of those that may be
+    missing since nothing calls them. Raises ValueError.
+    """
+    network, info = loaded
+    missing = sorted(name for name in info["missing_keys"] if not unused or not name.startswith(unused))
+    if missing:
+        raise ValueError(f"{len(missing)} weights are missing, {missing[0]} among them")
+    return network
 
 
 def fingerprint(network: nn.Module, *settings: object) -> str:

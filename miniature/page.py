@@ -22,7 +22,7 @@ figcaption { font-size: .9rem; padding-top: .3rem; } figcaption b { color: var(-
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .35rem .7rem; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; } th { font-weight: 600; }
-.wide td { text-align: left; } svg { vertical-align: middle; } code { font-size: .9em; }
+.wide td, .wide th { text-align: left; } svg { vertical-align: middle; } code { font-size: .9em; }
 """
 
 
@@ -72,7 +72,9 @@ def _row(page: Path, items: list[tuple[Path, str]]) -> str:
         if file.suffix == ".png":
             media = f'<img src="{link}" alt="">'
         else:
-            media = f'<video src="{link}" autoplay loop muted playsinline onclick="{CLICK}" title="click to pause"></video>'
+            media = (
+                f'<video src="{link}" autoplay loop muted playsinline onclick="{CLICK}" title="click to pause"></video>'
+            )
         figures.append(f"<figure>{media}<figcaption>{caption}</figcaption></figure>")
     return f"<div class=row>{''.join(figures)}</div>"
 

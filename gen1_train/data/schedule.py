@@ -38,18 +38,20 @@ class Step:
 class Schedule:
     """Maps (step, slot) to a sample of a shard set. Cheap to build, holds nothing that changes."""
 
-    def __init__(self, shards: ShardSet, seed: int, image_ratio: float, clips: int) -> None:
+    def __init__(self, shards: ShardSet, seed: int, image_ratio: float, clips: int, frames: int = 8) -> None:
         """`clips` is the global batch of a video step, in clips; image_ratio the share of image steps, 0..1.
 
-        Raises UserError when a kind is asked for that the set does not have, or a pool is smaller than its batch.
+        `frames`: of a clip, where the set has no videos to tell. Raises UserError when a kind is asked for that the set
+        does not have, a pool is smaller than its batch, or clips are of several lengths.
         """
         self.seed = seed
         self.ratio = Fraction(image_ratio).limit_denominator(64)
         wanted = [kind for kind, share in (("image", self.ratio), ("video", 1 - self.ratio)) if share]
         self._pools = {kind: shards.pools(kind) for kind in wanted}
-        videos = shards.pools("video")
-        frames = videos[0].frames if videos else 1
-        self._sizes = {"image": clips * frames, "video": clips}
+        lengths = {pool.frames for pool in shards.pools("video")} or {frames}
+        if len(lengths) > 1:
+            raise UserError(f"the clips in {shards.root} have {sorted(lengths)} frames: freeze them with one recipe")
+        self._sizes = {"image": clips * lengths.pop(), "video": clips}
         for kind in wanted:
             self._check(shards, kind)
         self._quotas = {kind: quotas([pool.samples for pool in pools], PERIOD) for kind, pools in self._pools.items()}

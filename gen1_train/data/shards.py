@@ -98,13 +98,17 @@ class Manifest:
             ) from None
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read ({error}); freeze the set again with gen1-data") from error
-        if content.get("format") != FORMAT:
-            raise UserError(f"{path} has format {content.get('format')}, this version reads {FORMAT}; freeze it again")
+        found = content.get("format") if isinstance(content, dict) else None
+        if found != FORMAT:
+            raise UserError(f"{path} has format {found}, this version reads {FORMAT}; freeze it again")
         stored = content.pop("hash", None)
-        for name, pool in content["pools"].items():
-            shards = [Shard(**shard) for shard in pool.pop("shards")]
-            content["pools"][name] = PoolShards(**pool, shards=shards)
-        manifest = cls(**content)
+        try:
+            for name, pool in content["pools"].items():
+                shards = [Shard(**shard) for shard in pool.pop("shards")]
+                content["pools"][name] = PoolShards(**pool, shards=shards)
+            manifest = cls(**content)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is not a manifest ({error}); freeze the set again with gen1-data") from error
         if manifest.hash != stored:
             raise UserError(f"{path} was changed after it was frozen (its hash does not fit); freeze the set again")
         return manifest

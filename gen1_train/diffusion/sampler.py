@@ -10,8 +10,8 @@ from gen1_train.diffusion.schedule import NoiseSchedule
 
 
 def timesteps(schedule: NoiseSchedule, steps: int) -> list[int]:
-    """`steps` timesteps, evenly spaced, from T - 1 down to 0 (always from pure noise: the last T is included)."""
-    return torch.linspace(schedule.steps - 1, 0, steps + 1).round().long()[:-1].tolist()
+    """`steps` timesteps, T / steps apart, down from T - 1: always from pure noise, none twice for steps <= T."""
+    return [schedule.steps - 1 - i * schedule.steps // steps for i in range(steps)]
 
 
 def ddim(

@@ -1,5 +1,6 @@
 """Content: CLIP embeddings of frames and captions (paper section 3.2.2), through open_clip."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,8 @@ from gen1_train.frozen import fingerprint, load_frozen
 
 @dataclass
 class ClipConfig:
-    model: str = "ViT-L-14"  # open_clip's name, or `local-dir:FOLDER` with open_clip_config.json and its weights
+    # open_clip's name (OpenAI's weights want QuickGELU), or `local-dir:FOLDER` with open_clip_config.json and weights
+    model: str = "ViT-L-14-quickgelu"
     pretrained: str | None = "openai"  # open_clip's tag, or a .safetensors file; null for local-dir
     chunk: int = 64  # frames that go through the tower at a time; bounds memory, changes no value
 
@@ -29,9 +31,12 @@ class ClipEncoder:
         self._preprocess: Any = None
 
         def load() -> torch.nn.Module:
-            model, _, self._preprocess = open_clip.create_model_and_transforms(
-                config.model, pretrained=config.pretrained, weights_only=True
-            )
+            with warnings.catch_warnings():
+                # open_clip only warns when weights were trained with another activation than the model has
+                warnings.filterwarnings("error", message="QuickGELU mismatch")
+                model, self._preprocess = open_clip.create_model_from_pretrained(  # never random weights
+                    config.model, pretrained=config.pretrained, weights_only=True
+                )
             return model
 
         wanted = "a model that open_clip lists with a pretrained tag or file, or local-dir:FOLDER"

@@ -5,11 +5,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from gen1_train.frozen import fingerprint, load_frozen
+from gen1_train.frozen import complete, fingerprint, load_frozen
 
 NORMALISATION = "min-max over the clip, inverse depth, 1 is nearest"  # ours; per frame would flicker
+
+
+# transformers makes this layer and never calls it: the first fusion has nothing to fuse with (transformers #28292)
+UNUSED = "neck.fusion_stage.layers.0.residual_layer1."
 
 
 @dataclass
@@ -34,8 +38,13 @@ class DepthEstimator:
             "depth estimator",
             config.path,
             "a folder in transformers' DPT format (config.json, model.safetensors) or a hub id",
-            lambda: DPTForDepthEstimation.from_pretrained(config.path, use_safetensors=True),
+            lambda: complete(
+                DPTForDepthEstimation.from_pretrained(config.path, use_safetensors=True, output_loading_info=True),
+                unused=UNUSED,
+            ),
         ).to(self.device)
+        # random where the checkpoint lacks it (Intel/dpt-large does), which would give every process a fingerprint
+        self.network.neck.fusion_stage.layers[0].residual_layer1 = nn.Identity()
 
     @property
     def fingerprint(self) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gen1_train.frozen import fingerprint, load_frozen
+from gen1_train.frozen import complete, fingerprint, load_frozen
 
 
 @dataclass
@@ -28,7 +28,11 @@ class Autoencoder(nn.Module):
             "autoencoder",
             config.path,
             "a folder in diffusers' format (config.json, diffusion_pytorch_model.safetensors) or a hub id",
-            lambda: AutoencoderKL.from_pretrained(config.path, use_safetensors=True, low_cpu_mem_usage=False),
+            lambda: complete(
+                AutoencoderKL.from_pretrained(
+                    config.path, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+                )
+            ),
         )
         self.chunk = config.chunk
         self.scale = float(self.kl.config.scaling_factor)

@@ -38,23 +38,28 @@ def is_temporal(name: str) -> bool:
     return ".temporal_" in name
 
 
-def load_weights(unet: SpatioTemporalUNet, weights: dict[str, Tensor], source: str) -> WeightReport:
-    """Puts the weights of a predecessor into a UNet.
+def is_projection(name: str) -> bool:
+    """True for the parameters that bring the content to the width of cross-attention: new in stage 2, if needed."""
+    return name.startswith("content_projection.")
+
+
+def load_weights(unet: SpatioTemporalUNet, weights: dict[str, Tensor], source: str, grow: bool = True) -> WeightReport:
+    """Puts the weights of a predecessor into a UNet, or with grow=False those of this very UNet: then nothing is new.
 
     The only keys that may be new are the temporal layers and the content projection; the only shape that may differ
     is the input convolution's, which may gain input channels: they start at zero, so the output does not change.
     Raises UserError that names every other key that is missing, left over or of another shape; nothing is changed then.
     """
     wanted = unet.state_dict()
-    new = [k for k in wanted if k not in weights and (is_temporal(k) or k.startswith("content_projection."))]
+    new = [k for k in wanted if k not in weights and grow and (is_temporal(k) or is_projection(k))]
     missing = [k for k in wanted if k not in weights and k not in new]
     left_over = [k for k in weights if k not in wanted]
     common = [k for k in wanted if k in weights]
-    widened = [k for k in common if k == INPUT and _widens(weights[k], wanted[k])]
+    widened = [k for k in common if grow and k == INPUT and _widens(weights[k], wanted[k])]
     misshapen = [k for k in common if weights[k].shape != wanted[k].shape and k not in widened]
-    any_temporal = any(is_temporal(k) for k in new)
-    if any_temporal and any(is_temporal(k) for k in common):
-        missing += [k for k in new if is_temporal(k)]  # some are there: not an image UNet, a damaged one
+    for group in (is_temporal, is_projection):
+        if any(group(k) for k in common):
+            missing += [k for k in new if group(k)]  # some are there: not a predecessor without them, a damaged one
     problems = [
         *(f"missing {k}" for k in missing),
         *(f"left over {k}" for k in left_over),
@@ -90,6 +95,8 @@ def read_stable_diffusion(path: str | Path) -> tuple[UNetConfig, dict[str, Tenso
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'config.json'} cannot be read ({error}); fetch the folder again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{folder / 'config.json'} is not the config of a network; fetch the folder again")
     weights = load_safetensors(folder / WEIGHTS)
     return config_from_diffusers(content, folder), {k: v.float() for k, v in weights.items()}
 

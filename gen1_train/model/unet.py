@@ -195,7 +195,7 @@ class SpatioTemporalUNet(nn.Module):
             skips += new
         x = self.mid_block(x, time, content, frames)
         for up in self.up_blocks:
-            skips, own = skips[: -len(up.resnets)], skips[-len(up.resnets) :]
+            skips, own = skips[: -self.config.layers - 1], skips[-self.config.layers - 1 :]
             size = (skips or own)[-1].shape[-2:]  # the next block's; the last one has no upsampling
             x = up(x, own, size, time, content, frames)
         x = self.conv_out(F.silu(self.conv_norm_out(x)))

@@ -62,7 +62,7 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
         raise UserError("data.root is not given: add data.root=FOLDER, a shard set made by gen1-data")
     shards = ShardSet(config.data.root)
     ratio = stage.image_ratio if config.data.image_ratio is None else config.data.image_ratio
-    schedule = Schedule(shards, config.seed, ratio, config.data.batch_clips)
+    schedule = Schedule(shards, config.seed, ratio, config.data.batch_clips, config.model.max_frames)
     check_data(config, shards.manifest)
     processes = process_count(config)
     world = processes * config.trainer.nodes
@@ -153,7 +153,7 @@ def restore(config: TrainConfig, resume: checkpoint.Checkpoint, manifest: Manife
             "that set, or start a new run with name="
         )
     unet = SpatioTemporalUNet(stage_unet(config.model, config.stage))
-    load_weights(unet, resume.weights(), str(resume.path))
+    load_weights(unet, resume.weights(), str(resume.path), grow=False)
     say(f"resuming from {resume.path}")
     return unet
 

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
@@ -42,8 +43,8 @@ class DecordReader:
     def clips(self, path: str | Path, windows: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:
         """See VideoReader.
 
-        A window is given only after the frames that follow it came too: so where a file breaks, decord, whose threads
-        notice it sooner or later, never gives a window that PyAV would not give.
+        A window is given only after as many frames behind it as PyAVReader asks for: so where a file breaks, decord,
+        whose threads notice it sooner or later, never gives a window that PyAV would not give.
         """
         info = probe(path)
         if info.pixel_format not in FORMATS:
@@ -52,15 +53,15 @@ class DecordReader:
             count = self._open(path)
             if info.frames not in (None, count):
                 raise VideoError(f"the file ends early: {count} of {info.frames} frames")
-            held: np.ndarray | None = None
+            held: deque[tuple[int, np.ndarray]] = deque()  # (last index, frames)
             for window in windows:
-                frames = self._read(list(window), info)
-                if held is not None:
-                    yield held
-                held = frames
-            if held is not None:
+                held.append((window[-1], self._read(list(window), info)))
+                while held[0][0] + REORDERING <= window[-1]:
+                    yield held.popleft()[1]
+            if held:
                 self._ask({"skip": REORDERING})
-                yield held
+            for _, frames in held:
+                yield frames
         finally:
             self._release()
 

@@ -1,0 +1,131 @@
+"""Batches: the same with and without workers, from any step on, and with a damaged sample among them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch._utils import ExceptionWrapper
+
+from gen1_train.batch import Batch
+from gen1_train.cli import explain
+from gen1_train.data.loader import SUBSTITUTES, BatchDataset, DataConfig, Place, StepSampler, build_loader
+from gen1_train.data.schedule import Schedule
+from gen1_train.data.shards import ShardSet, read_index
+from gen1_train.errors import UserError
+from tests.made import make_shard_set
+
+FIELDS = ("moments", "image_embedding", "depth")
+VIDEO = "video-32x16"
+STEPS = 8
+
+
+ALONE = Place(rank=0, world=1, accumulate=1)
+
+
+def dataset(root: Path, place: Place = ALONE, ratio: float = 0.25, clips: int = 4) -> BatchDataset:
+    shards = ShardSet(root)
+    return BatchDataset(shards, Schedule(shards, 3, ratio, clips), place, FIELDS)
+
+
+def batches(made: BatchDataset, start: int = 0, stop: int = STEPS, workers: int = 0) -> list[Batch]:
+    return list(build_loader(made, start, stop, workers, pin=False))
+
+
+def assert_equal(one: list[Batch], two: list[Batch]) -> None:
+    assert len(one) == len(two)
+    for a, b in zip(one, two):
+        for name, value in vars(a).items():
+            other = getattr(b, name)
+            assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, name
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shard_set(tmp_path_factory.mktemp("set"), clips=9, images=20, frames=4)
+
+
+def test_a_batch_holds_what_the_schedule_says(made: Path) -> None:
+    own = dataset(made)
+    for number, batch in enumerate(batches(own)):
+        step = own.schedule.at(number)
+        assert (batch.kind, batch.step, batch.slots) == (step.kind, number, list(range(step.size)))
+        indices = [own.schedule.sample(step, slot) for slot in batch.slots]
+        assert batch.keys == [f"{step.kind}-{index:03d}" for index in indices]
+        assert batch.moments.shape == ((16, 1, 8, 2, 4) if step.kind == "image" else (4, 4, 8, 2, 4))
+        assert batch.depth is not None and batch.structure is None
+        sample = own.shards.read(step.pool, indices[-1], FIELDS)
+        torch.testing.assert_close(batch.moments[-1], torch.from_numpy(sample.moments).float(), rtol=0, atol=0)
+
+
+def test_workers_and_a_later_start_change_nothing(made: Path) -> None:
+    straight = batches(dataset(made))
+    assert {batch.kind for batch in straight[3:]} == {"image", "video"}
+    assert_equal(batches(dataset(made), start=3), straight[3:])
+    assert_equal(batches(dataset(made), start=3, workers=2), straight[3:])
+
+
+def test_ranks_and_accumulation_share_the_global_batch(made: Path) -> None:
+    straight = batches(dataset(made))
+    for number, whole in enumerate(straight):
+        parts = [dataset(made, Place(rank, 2, 2))[(number, micro)] for micro in range(2) for rank in range(2)]
+        assert {part.kind for part in parts} == {whole.kind}
+        assert [slot for part in parts for slot in part.slots] == whole.slots
+        assert [key for part in parts for key in part.keys] == whole.keys
+        assert torch.equal(torch.cat([part.moments for part in parts]), whole.moments)
+
+
+def test_steps_and_micro_batches_come_in_order() -> None:
+    assert list(StepSampler(5, 7, 2)) == [(5, 0), (5, 1), (6, 0), (6, 1)]
+    assert list(StepSampler(7, 7, 2)) == []
+    assert not hasattr(StepSampler(0, 7, 1), "__len__")  # with one Lightning would skip on a resume, a second time
+
+
+def damage(root: Path, samples: list[int]) -> None:
+    """Flips a byte in the moments of samples of the video pool (one shard)."""
+    tar = root / "shards" / f"{VIDEO}-000000.tar"
+    data = bytearray(tar.read_bytes())
+    for sample in samples:
+        offset, size, _ = read_index(tar)[sample].members["moments.npy"]
+        data[offset + size - 1] ^= 1
+    tar.write_bytes(data)
+
+
+def test_a_bad_sample_is_replaced_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make_shard_set(tmp_path, clips=8, images=0, shards=1)
+    straight = batches(dataset(root, ratio=0), stop=2)  # 2 batches of 4: one epoch, every clip once
+    damage(root, [5])
+    again = batches(dataset(root, ratio=0), stop=2)
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1 and "warning" in printed and "video-005" in printed and VIDEO in printed
+    for before, after in zip(straight, again):
+        assert after.slots == before.slots
+        changed = [a != b for a, b in zip(after.keys, before.keys)]
+        assert changed == [key == "video-005" for key in before.keys]  # its neighbours stay
+        for row, key in enumerate(after.keys):
+            sample = ShardSet(root).read(VIDEO, int(key[-3:]), ("moments",))
+            assert torch.equal(after.moments[row], torch.from_numpy(sample.moments).float())  # the data of its key
+    assert_equal(batches(dataset(root, ratio=0), stop=2), again)  # and always the same one
+
+
+def test_a_damaged_set_is_refused_after_a_few_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make_shard_set(tmp_path, clips=8, images=0, shards=1)
+    damage(root, list(range(8)))
+    with pytest.raises(UserError) as error:
+        batches(dataset(root, ratio=0))
+    assert capsys.readouterr().out.count("warning") == SUBSTITUTES
+    assert f"{SUBSTITUTES} samples in a row of {VIDEO}" in str(error.value) and str(root) in str(error.value)
+
+
+def test_the_line_of_a_worker_is_the_same_line(tmp_path: Path) -> None:
+    """A worker's error arrives with the worker's traceback in its text; the user is to see the line alone."""
+    root = make_shard_set(tmp_path, clips=8, images=0, shards=1)
+    damage(root, list(range(8)))
+    try:
+        dataset(root, ratio=0)[(0, 0)]
+    except UserError:
+        sent = ExceptionWrapper(where="in DataLoader worker process 0")  # what a worker of DataLoader does
+    with pytest.raises(UserError, match="Traceback") as error:
+        sent.reraise()
+    line = explain(error.value, DataConfig)
+    assert line is not None and line.startswith(f"{SUBSTITUTES} samples in a row of {VIDEO} cannot be read")
+    assert line.endswith("copy it again") and "Traceback" not in line

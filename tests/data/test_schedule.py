@@ -1,0 +1,179 @@
+"""What a step reads, checked against plain counting from step 0."""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from gen1_train.data.loader import Place
+from gen1_train.data.schedule import PERIOD, Schedule, quotas
+from gen1_train.data.shards import PoolShards, Shard
+from gen1_train.errors import UserError
+
+IMAGES, VIDEOS = (40, 90, 16), (33, 11)  # samples in the pools
+CLIPS, FRAMES = 2, 4
+
+
+@dataclass
+class Pools:
+    """A shard set's pools without files."""
+
+    images: tuple[int, ...] = IMAGES
+    videos: tuple[int, ...] = VIDEOS
+    root: Path = Path("SET")
+
+    def pools(self, kind: str) -> list[PoolShards]:
+        sizes, frames = (self.images, 1) if kind == "image" else (self.videos, FRAMES)
+        return [
+            PoolShards(kind, 32 + 8 * i, 16, frames, [Shard("a", size // 2, 0, 0), Shard("b", size - size // 2, 0, 0)])
+            for i, size in enumerate(sizes)
+        ]
+
+
+def schedule(ratio: float = 0.125, seed: int = 0, clips: int = CLIPS, pools: Pools | None = None) -> Schedule:
+    return Schedule(pools or Pools(), seed, ratio, clips)  # type: ignore[arg-type]
+
+
+def kinds(made: Schedule, steps: int) -> list[str]:
+    return [made.kind(step) for step in range(steps)]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "block", "images"), [(0.125, 8, 1), (0.375, 8, 3), (0.1, 10, 1), (0.5, 2, 1), (0, 1, 0), (1, 1, 1)]
+)
+def test_every_aligned_block_has_its_share_of_image_steps(ratio: float, block: int, images: int) -> None:
+    drawn = kinds(schedule(ratio), 120 * block)
+    blocks = [tuple(drawn[start : start + block]) for start in range(0, len(drawn), block)]
+    assert all(b.count("image") == images for b in blocks)
+    seen = {i for b in blocks for i, kind in enumerate(b) if kind == "image"}
+    assert seen == (set(range(block)) if images else set())  # anywhere in the block: no beat with other periods
+
+
+def test_seeds_give_other_streams_and_one_seed_the_same() -> None:
+    assert kinds(schedule(seed=1), 400) == kinds(schedule(seed=1), 400) != kinds(schedule(seed=2), 400)
+    one, two = schedule(1, seed=1), schedule(1, seed=2)
+    assert [one.sample(one.at(0), slot) for slot in range(8)] != [two.sample(two.at(0), slot) for slot in range(8)]
+
+
+def test_at_agrees_with_counting_from_step_0() -> None:
+    made = schedule()
+    uses: Counter[str] = Counter()
+    for number in range(1100):  # two periods of image steps, fifteen of video steps
+        step = made.at(number)
+        assert step.kind == made.kind(number) == step.pool.split("-")[0]
+        assert step.size == made.batch_size(step.kind) == (CLIPS * FRAMES if step.kind == "image" else CLIPS)
+        assert step.first == uses[step.pool]
+        uses[step.pool] += step.size
+
+
+def test_at_a_million_agrees_with_what_must_have_come_before() -> None:
+    """A million steps at 1/8 are 125 000 image steps, however they fell; the pools' uses have to add up to them."""
+    made, start = schedule(), 10**6
+    before: dict[str, int] = {}
+    uses: Counter[str] = Counter()
+    for number in range(start, start + 600):  # long enough for every pool to come up
+        step = made.at(number)
+        before.setdefault(step.pool, step.first)
+        assert step.first == before[step.pool] + uses[step.pool]
+        uses[step.pool] += step.size
+    assert len(before) == len(IMAGES) + len(VIDEOS)
+    assert sum(first for pool, first in before.items() if pool.startswith("image")) == 125_000 * CLIPS * FRAMES
+    assert sum(first for pool, first in before.items() if pool.startswith("video")) == 875_000 * CLIPS
+    assert made.at(start) == schedule().at(start)  # whatever was asked before
+
+
+@pytest.mark.parametrize("ratio", [0.375, 1])
+def test_every_sample_comes_once_an_epoch(ratio: float) -> None:
+    made = schedule(ratio)
+    streams: defaultdict[str, list[int]] = defaultdict(list)
+    samples = {}
+    for number in range(300):
+        step = made.at(number)
+        samples[step.pool] = step.samples
+        streams[step.pool] += [made.sample(step, slot) for slot in range(step.size)]
+    assert len(streams) == (len(IMAGES) if ratio == 1 else len(IMAGES) + len(VIDEOS))
+    for pool, stream in streams.items():
+        size = samples[pool]
+        epochs = [tuple(stream[start : start + size]) for start in range(0, len(stream) - size + 1, size)]
+        assert len(epochs) >= 3, pool
+        assert all(sorted(epoch) == list(range(size)) for epoch in epochs), pool
+        assert len(set(epochs)) == len(epochs), pool  # each in its own order
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (4, 1), (2, 2), (1, 4)])
+@pytest.mark.parametrize("size", [8, 32])
+def test_any_layout_reads_the_same_global_batch(world: int, accumulate: int, size: int) -> None:
+    """Whatever the layout, slots 0..size-1 are read once; a slot's sample does not know who reads it."""
+    parts = [
+        list(Place(rank, world, accumulate).slots(size, micro)) for micro in range(accumulate) for rank in range(world)
+    ]
+    assert {len(part) for part in parts} == {size // (world * accumulate)}
+    assert sorted(slot for part in parts for slot in part) == list(range(size))
+
+
+def test_pools_of_a_kind_come_up_in_proportion() -> None:
+    made = schedule(0, clips=10, pools=Pools(videos=(100, 300)))
+    for period in range(3):
+        counts = Counter(made.at(period * PERIOD + i).samples for i in range(PERIOD))
+        assert counts == {100: 16, 300: 48}
+    orders = {tuple(made.at(p * PERIOD + i).samples for i in range(PERIOD)) for p in range(3)}
+    assert len(orders) == 3
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ((5,), [64]),
+        ((1, 1), [32, 32]),
+        ((1, 3), [16, 48]),
+        ((1, 10_000), [1, 63]),  # at least once
+        ((1, 1, 1), [22, 21, 21]),  # the largest remainder, ties to the first
+        ((1,) * 64, [1] * 64),
+        ((1,) * 40 + (10**6,), [1] * 40 + [24]),
+    ],
+)
+def test_quotas(sizes: tuple[int, ...], expected: list[int]) -> None:
+    assert quotas(sizes, 64) == expected
+
+
+def test_quotas_are_within_one_of_the_share() -> None:
+    sizes = (640, 377, 211, 98, 53)
+    shares = [64 * size / sum(sizes) for size in sizes]
+    assert all(abs(quota - share) < 1 for quota, share in zip(quotas(sizes, 64), shares))
+    assert sum(quotas(sizes, 64)) == 64
+
+
+def test_more_pools_than_a_period_holds_are_refused() -> None:
+    with pytest.raises(UserError, match="65 pools"):
+        quotas([1] * 65, 64)
+
+
+def test_a_pool_smaller_than_a_batch_is_refused_with_the_mend() -> None:
+    with pytest.raises(UserError) as error:
+        schedule(clips=12)
+    assert "pool image-32x16 has 40 samples" in str(error.value) and "batch of 48" in str(error.value)
+    assert "lower data.batch_clips" in str(error.value)
+    assert schedule(clips=4).at(0)  # 16 images: as many as the smallest pool has
+    assert schedule(0, clips=11).at(0)  # no image step, no image pool to fill
+
+
+@pytest.mark.parametrize(
+    ("kind", "ratio", "mend"), [("image", 0.125, "data.image_ratio=0"), ("video", 0.125, "data.image_ratio=1")]
+)
+def test_a_missing_kind_is_refused_with_the_mend(kind: str, ratio: float, mend: str) -> None:
+    without = Pools(images=()) if kind == "image" else Pools(videos=())
+    with pytest.raises(UserError) as error:
+        schedule(ratio, pools=without)
+    assert f"has no {kind}s" in str(error.value) and str(error.value).endswith(mend)
+    assert schedule(float(mend.rpartition("=")[2]), pools=without).at(5)
+
+
+def test_every_step_costs_the_same_number_of_frames() -> None:
+    made = schedule()
+    assert made.batch_size("image") == made.batch_size("video") * FRAMES
+
+
+def test_a_set_of_images_alone_reads_as_many_as_one_with_videos_would() -> None:
+    made = Schedule(Pools(videos=()), 0, 1.0, CLIPS, frames=FRAMES)  # type: ignore[arg-type]
+    assert made.batch_size("image") == CLIPS * FRAMES

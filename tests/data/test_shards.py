@@ -1,0 +1,254 @@
+"""A frozen shard set: random access that equals the tar, and every kind of damage said in one line."""
+
+import pickle
+import tarfile
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from gen1_train.batch import Pool, SampleError, encode_sample
+from gen1_train.data.shards import (
+    Entry,
+    Manifest,
+    ShardSet,
+    build_index,
+    index_path,
+    read_index,
+    write_atomically,
+    write_index,
+)
+from gen1_train.errors import UserError
+from tests.made import make_sample, make_shard_set
+
+VIDEO, IMAGE = "video-32x16", "image-32x16"
+FIELDS = ("frames", "depth", "moments", "structure", "image_embedding", "text_embedding", "caption", "meta")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """7 clips in 2 tars and 5 images in 2 tars; tests that damage something copy it first."""
+    return make_shard_set(tmp_path_factory.mktemp("set"), clips=7, images=5, frames=3)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A set to damage."""
+    return make_shard_set(tmp_path, clips=4, images=3, frames=2)
+
+
+def line_of(error: pytest.ExceptionInfo) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_index_stands_where_the_tar_says(made: Path) -> None:
+    for tar in sorted((made / "shards").glob("*.tar")):
+        entries = build_index(tar)
+        assert read_index(tar) == entries
+        found = {f"{e.key}.{name}": place for e in entries for name, place in e.members.items()}
+        with tarfile.open(tar) as archive:
+            infos = [info for info in archive if info.isfile()]
+            assert [info.name for info in infos] == list(found)
+            for info in infos:
+                data = archive.extractfile(info).read()
+                assert found[info.name] == (info.offset_data, info.size, zlib.crc32(data))
+
+
+@pytest.mark.parametrize(("pool", "count"), [(VIDEO, 7), (IMAGE, 5)])
+def test_every_sample_reads_back_as_it_was_written(made: Path, pool: str, count: int) -> None:
+    shards = ShardSet(made)
+    layout = shards.manifest.pools[pool].pool
+    assert shards.manifest.pools[pool].samples == count
+    for i in range(count):
+        wanted = make_sample(f"{layout.kind}-{i:03d}", layout, i + (1000 if layout.kind == "image" else 0))
+        sample = shards.read(pool, i, FIELDS)
+        assert (sample.key, sample.caption, sample.meta) == (wanted.key, wanted.caption, wanted.meta)
+        for field in ("depth", "moments", "structure", "image_embedding", "text_embedding"):
+            np.testing.assert_array_equal(getattr(sample, field), getattr(wanted, field))
+        assert sample.frames.shape == wanted.frames.shape
+
+
+def test_only_the_named_fields_are_read(made: Path) -> None:
+    sample = ShardSet(made).read(VIDEO, 0, ("structure", "caption"))
+    assert sample.structure is not None and sample.caption is not None
+    assert sample.frames is None and sample.depth is None and sample.moments is None and sample.meta is None
+
+
+def test_locate_counts_through_the_shards(made: Path) -> None:
+    shards = ShardSet(made)
+    sizes = [shard.samples for shard in shards.manifest.pools[VIDEO].shards]
+    assert sizes == [4, 3]
+    places = [(shard.name, row) for shard, row in (shards.locate(VIDEO, i) for i in range(7))]
+    assert places == [(f"{VIDEO}-{n:06d}.tar", row) for n, size in enumerate(sizes) for row in range(size)]
+    for index in (-1, 7):
+        with pytest.raises(IndexError):
+            shards.locate(VIDEO, index)
+
+
+def test_pools_of_a_kind_are_sorted(made: Path) -> None:
+    shards = ShardSet(made)
+    assert [pool.pool for pool in shards.pools("video")] == [Pool("video", 32, 16, 3)]
+    assert [pool.pool.name for pool in shards.pools("image")] == [IMAGE]
+    assert shards.pools("sound") == []
+
+
+def test_webdataset_reads_the_same_keys_and_bytes(made: Path) -> None:
+    """The promise that any WebDataset user can read our shards."""
+    tars = sorted(str(tar) for tar in (made / "shards").glob("video-*.tar"))
+    stream = webdataset.WebDataset(tars, shardshuffle=False, empty_check=False)
+    theirs = [{k: v for k, v in sample.items() if k not in ("__url__", "__local_path__")} for sample in stream]
+    layout = ShardSet(made).manifest.pools[VIDEO].pool
+    ours = [{"__key__": f"video-{i:03d}", **encode_sample(make_sample(f"video-{i:03d}", layout, i))} for i in range(7)]
+    assert theirs == ours
+
+
+def flip(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(("field", "member"), [("frames", "frame01.jpg"), ("moments", "moments.npy")])
+def test_a_flipped_byte_is_found_and_named(own: Path, field: str, member: str) -> None:
+    tar = own / "shards" / f"{VIDEO}-000000.tar"
+    offset, size, _ = read_index(tar)[1].members[member]
+    flip(tar, offset + size - 1)
+    shards = ShardSet(own)
+    with pytest.raises(SampleError) as error:
+        shards.read(VIDEO, 1, (field,))
+    assert f"{tar.name}: member video-001.{member} is damaged" in line_of(error)
+    shards.read(VIDEO, 0, (field,))  # the neighbour is whole
+    shards.read(VIDEO, 1, ("caption",))  # and so is what is read of the same sample
+
+
+def test_a_tar_that_was_cut_off_is_found(own: Path) -> None:
+    tar = own / "shards" / f"{VIDEO}-000000.tar"
+    tar.write_bytes(tar.read_bytes()[: read_index(tar)[1].members["moments.npy"][0] + 5])
+    with pytest.raises(SampleError, match=r"video-001\.moments\.npy is damaged"):
+        ShardSet(own).read(VIDEO, 1, ("moments",))
+
+
+def test_a_field_that_the_sample_lacks_is_named(own: Path) -> None:
+    tar = own / "shards" / f"{IMAGE}-000000.tar"
+    entry = read_index(tar)[0]
+    del entry.members["caption.txt"]
+    refreeze_index(own, IMAGE, tar, [entry, *read_index(tar)[1:]])
+    with pytest.raises(SampleError, match=r"sample image-000 has no member caption\.txt"):
+        ShardSet(own).read(IMAGE, 0, ("caption",))
+
+
+def refreeze_index(root: Path, pool: str, tar: Path, entries: list[Entry]) -> None:
+    """Freezes a set whose index says something else, with all checksums in order."""
+    manifest = Manifest.load(root)
+    shards = manifest.pools[pool].shards
+    number = [shard.name for shard in shards].index(tar.name)
+    shards[number] = replace(shards[number], crc32=write_index(tar, entries))
+    manifest.save(root)
+
+
+def test_a_whole_member_that_cannot_be_decoded_is_named_with_its_sample(own: Path) -> None:
+    """Checksums hold, but what was frozen is no picture: the line has to say where it is, or nobody can find it."""
+    tar = own / "shards" / f"{VIDEO}-000000.tar"
+    entries = read_index(tar)
+    offset, size, _ = entries[1].members["frame00.jpg"]
+    data = bytearray(tar.read_bytes())
+    data[offset : offset + 4] = b"GIF?"
+    tar.write_bytes(data)
+    entries[1].members["frame00.jpg"] = (offset, size, zlib.crc32(data[offset : offset + size]))
+    refreeze_index(own, VIDEO, tar, entries)
+    with pytest.raises(SampleError, match=r"(?=.*video-001)(?=.*frame00\.jpg)"):
+        ShardSet(own).read(VIDEO, 1, ("frames",))
+
+
+def test_a_sample_that_breaks_the_contract_is_refused(own: Path) -> None:
+    manifest = Manifest.load(own)
+    manifest.pools[VIDEO].width, manifest.pools[VIDEO].height = 16, 32
+    manifest.save(own)
+    with pytest.raises(SampleError, match=r"video-000: depth is uint16 \(2, 16, 32\)"):
+        ShardSet(own).read(VIDEO, 0, ("depth",))
+
+
+def test_an_index_that_was_cut_off_is_refused(own: Path) -> None:
+    path = index_path(own / "shards" / f"{VIDEO}-000000.tar")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError) as error:
+        ShardSet(own).read(VIDEO, 0, ("caption",))
+    assert str(path) in line_of(error) and "not the index that was frozen" in line_of(error)
+
+
+@pytest.mark.parametrize("suffix", [".index", ".tar"])
+def test_a_file_that_is_gone_is_named(own: Path, suffix: str) -> None:
+    path = own / "shards" / f"{VIDEO}-000000{suffix}"
+    path.unlink()
+    with pytest.raises(UserError) as error:
+        ShardSet(own).read(VIDEO, 0, ("caption",))
+    assert str(path) in line_of(error)
+
+
+def test_a_manifest_round_trips_and_its_hash_is_of_its_content(own: Path) -> None:
+    manifest = Manifest.load(own)
+    manifest.save(own)
+    again = Manifest.load(own)
+    assert again == manifest and again.hash == manifest.hash
+    again.estimators["clip"]["width"] = 65
+    assert again.hash != manifest.hash
+
+
+def test_a_set_that_is_not_finished_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        ShardSet(tmp_path / "nowhere")
+    assert "manifest.json is missing" in line_of(error) and str(tmp_path / "nowhere") in line_of(error)
+
+
+def test_a_manifest_that_was_changed_is_refused(own: Path) -> None:
+    path = own / "manifest.json"
+    path.write_text(path.read_text().replace('"scale": 0.5', '"scale": 0.6'))
+    with pytest.raises(UserError) as error:
+        ShardSet(own)
+    assert "was changed after it was frozen" in line_of(error)
+
+
+def test_a_manifest_of_another_format_is_refused(own: Path) -> None:
+    path = own / "manifest.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(UserError) as error:
+        ShardSet(own)
+    assert "has format 2, this version reads 1" in line_of(error)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"format": 1}', '{"format": 1, "pools": {"a": {}}}'])
+def test_a_manifest_that_is_none_is_refused(own: Path, content: str) -> None:
+    path = own / "manifest.json"
+    path.write_text(content)
+    with pytest.raises(UserError) as error:
+        ShardSet(own)
+    assert str(path) in line_of(error)
+
+
+def test_a_set_travels_as_its_path_alone(made: Path) -> None:
+    """What DataLoader sends to a worker must not grow with the set, nor carry open files."""
+    shards = ShardSet(made)
+    wanted = shards.read(VIDEO, 6, ("moments",))
+    sent = pickle.dumps(shards)
+    assert len(sent) < len(str(made)) + 300
+    arrived = pickle.loads(sent)
+    assert np.array_equal(arrived.read(VIDEO, 6, ("moments",)).moments, wanted.moments)
+    assert arrived.manifest == shards.manifest
+
+
+def test_write_atomically_leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "manifest.json"
+    write_atomically(path, b"old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]

@@ -1,0 +1,106 @@
+"""The temporal layers against the plainest possible references, in float64."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gen1_train.model.temporal import TemporalConv, TemporalTransformerBlock
+
+B, N, C, H, W = 2, 5, 12, 3, 4
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def randomise(module: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.5)
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_convolution_is_conv1d_over_the_frames_of_every_pixel(kernel: int) -> None:
+    layer = TemporalConv(C, kernel).double()
+    randomise(layer)
+    x = torch.randn(B, N, C, H, W, dtype=torch.float64)
+    pixels = x.permute(0, 3, 4, 2, 1).reshape(B * H * W, C, N)  # (b h w) c n
+    plain = nn.Conv1d(C, C, kernel, padding=kernel // 2).double()
+    plain.load_state_dict(layer.conv.state_dict())
+    expected = x + plain(pixels).view(B, H, W, C, N).permute(0, 4, 3, 1, 2)
+    torch.testing.assert_close(layer(x.flatten(0, 1), N), expected.flatten(0, 1), rtol=1e-12, atol=1e-12)
+
+
+def test_convolution_reads_any_memory_layout() -> None:
+    """Convolutions hand on channels_last tensors when they are given such; the fold must not depend on it."""
+    layer = TemporalConv(C, 3).double()
+    randomise(layer)
+    x = torch.randn(B * N, C, H, W, dtype=torch.float64)
+    last = x.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(layer(last, N), layer(x, N), rtol=1e-12, atol=1e-12)
+
+
+def naive_attention(block: TemporalTransformerBlock, x: Tensor, heads: int) -> Tensor:
+    """The block on the frames (n, c) of one token: attention head by head and frame by frame."""
+    n, c = x.shape
+    attn, d = block.attn, c // heads
+    queried = F.layer_norm(x, (c,), block.norm1.weight, block.norm1.bias) + block.positions[:n]
+    q, k, v = queried @ attn.to_q.weight.T, queried @ attn.to_k.weight.T, queried @ attn.to_v.weight.T
+    mixed = torch.zeros_like(x)
+    for head in range(heads):
+        own = slice(head * d, (head + 1) * d)
+        for i in range(n):
+            weights = torch.stack([q[i, own] @ k[j, own] / math.sqrt(d) for j in range(n)]).softmax(0)
+            mixed[i, own] = sum(weights[j] * v[j, own] for j in range(n))
+    x = x + mixed @ attn.to_out.weight.T + attn.to_out.bias
+    gelu, out = block.ff.net[0].proj, block.ff.net[2]
+    inner = F.layer_norm(x, (c,), block.norm2.weight, block.norm2.bias) @ gelu.weight.T + gelu.bias
+    hidden, gate = inner[:, : 4 * c], inner[:, 4 * c :]
+    return x + (hidden * F.gelu(gate)) @ out.weight.T + out.bias
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_transformer_block_is_attention_among_the_frames_of_every_token(heads: int) -> None:
+    block = TemporalTransformerBlock(C, heads, max_frames=N + 2).double()
+    randomise(block)
+    tokens = torch.randn(B, N, H * W, C, dtype=torch.float64)
+    made = block(tokens.flatten(0, 1), N).view(tokens.shape)
+    for b in range(B):
+        for s in range(H * W):
+            expected = naive_attention(block, tokens[b, :, s], heads)
+            torch.testing.assert_close(made[b, :, s], expected, rtol=1e-10, atol=1e-10)
+
+
+def test_positions_are_what_tells_frames_apart() -> None:
+    block = TemporalTransformerBlock(C, 2, max_frames=N).double()
+    randomise(block)
+    tokens = torch.randn(N, H * W, C, dtype=torch.float64)
+    assert (block(tokens.flip(0), N).flip(0) - block(tokens, N)).abs().max() > 0.1
+    with torch.no_grad():
+        block.positions.zero_()
+    torch.testing.assert_close(block(tokens.flip(0), N).flip(0), block(tokens, N), rtol=1e-10, atol=1e-10)
+
+
+def test_both_start_as_the_identity_to_the_bit() -> None:
+    x = torch.randn(B * N, C, H, W)
+    assert torch.equal(TemporalConv(C, 3)(x, N), x)
+    tokens = torch.randn(B * N, H * W, C)
+    block = TemporalTransformerBlock(C, 2, max_frames=N)
+    assert torch.equal(block(tokens, N), tokens)
+    assert block.positions.std() > 0  # though not blind to the frame index
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_gradients_are_those_of_the_function(frames: int) -> None:
+    """gradcheck: the strided views and the unsqueezed kernel have to carry gradients to the right places."""
+    conv, block = TemporalConv(2, 3).double(), TemporalTransformerBlock(4, 2, 2).double()
+    randomise(conv)
+    randomise(block)
+    x = torch.randn(2 * frames, 2, 2, 1, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: conv(x, frames), x)
+    tokens = torch.randn(2 * frames, 1, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: block(x, frames), tokens)

@@ -1,0 +1,194 @@
+"""The contract between data_tools and training: what goes in comes out, and what breaks it is refused by name."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gen1_train.batch import (
+    Batch,
+    Pool,
+    Sample,
+    SampleError,
+    collate,
+    decode_member,
+    decode_sample,
+    encode_sample,
+    members_of,
+    validate,
+)
+from tests.made import make_sample
+
+VIDEO, IMAGE = Pool("video", 24, 16, 3), Pool("image", 24, 16, 1)
+ARRAYS = ("depth", "moments", "structure", "image_embedding", "text_embedding")
+FIELDS = ("frames", *ARRAYS, "caption", "meta")
+
+
+def npy(array: np.ndarray, pickled: bool = False) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=pickled)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("pool", [VIDEO, IMAGE])
+def test_encode_then_decode_gives_everything_back_exactly(pool: Pool) -> None:
+    sample = make_sample("clip_1-a", pool, 5)
+    back = decode_sample("clip_1-a", encode_sample(sample))
+    for field in ARRAYS:
+        written, read = getattr(sample, field), getattr(back, field)
+        assert read.dtype == written.dtype and np.array_equal(read, written), field
+    assert (back.key, back.caption, back.meta) == (sample.key, sample.caption, sample.meta)
+    validate(back, pool)
+
+
+def test_frames_survive_jpeg_with_their_colours() -> None:
+    """Saturated colours of one pixel: with subsampled chroma they would be off by more than 100 levels."""
+    frames = np.zeros((2, 16, 24, 3), np.uint8)
+    frames[0, :, ::2, 0] = frames[0, :, 1::2, 1] = 255  # red, green, red, green ...
+    frames[1] = np.linspace(0, 255, 24, dtype=np.uint8)[None, :, None]
+    back = decode_sample("k", encode_sample(Sample("k", frames=frames))).frames
+    assert back is not None and back.dtype == np.uint8 and back.shape == frames.shape
+    error = np.abs(back.astype(int) - frames)
+    assert error.mean() < 4 and error.max() < 40
+
+
+def test_frames_and_depth_keep_their_order_beyond_nine() -> None:
+    depth = (np.arange(12, dtype=np.uint16) * 5000)[:, None, None].repeat(8, 1).repeat(8, 2)
+    frames = (np.arange(12, dtype=np.uint8) * 20)[:, None, None, None].repeat(8, 1).repeat(8, 2).repeat(3, 3)
+    members = encode_sample(Sample("k", frames=frames, depth=depth))
+    back = decode_sample("k", dict(reversed(members.items())))
+    assert np.array_equal(back.depth, depth)
+    assert np.abs(back.frames.astype(int) - frames).max() <= 2
+
+
+def test_members_are_those_of_the_docstring() -> None:
+    members = encode_sample(make_sample("k", VIDEO, 0))
+    assert list(members) == [name for field in FIELDS for name in members_of(field, 3)]
+    assert not any("." in name.rpartition(".")[0] for name in members)  # WebDataset cuts names at the first dot
+    with pytest.raises(KeyError):
+        members_of("colour", 3)
+
+
+def test_fields_that_are_not_there_stay_none() -> None:
+    back = decode_sample("k", encode_sample(Sample("k", caption="größe, 大")))
+    assert back.caption == "größe, 大"
+    assert [field for field in FIELDS if getattr(back, field) is not None] == ["caption"]
+    validate(back, VIDEO)
+
+
+def damaged(field: str, change: str) -> Sample:
+    sample = make_sample("k", VIDEO, 0)
+    array = getattr(sample, field)
+    if change == "shape":
+        array = array[..., :-1] if array.ndim == 1 else array[:-1]
+    elif change == "rank":
+        array = array[None]
+    elif change == "dtype":
+        array = array.astype(np.float32)
+    else:
+        array = array.copy()
+        array.flat[-1] = {"nan": np.nan, "infinite": -np.inf}[change]
+    return replace(sample, **{field: array})
+
+
+CASES = [(field, change) for field in ("frames", *ARRAYS) for change in ("shape", "rank", "dtype")]
+CASES += [(field, change) for field in ARRAYS[1:] for change in ("nan", "infinite")]
+CASES.remove(("text_embedding", "shape"))  # one caption's embedding is as wide as it is: the contract leaves d open
+
+
+@pytest.mark.parametrize(("field", "change"), CASES)
+def test_validate_refuses_and_names_the_field(field: str, change: str) -> None:
+    with pytest.raises(SampleError, match=field):
+        validate(damaged(field, change), VIDEO)
+
+
+@pytest.mark.parametrize("field", ["frames", "depth"])
+def test_validate_refuses_pictures_of_another_size(field: str) -> None:
+    sample = Sample("k", **{field: getattr(make_sample("k", VIDEO, 0), field)})
+    with pytest.raises(SampleError, match=rf"{field} is .* the pool has"):
+        validate(sample, replace(VIDEO, width=16, height=24))  # the same number of pixels
+
+
+def test_validate_refuses_latents_that_do_not_belong_together() -> None:
+    sample = make_sample("k", VIDEO, 0)
+    for structure in (sample.structure[:, :3], sample.structure[..., :-1]):
+        with pytest.raises(SampleError, match="moments"):
+            validate(replace(sample, structure=structure), VIDEO)
+
+
+@pytest.mark.parametrize("key", ["a.b", "", "a/b", "a b", "ü", "x" * 201, "a\n"])
+def test_validate_refuses_a_key_that_a_tar_reader_would_misread(key: str) -> None:
+    with pytest.raises(SampleError, match="key"):
+        validate(replace(make_sample("k", VIDEO, 0), key=key), VIDEO)
+
+
+def test_nothing_is_unpickled() -> None:
+    with pytest.raises(SampleError, match=r"moments\.npy"):
+        decode_member("moments.npy", npy(np.array([{"a": 1}], dtype=object), pickled=True))
+
+
+def png(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, "PNG")
+    return stream.getvalue()
+
+
+BROKEN = {
+    "cut off npy": ("moments.npy", npy(np.zeros((2, 8, 2, 2), np.float16))[:-4]),
+    "empty npy": ("moments.npy", b""),
+    "zip archive as npy": ("moments.npy", b"PK\x03\x04" + bytes(40)),
+    "no png": ("depth00.png", b"not a png"),
+    "cut off png": ("depth00.png", png(np.random.default_rng(0).integers(0, 65536, (9, 9), np.uint16))[:-60]),
+    "empty jpeg": ("frame00.jpg", b""),
+    "no utf-8": ("caption.txt", b"\xff\xfe"),
+    "no json": ("meta.json", b"{"),
+    "no member of a sample": ("caption.pickle", b"x"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_member_that_cannot_be_decoded_is_named(what: str) -> None:
+    name, data = BROKEN[what]
+    with pytest.raises(SampleError, match=name):
+        decode_member(name, data)
+
+
+def test_depth_of_eight_bits_is_refused() -> None:
+    """0..255 read as 0..65535 would be a depth map that is flat to one part in 256, and nobody would notice."""
+    with pytest.raises(SampleError, match="depth00"):
+        decode_member("depth00.png", png(np.arange(64, dtype=np.uint8).reshape(8, 8)))
+
+
+def test_collate_stacks_and_brings_depth_to_0_1() -> None:
+    samples = [make_sample(f"k{i}", VIDEO, i) for i in range(2)]
+    samples[0].depth[0, 0, :2] = (0, 65535)
+    batch = collate("video", 7, [4, 9], samples)
+    assert (batch.kind, batch.step, batch.slots, batch.keys) == ("video", 7, [4, 9], ["k0", "k1"])
+    assert batch.moments.shape == (2, 3, 8, 2, 3) and batch.embeddings.shape == (2, 3, 64)
+    assert batch.structure.shape == (2, 3, 4, 2, 3) and batch.depth.shape == (2, 3, 16, 24)
+    assert all(v.dtype == torch.float32 for v in vars(batch).values() if isinstance(v, torch.Tensor))
+    assert batch.depth[0, 0, 0, :2].tolist() == [0, 1]
+    assert batch.depth.min() >= 0 and batch.depth.max() <= 1
+    np.testing.assert_array_equal(batch.moments[1].numpy(), samples[1].moments.astype(np.float32))
+    torch.testing.assert_close(batch.depth[1], torch.from_numpy(samples[1].depth.astype(np.float64) / 65535).float())
+
+
+def test_collate_leaves_out_what_was_not_read() -> None:
+    sample = make_sample("k", IMAGE, 0)
+    batch = collate("image", 0, [0], [replace(sample, depth=None, structure=None)])
+    assert batch.depth is None and batch.structure is None and batch.moments.shape[1] == 1
+
+
+def test_to_moves_every_tensor_and_nothing_else() -> None:
+    batch = collate("video", 1, [0], [make_sample("k", VIDEO, 0)])
+    batch.depth = None
+    moved = batch.to(torch.device("meta"))
+    assert isinstance(moved, Batch) and moved is not batch and batch.moments.device.type == "cpu"
+    for name, value in vars(moved).items():
+        if isinstance(value, torch.Tensor):
+            assert value.device.type == "meta" and value.shape == getattr(batch, name).shape
+        else:
+            assert value == getattr(batch, name)

@@ -1,0 +1,302 @@
+"""The command line: what is typed arrives as it is, and a mistake is one line that names the mend, with exit code 2."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from gen1_train.cli import explain, quoted, run_app, settings
+from gen1_train.config import TrainConfig
+from gen1_train.edit import EditConfig
+from gen1_train.errors import UserError
+from gen1_train.training.run import train
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Run]:
+    """Runs an app in an empty folder and gives back the config that its task receives."""
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # run_app sets it: so it is put back afterwards
+    monkeypatch.chdir(tmp_path)
+    schemas = {"train": TrainConfig, "edit": EditConfig}
+
+    def call(app: str, *arguments: str, task: Callable[[Any], None] | None = None) -> Any:
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", [f"gen1-{app}", *arguments])
+        received: list[Any] = []
+        run_app(f"gen1-{app}", app, schemas[app], task or received.append)
+        return received[0] if received else None
+
+    yield call
+    GlobalHydra.instance().clear()
+
+
+@pytest.fixture
+def line(run: Run, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs an app that has to end with exit code 2 and one line on standard error, and gives back that line."""
+
+    def call(app: str, *arguments: str, task: Callable[[Any], None] | None = None) -> str:
+        with pytest.raises(SystemExit) as ended:
+            run(app, *arguments, task=task)
+        out, err = capsys.readouterr()
+        assert ended.value.code == 2 and out == ""
+        assert err.count("\n") == 1 and err.endswith("\n") and err.startswith(f"gen1-{app}: error: ")
+        return err.removeprefix(f"gen1-{app}: error: ").strip()
+
+    return call
+
+
+TEXTS = [
+    "a red ball, on (wet) grass = nice",
+    "it's a ball",
+    "'tis a ball",
+    "'a' and 'b'",
+    'a "red" ball',
+    '"red" ball',
+    "[red] ball",
+    "{red} ball: wet",
+    "$5, 50 %",
+    "/data/my clips/it's [1], {2}.mp4",
+    "C:\\clips\\a.mp4",
+    "ends with \\",
+    "quote after backslash \\' here",
+    "two \\\\ of them\\\\",
+    " spaces at both ends ",
+    "größe, 大きい",
+    "true",
+    "4",
+    "1e-5",
+    "~tilde, +plus, -minus, !bang, @at, #hash, *star",
+    "tab\tand\nline",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_arrives_as_it_was_typed(text: str) -> None:
+    """Through Hydra's own parser. The shell has taken its quotes already: nobody should have to quote twice."""
+    [override] = OverridesParser.create().parse_overrides([quoted(f"prompt={text}", EditConfig)])
+    assert override.key_or_group == "prompt" and str(override.value()) == text
+
+
+@pytest.mark.parametrize("text", ["'quoted twice'", '"quoted twice"'])
+def test_text_that_was_quoted_twice_loses_its_quotes(text: str) -> None:
+    [override] = OverridesParser.create().parse_overrides([quoted(f"prompt={text}", EditConfig)])
+    assert str(override.value()) == "quoted twice"
+
+
+@pytest.mark.parametrize(
+    ("typed", "passed"),
+    [
+        ("stage=4", "stage='4'"),  # names of groups are text, also where they look like numbers
+        ("init.from=a b", "init.from_='a b'"),  # `from` is no name for a Python field
+        ("init.from=null", "init.from_=null"),
+        ("data.root=null", "data.root=null"),
+        ("optim.lr=1e-5", "optim.lr=1e-5"),  # numbers and lists are Hydra's
+        ("model.channels=[1,2]", "model.channels=[1,2]"),
+        ("seed=1,2", "seed=1,2"),
+        ("data.root=", "data.root="),
+        ("no.such.setting=a b", "no.such.setting=a b"),
+        ("--multirun", "--multirun"),
+        ("--config-dir=a b", "--config-dir=a b"),
+        ("a red ball", "a red ball"),
+    ],
+)
+def test_only_text_is_quoted(typed: str, passed: str) -> None:
+    assert quoted(typed, TrainConfig) == passed
+
+
+def test_a_command_line_arrives_whole(run: Run) -> None:
+    config = run(
+        "edit",
+        "prompt=a red ball, on (wet) grass = nice",
+        'input=/my clips/it\'s [1], "b".mp4',
+        "output=out put.mp4",
+        "omega=3",
+        "frames=null",
+        "t_s=2",
+    )
+    assert isinstance(config, EditConfig)
+    assert config.prompt == "a red ball, on (wet) grass = nice"
+    assert (config.input, config.output) == ('/my clips/it\'s [1], "b".mp4', "out put.mp4")
+    assert (config.omega, config.frames, config.t_s) == (3.0, None, 2) and isinstance(config.omega, float)
+
+
+def test_a_training_command_arrives_whole(run: Run, tmp_path: Path) -> None:
+    config = run(
+        "train", "stage=3", "model=tiny", "strategy=zero1", "init.from=/sd 1,5", "name=4", "optim.betas=[0.9,0.95]"
+    )
+    assert isinstance(config, TrainConfig)
+    assert (config.stage.name, config.stage.predecessor, config.stage.temporal) == ("3", "2", True)
+    assert (config.model.context_dim, config.strategy.name) == (64, "zero1")
+    assert (config.init.from_, config.name, config.optim.betas) == ("/sd 1,5", "4", [0.9, 0.95])
+    assert list(tmp_path.iterdir()) == []  # Hydra leaves no folders behind: the run folder is ours
+
+
+def test_values_may_refer_to_others_and_to_the_environment(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", "/scratch/my set")
+    config = run("train", "stage=3", "data.root=${oc.env:SCRATCH}/shards", "name=seed${seed}", "seed=7")
+    assert (config.data.root, config.name) == ("/scratch/my set/shards", "seed7")
+
+
+MISTAKES: dict[str, tuple[list[str], str]] = {
+    "misspelt setting": (["stage=4", "optim.lrr=1"], "there is no setting optim.lrr; did you mean optim.lr?"),
+    "misspelt section": (["stage=4", "trainer.acelerator=cpu"], "did you mean trainer.accelerator?"),
+    "misspelt group": (["stage=4", "modle=tiny"], "there is no setting modle; did you mean model?"),
+    "group of another app": (["stage=4", "recipe=tiny"], "there is no setting recipe"),
+    "added setting": (["stage=4", "+optim.lrr=1"], "there is no setting optim.lrr"),
+    "nothing like it": (["stage=4", "qqqq=1"], "there is no setting qqqq"),
+    "unknown stage": (["stage=9"], "there is no stage=9; choose from: 1, 2, 3, 4, 5"),
+    "unknown model": (["stage=4", "model=sd16"], "there is no model=sd16; choose from: sd15, small, tiny"),
+    "unknown strategy": (["stage=4", "strategy=zero9"], "choose from: ddp, single, zero1, zero2, zero3"),
+    "unknown experiment": (["stage=4", "experiment=nosuch"], "there is no experiment=nosuch"),
+    "no stage": ([], "You must specify 'stage'"),
+}
+
+
+@pytest.mark.parametrize("what", MISTAKES)
+def test_a_mistake_is_one_line_with_the_mend(line: Callable[..., str], what: str) -> None:
+    arguments, says = MISTAKES[what]
+    assert says in line("train", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("argument", "wanted"),
+    [
+        ("optim.lr=fast", "[Ff]loat"),
+        ("seed=1.5", "[Ii]nteger"),
+        ("data.batch_clips=many", "[Ii]nteger"),
+        ("data.image_ratio=half", "[Ff]loat"),
+        ("model.channels=[a,b]", "[Ii]nteger"),
+        ("model.channels=5", "list"),
+        ("model.temporal=maybe", "[Bb]ool"),
+        ("name=null", "not Optional"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named_with_the_type(line: Callable[..., str], argument: str, wanted: str) -> None:
+    message = line("train", "stage=4", argument)
+    key, _, value = argument.partition("=")
+    assert key in message and value in message
+    assert re.search(wanted, message.replace(argument, "")), message
+
+
+@pytest.mark.parametrize(
+    "argument", ["data.root=${oc.env:NOT_THERE}", "name=${no.such.setting}", "model.channels=[1,2", "checkpoint=1"]
+)
+def test_what_hydra_cannot_read_is_one_line(line: Callable[..., str], argument: str) -> None:
+    message = line("train", "stage=4", argument)
+    assert any(part in message for part in ("NOT_THERE", "no.such.setting", "[1,2", "checkpoint"))
+
+
+def test_a_word_without_equals_is_one_line(line: Callable[..., str]) -> None:
+    assert "a red ball" in line("edit", "a red ball")
+
+
+def test_no_data_is_said_with_the_mend(line: Callable[..., str]) -> None:
+    assert line("train", "stage=2", "model=tiny", task=train) == (
+        "data.root is not given: add data.root=FOLDER, a shard set made by gen1-data"
+    )
+
+
+def test_a_bad_device_is_said_before_anything_starts(line: Callable[..., str]) -> None:
+    message = line("train", "stage=2", "model=tiny", "trainer.accelerator=gpuu", task=train)
+    assert message == "accelerator=gpuu is not one of auto, cpu, cuda"
+
+
+def fail(error: BaseException) -> Callable[[Any], None]:
+    def task(config: Any) -> None:
+        raise error
+
+    return task
+
+
+def test_a_message_of_many_lines_becomes_one(line: Callable[..., str]) -> None:
+    assert line("edit", task=fail(UserError("first:\n   second\n"))) == "first: second"
+
+
+def test_file_names_stay_as_they_are_in_a_message(line: Callable[..., str]) -> None:
+    """Somebody may copy it from there."""
+    assert line("edit", task=fail(UserError("input=my  clip.mp4 is not there"))) == "input=my  clip.mp4 is not there"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), ValueError("a bug"), KeyError("a bug")])
+def test_a_bug_keeps_its_traceback(run: Run, error: Exception) -> None:
+    with pytest.raises(type(error), match="a bug"):
+        run("edit", task=fail(error))
+    assert explain(error, EditConfig) is None
+
+
+def test_an_interrupt_is_said_and_ends_with_130(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run("edit", task=fail(KeyboardInterrupt()))
+    assert ended.value.code == 130 and capsys.readouterr().err == "gen1-edit: interrupted\n"
+
+
+def test_the_command_itself_ends_so(tmp_path: Path) -> None:
+    """Once as a process, with nothing patched."""
+    done = subprocess.run(
+        [sys.executable, "-m", "gen1_train.edit", "checkpoint=a b", "input=it's.mp4", "output=x.mp4", "t_s=1"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("gen1-edit: error: ") and done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@dataclass
+class Inner:
+    deep: int = 0
+    text: str | None = None
+
+
+@dataclass
+class Middle:
+    inner: Inner = field(default_factory=Inner)
+    numbers: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Outer:
+    middle: Middle = field(default_factory=Middle)
+    name: str = ""
+
+
+def test_settings_go_into_nested_sections() -> None:
+    assert settings(Outer) == {
+        "middle.inner.deep": int,
+        "middle.inner.text": str | None,
+        "middle.numbers": list[int],
+        "name": str,
+    }
+
+
+def leaves(config: DictConfig, prefix: str = "") -> set[str]:
+    """The dotted names of all values of a config."""
+    found = set()
+    for key in config:
+        node = config._get_node(key)
+        found |= leaves(node, f"{prefix}{key}.") if isinstance(node, DictConfig) else {f"{prefix}{key}"}
+    return found
+
+
+@pytest.mark.parametrize("schema", [TrainConfig, EditConfig])
+def test_settings_are_all_that_hydra_knows(schema: type) -> None:
+    config = OmegaConf.structured(schema)
+    if schema is TrainConfig:
+        from gen1_train.training.stages import StageConfig
+
+        config.stage = OmegaConf.structured(StageConfig)
+    assert set(settings(schema)) == leaves(config)

@@ -1,0 +1,203 @@
+"""conf/: every file composes into the typed config, says what it is, and holds what the paper says where it does."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from gen1_train.cli import conf_dir, quoted
+from gen1_train.config import TrainConfig, check
+from gen1_train.errors import UserError
+from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
+from gen1_train.training.stages import StageConfig, stage_unet
+from gen1_train.training.strategy import StrategyConfig, build_strategy
+
+CONF = conf_dir()
+FILES = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
+GROUPS: dict[str, Any] = {"stage": StageConfig, "model": UNetConfig, "strategy": StrategyConfig}
+MEMBERS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+
+
+def values(file: str) -> dict[str, Any]:
+    return yaml.safe_load((CONF / file).read_text())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hydra() -> Iterator[None]:
+    GlobalHydra.instance().clear()
+    ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+@cache
+def resolved(*arguments: str) -> DictConfig:
+    return compose("train", [quoted(argument, TrainConfig) for argument in arguments])
+
+
+def composed(*arguments: str) -> TrainConfig:
+    config = OmegaConf.to_object(resolved(*arguments))
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+def changed(argument: str) -> TrainConfig:
+    """Stage 4 with one more setting; composing it anew for each would take most of the time."""
+    config = resolved("stage=4").copy()
+    key, _, value = argument.partition("=")
+    OmegaConf.update(config, key, yaml.safe_load(value))
+    return OmegaConf.to_object(config)  # type: ignore[return-value]
+
+
+def test_there_are_files() -> None:
+    assert len(MEMBERS) >= 13 and "train.yaml" in FILES and "edit.yaml" in FILES
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_file_says_first_what_it_is(file: str) -> None:
+    lines = (CONF / file).read_text().splitlines()
+    if lines[0].startswith("# @package"):  # a directive of Hydra's has to stand in front
+        lines = lines[1:]
+    assert lines[0].startswith("# ") and len(lines[0]) > 30
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_files_hold_values_and_no_class_paths(file: str) -> None:
+    text = (CONF / file).read_text()
+    assert "_target_" not in text and "gen1_train.training" not in text
+
+
+@pytest.mark.parametrize(("group", "name"), MEMBERS)
+def test_every_member_of_a_group_composes(group: str, name: str) -> None:
+    config = composed("stage=4", f"{group}={name}")
+    section = asdict(getattr(config, group))
+    given = values(f"{group}/{name}.yaml")
+    assert set(given) <= {field.name for field in fields(GROUPS[group])}
+    assert {key: section[key] for key in given} == given
+    check(config)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
+@pytest.mark.parametrize("stage", "15")
+def test_every_experiment_composes_with_a_stage(name: str, stage: str) -> None:
+    config = composed(f"stage={stage}", f"experiment={name}")
+    check(config)
+    assert config.stage.name == stage and config != composed(f"stage={stage}")
+
+
+def test_a_stage_leaves_nothing_to_a_default() -> None:
+    for stage in "12345":
+        assert set(values(f"stage/{stage}.yaml")) == {field.name for field in fields(StageConfig)}
+
+
+def test_names_are_those_of_the_files() -> None:
+    for group in ("stage", "strategy"):
+        for path in (CONF / group).glob("*.yaml"):
+            assert values(f"{group}/{path.name}")["name"] == path.stem
+
+
+def test_stages_build_on_each_other_from_1_to_5() -> None:
+    chain = {stage: values(f"stage/{stage}.yaml")["predecessor"] for stage in "12345"}
+    assert chain == {"1": None, "2": "1", "3": "2", "4": "3", "5": "4"}
+
+
+def test_stages_are_those_of_the_paper() -> None:
+    """Steps, share of image batches, what is there and t_s: known from the paper, so not ours to tune here."""
+    stages = [composed(f"stage={stage}").stage for stage in "12345"]
+    assert [stage.steps for stage in stages] == [0, 15_000, 75_000, 25_000, 10_000]
+    assert [stage.image_ratio for stage in stages] == [1, 1, 0.125, 0.125, 0.125]
+    assert [stage.temporal for stage in stages] == [False, False, True, True, True]
+    assert [stage.structure for stage in stages] == [False, False, False, True, True]
+    assert [stage.max_level for stage in stages] == [0, 0, 0, 0, 7]
+
+
+def test_the_defaults_are_the_papers() -> None:
+    config = composed("stage=5")
+    assert config.data.batch_clips == 1152 and config.data.image_ratio is None
+    assert asdict(config.model) == asdict(UNetConfig())  # Stable Diffusion 1.x
+    noise = config.diffusion.noise
+    assert (noise.steps, noise.beta_start, noise.beta_end) == (1000, 0.00085, 0.012)
+
+
+@pytest.mark.parametrize("model", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
+def test_every_model_runs(model: str) -> None:
+    """On the meta device: shapes only, but all of them: heads that do not divide a width, groups, skips."""
+    config = composed("stage=5", f"model={model}")
+    with torch.device("meta"):
+        unet = SpatioTemporalUNet(stage_unet(config.model, config.stage))
+        latents = torch.zeros(1, config.model.max_frames, 12, 16, 24)
+        made = unet(latents, torch.zeros(1), torch.zeros(1, 2, config.model.content_dim))
+    assert made.shape == (1, config.model.max_frames, 4, 16, 24)
+
+
+def test_a_stage_has_the_unet_that_it_needs() -> None:
+    made = {stage: stage_unet(UNetConfig(), StageConfig(**values(f"stage/{stage}.yaml"))) for stage in "12345"}
+    assert {stage: (c.in_channels, c.temporal) for stage, c in made.items()} == {
+        "1": (4, False),
+        "2": (4, False),
+        "3": (4, True),
+        "4": (12, True),  # z_t, encoded structure, t_s
+        "5": (12, True),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "strategy").glob("*.yaml")))
+def test_every_strategy_is_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # ZeRO sets it: so it is put back afterwards
+    build_strategy(composed("stage=4", f"strategy={name}").strategy, processes=1, micro_batch=1)
+
+
+def test_the_resolved_config_reads_back_as_it_was() -> None:
+    config = composed("stage=4", "init.from=/a: b", "name=4", "data.root=null")
+    again = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), yaml.safe_load(config.to_yaml())))
+    assert again == config
+
+
+REFUSED = [
+    "trainer.accelerator=tpu",
+    "trainer.precision=16",
+    "log.wandb=on",
+    "data.batch_clips=0",
+    "data.image_ratio=1.5",
+    "data.image_ratio=-0.1",
+    "data.workers=-1",  # DataLoader's ValueError, with a traceback
+    "trainer.accumulate=0",
+    "trainer.nodes=0",
+    "trainer.devices=0",  # neither a number of processes nor "all"
+    "checkpoint.every=0",
+    "checkpoint.keep=0",
+    "log.every=0",
+    "optim.lr=0",
+    "optim.betas=[0.9]",  # an IndexError when the optimizer is made
+    "diffusion.drop_content=1.1",
+    "diffusion.noise.steps=0",
+    "stage.steps=-1",  # Lightning's word for "without end", and no batch at all for the loader
+    "stage.max_level=8",  # editing takes 0..7
+    "stage.image_ratio=2",
+    "model.heads=[8,8]",  # one for each resolution
+    "model.heads=[7,8,8,8]",  # does not divide 320
+    "model.groups=7",
+]
+
+
+@pytest.mark.parametrize("argument", REFUSED)
+def test_what_the_types_cannot_say_is_checked(argument: str) -> None:
+    with pytest.raises(UserError) as error:
+        check(changed(argument))
+    key, _, _ = argument.partition("=")
+    assert key.rpartition(".")[2] in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "argument", ["data.image_ratio=0", "data.image_ratio=1", "data.workers=0", "optim.clip_norm=0"]
+)
+def test_bounds_are_inside(argument: str) -> None:
+    check(changed(argument))

@@ -1,0 +1,104 @@
+"""The whole road, as `make demo` calls it, with a few steps a stage: raw videos in, an edited video and a page out."""
+
+import json
+import shutil
+from pathlib import Path
+
+import av
+import pytest
+
+from gen1_train.data.shards import ShardSet
+from gen1_train.training.checkpoint import latest
+from miniature import demo
+from miniature.render import write_world
+from tests.running import run
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks"), pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A demo on a user's folder: some good clips, a broken one, a text file that says it is a video."""
+    root = tmp_path_factory.mktemp("road")
+    source = root / "my videos"
+    write_world(source, clips=6, images=17, frames=40)
+    whole = (source / "clip-0000.mp4").read_bytes()
+    (source / "broken.mp4").write_bytes(whole[: len(whole) // 3])
+    (source / "not a video.mp4").write_text("hello")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "STEPS", {2: 3, 3: 3, 4: 3, 5: 3})
+        patch.setattr(demo, "SAMPLING_STEPS", 3)
+        demo.run(source, root / "demo")
+        shutil.copy(root / "demo" / "index.html", root / "first.html")
+        began = (root / "demo").glob("my videos-*/runs/demo/stage5/metrics.csv")
+        stamps = [path.stat().st_mtime_ns for path in began]
+        demo.run(source, root / "demo")  # everything is reused
+        assert [
+            p.stat().st_mtime_ns for p in (root / "demo").glob("my videos-*/runs/demo/stage5/metrics.csv")
+        ] == stamps
+    return root / "demo"
+
+
+@pytest.fixture(scope="module")
+def work(output: Path) -> Path:
+    (folder,) = output.glob("my videos-*")
+    return folder
+
+
+def test_every_stage_is_finished_and_grows_as_it_should(work):
+    info = {n: latest(work / "runs" / "demo" / f"stage{n}") for n in range(1, 6)}
+    assert all(c is not None and c.info.finished for c in info.values())
+    keys = {n: c.weights() for n, c in info.items()}
+    assert keys[1].keys() == keys[2].keys() < keys[3].keys() == keys[4].keys() == keys[5].keys()
+    assert [keys[n]["conv_in.weight"].shape[1] for n in range(1, 6)] == [4, 4, 4, 12, 12]
+
+
+def test_broken_files_are_accounted_for(work):
+    lines = [json.loads(line) for line in (work / "shards" / "failures.jsonl").read_text().splitlines()]
+    assert {line["file"] for line in lines} == {"broken.mp4", "not a video.mp4"}
+    assert all(line["reason"] for line in lines)
+    pools = ShardSet(work / "shards").manifest.pools
+    assert pools["video-112x64"].samples == 6 and pools["image-112x64"].samples == 17
+
+
+def test_edits_are_videos_of_the_asked_length(work):
+    names = [
+        *(f"time-{v}" for v in ("0.0", "1.0", "1.5")),
+        *(f"{k}-{v}" for k in ("structure", "depth") for v in (0, 3, 7)),
+    ]
+    for name in names:
+        with av.open(str(work / "edits" / f"{name}.mp4")) as container:
+            stream = container.streams.video[0]
+            assert (stream.width, stream.height, stream.pix_fmt) == (112, 64, "yuv420p"), name
+            assert stream.average_rate == 6  # 24 frames a second, every fourth: the pace of the input
+            assert sum(1 for _ in container.decode(video=0)) == 10  # a clip of 40 frames holds that many
+
+
+def test_the_page_names_only_files_that_are_there(output):
+    text = (output / "index.html").read_text()
+    links = [part.split('"')[0] for part in text.split('src="')[1:]]
+    assert len(links) == 13
+    assert all((output / link).is_file() for link in links)
+    assert "broken.mp4" in text and "stage 5" in text
+
+
+def test_bad_edits_end_with_one_line_and_no_file(work, tmp_path):
+    checkpoint = f"checkpoint={work / 'runs' / 'demo' / 'stage5'}"
+    image, video = (
+        f"image={work / 'edits' / 'content-a.png'}",
+        f"input={work.parent.parent / 'my videos' / 'clip-0000.mp4'}",
+    )
+    out = tmp_path / "out.mp4"
+    cases = {
+        "t_s=9 is out of range": [checkpoint, video, image, "t_s=9"],
+        "cannot be decoded": [checkpoint, f"input={work.parent.parent / 'my videos' / 'not a video.mp4'}", image],
+        "is of stage 3": [f"checkpoint={work / 'runs' / 'demo' / 'stage3'}", video, image],
+        "add image=FILE": [checkpoint, video],
+    }
+    for message, arguments in cases.items():
+        done = run("gen1_train.edit", *arguments, f"output={out}")
+        assert done.returncode == 2, done.stderr
+        (line,) = [line for line in done.stderr.splitlines() if "gen1-edit: error:" in line]
+        assert message in line
+        assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
