@@ -19,12 +19,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/python -m miniature.demo $(if $(SOURCE),--source '$(SOURCE)')
 
-# two processes at a time; the tests that start ranks of their own share a group, so that they do not crowd each other
+# two processes at a time, each file in one of them: its module fixtures are whole training runs
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m 'not slow'
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow'
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -43,7 +43,7 @@ def scan(source: Path, output: Path) -> Scan:
     Raises UserError when there is no such folder or no media file in it.
     """
     if not source.is_dir():
-        raise UserError(f"source={source} is not a folder")
+        raise UserError(f"source={source} is not a folder: give one that holds videos or images")
     result, media, captions = Scan(), [], set()
     ignored: Counter[str] = Counter()
     for path in _walk(source, output, result.failures):

@@ -13,7 +13,7 @@ from miniature import demo
 from miniature.render import write_world
 from tests.running import run
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

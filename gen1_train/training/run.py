@@ -8,16 +8,14 @@ import warnings
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.utilities import rank_zero_only
 
 from gen1_train.config import LogConfig, TrainConfig, check
-from gen1_train.data.schedule import Schedule
 from gen1_train.data.shards import Manifest, ShardSet, write_atomically
 from gen1_train.errors import UserError
-from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig
 from gen1_train.model.pretrained import WeightReport, load_weights
 from gen1_train.model.unet import SpatioTemporalUNet
 from gen1_train.training import checkpoint
@@ -25,6 +23,7 @@ from gen1_train.training.callbacks import Measure, SaveCheckpoints
 from gen1_train.training.datamodule import Gen1DataModule
 from gen1_train.training.metrics import MetricsCSV
 from gen1_train.training.module import Gen1Module
+from gen1_train.training.preflight import load_autoencoder, micro_clips, open_data, process_count
 from gen1_train.training.stages import build_unet, run_folder, stage_unet
 from gen1_train.training.strategy import build_strategy
 
@@ -58,22 +57,17 @@ def initialise(config: TrainConfig, run: Path) -> None:
 def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) -> None:
     """Stages 2 to 5: everything is checked before a process is started or a file is written."""
     stage = config.stage
-    if config.data.root is None:
-        raise UserError("data.root is not given: add data.root=FOLDER, a shard set made by gen1-data")
-    shards = ShardSet(config.data.root)
-    ratio = stage.image_ratio if config.data.image_ratio is None else config.data.image_ratio
-    schedule = Schedule(shards, config.seed, ratio, config.data.batch_clips, config.model.max_frames)
-    check_data(config, shards.manifest)
+    shards, schedule = open_data(config)
     processes = process_count(config)
     world = processes * config.trainer.nodes
     strategy = build_strategy(config.strategy, world, micro_clips(config, world))
+    encoding = shards.manifest.estimators["autoencoder"]
+    autoencoder = load_autoencoder(encoding) if stage.max_level > 0 else None
     if resume is None:
         unet, report = build_unet(config.model, stage, config.init, config.tree, config.seed)
         open_run(config, run, report)
     else:
         unet = restore(config, resume, shards.manifest)
-    encoding = shards.manifest.estimators["autoencoder"]
-    autoencoder = load_autoencoder(encoding) if stage.max_level > 0 else None
     module = Gen1Module(
         unet,
         config.optim,
@@ -85,15 +79,28 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
         autoencoder=autoencoder,
     )
     start = resume.info.step if resume else 0
+    trainer = build_trainer(config, run, start, processes, strategy, shards)
+    data = Gen1DataModule(shards, schedule, module.fields, stage.steps, config.data.workers)
+    say(f"stage {stage.name}: steps {start} to {stage.steps} in {run} on {trainer.world_size} processes")
+    trainer.fit(module, datamodule=data, ckpt_path=str(resume.trainer) if resume else None, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    say(f"stage {stage.name} is finished: {checkpoint.find_checkpoint(run).path}")
+
+
+def build_trainer(
+    config: TrainConfig, run: Path, start: int, processes: int, strategy: Strategy | str, shards: ShardSet
+) -> Trainer:
+    """Lightning's Trainer with our loggers and callbacks in place of its own checkpoints and bars."""
+    stage, manifest = config.stage, shards.manifest
+    buckets = [f"{pool.width}x{pool.height}" for pool in shards.pools("video")]
 
     def describe(step: int) -> checkpoint.CheckpointInfo:
-        buckets = [f"{pool.width}x{pool.height}" for pool in shards.pools("video")]
-        manifest = shards.manifest
         finished = step >= stage.steps
         return checkpoint.CheckpointInfo(stage.name, step, finished, manifest.hash, manifest.estimators, buckets)
 
     quiet()
-    trainer = Trainer(
+    return Trainer(
         accelerator=config.trainer.accelerator,
         devices=processes,
         num_nodes=config.trainer.nodes,
@@ -113,12 +120,6 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    data = Gen1DataModule(shards, schedule, module.fields, stage.steps, config.data.workers)
-    say(f"stage {stage.name}: steps {start} to {stage.steps} in {run} on {trainer.world_size} processes")
-    trainer.fit(module, datamodule=data, ckpt_path=str(resume.trainer) if resume else None, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    say(f"stage {stage.name} is finished: {checkpoint.find_checkpoint(run).path}")
 
 
 def quiet() -> None:
@@ -156,55 +157,6 @@ def restore(config: TrainConfig, resume: checkpoint.Checkpoint, manifest: Manife
     load_weights(unet, resume.weights(), str(resume.path), grow=False)
     say(f"resuming from {resume.path}")
     return unet
-
-
-def check_data(config: TrainConfig, manifest: Manifest) -> None:
-    """Raises UserError when the model cannot read what the set holds."""
-    width = manifest.estimators["clip"]["width"]
-    if width != config.model.content_dim:
-        raise UserError(
-            f"the CLIP embeddings in {config.data.root} have width {width}, the model takes "
-            f"{config.model.content_dim}: choose another model=, or set model.content_dim={width}"
-        )
-    frames = [pool.frames for pool in manifest.pools.values()]
-    if config.stage.temporal and max(frames) > config.model.max_frames:
-        raise UserError(
-            f"clips in {config.data.root} have {max(frames)} frames, the model has positions for "
-            f"{config.model.max_frames}: set model.max_frames={max(frames)} from stage 3 on"
-        )
-
-
-def load_autoencoder(encoding: dict[str, object]) -> Autoencoder:
-    """The autoencoder that made the set's latents. Raises UserError when the one found there now is another."""
-    autoencoder = Autoencoder(AutoencoderConfig(**encoding["config"]))  # type: ignore[arg-type]
-    if autoencoder.fingerprint != encoding["fingerprint"]:
-        raise UserError(
-            f"the autoencoder at {encoding['config']} is not the one that encoded the shard set (its fingerprint "  # type: ignore[index]
-            "differs): restore it, or make the set again with gen1-data"
-        )
-    return autoencoder
-
-
-def micro_clips(config: TrainConfig, world: int) -> int:
-    """Clips in one micro-batch of one rank. Raises UserError when the global batch cannot be split evenly."""
-    parts = world * config.trainer.accumulate
-    clips, rest = divmod(config.data.batch_clips, parts)
-    if rest:
-        raise UserError(
-            f"data.batch_clips={config.data.batch_clips} cannot be split evenly over {world} processes x "
-            f"{config.trainer.accumulate} accumulated micro-batches: make it a multiple of {parts}"
-        )
-    return clips
-
-
-def process_count(config: TrainConfig) -> int:
-    """Training processes on each node."""
-    gpus = torch.cuda.device_count() if config.trainer.accelerator != "cpu" else 0
-    if config.trainer.accelerator == "cuda" and not gpus:
-        raise UserError("trainer.accelerator=cuda, but no GPU is seen here: use trainer.accelerator=cpu")
-    if gpus and config.trainer.devices > gpus:
-        raise UserError(f"trainer.devices={config.trainer.devices}, but {gpus} GPUs are seen here")
-    return config.trainer.devices if config.trainer.devices > 0 else max(1, gpus)
 
 
 def loggers(config: LogConfig, run: Path, name: str, resume_step: int) -> list[Logger]:

@@ -12,7 +12,7 @@ from miniature.tiny import write_stable_diffusion
 from tests.made import make_shard_set
 from tests.running import TRAIN, kill_when, run, run_well
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
+pytestmark = pytest.mark.slow
 STEPS = 8
 
 

@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import pytest
+
+from gen1_train.config import TrainConfig
+from gen1_train.data.shards import Manifest
+from gen1_train.errors import UserError
+from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig
+from gen1_train.model.unet import UNetConfig
+from gen1_train.training.preflight import load_autoencoder, micro_clips, open_data, process_count
+from gen1_train.training.stages import InitConfig, StageConfig, build_unet, predecessor, stage_unet
+from miniature.tiny import write_stable_diffusion
+from tests.made import WIDTH, make_shard_set
+
+AUTOENCODER = Path(__file__).parents[2] / "miniature" / "weights" / "autoencoder"
+STAGES = {
+    1: StageConfig("1", None, 0, temporal=False, structure=False, max_level=0, image_ratio=1.0),
+    3: StageConfig("3", "2", 10, temporal=True, structure=False, max_level=0, image_ratio=0.125),
+    5: StageConfig("5", "4", 10, temporal=True, structure=True, max_level=7, image_ratio=0.125),
+}
+
+
+def config(root: Path | None = None, clips: int = 4, **model: int) -> TrainConfig:
+    made = TrainConfig(STAGES[3], model=UNetConfig(content_dim=WIDTH, **model))
+    made.data.root, made.data.batch_clips = root and str(root), clips
+    made.trainer.accelerator = "cpu"
+    return made
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shard_set(tmp_path_factory.mktemp("preflight") / "set")
+
+
+def test_a_fitting_set_is_opened_with_the_stage_s_share_of_images(root):
+    shards, schedule = open_data(config(root))
+    assert shards.manifest.hash == Manifest.load(root).hash
+    assert [schedule.kind(t) for t in range(8)].count("image") == 1
+    own = config(root)
+    own.data.image_ratio = 0.0
+    assert {open_data(own)[1].kind(t) for t in range(8)} == {"video"}
+
+
+def test_data_that_does_not_fit_is_refused_with_the_mend(root, tmp_path):
+    with pytest.raises(UserError, match=r"add data\.root=FOLDER"):
+        open_data(config(None))
+    with pytest.raises(UserError, match="make one with gen1-data"):
+        open_data(config(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"set model\.max_frames=4"):
+        open_data(config(root, max_frames=2))
+    other = config(root)
+    other.model.content_dim = 768
+    with pytest.raises(UserError, match=rf"have width {WIDTH}, the model takes 768"):
+        open_data(other)
+
+
+def test_the_global_batch_must_be_split_evenly():
+    assert micro_clips(config(clips=12), 3) == 4
+    accumulating = config(clips=12)
+    accumulating.trainer.accumulate = 2
+    assert micro_clips(accumulating, 3) == 2
+    with pytest.raises(UserError, match="make it a multiple of 8"):
+        micro_clips(accumulating, 4)
+
+
+def test_processes_are_as_many_as_asked_for_and_one_on_a_cpu():
+    alone = config()
+    assert process_count(alone) == 1
+    alone.trainer.devices = 3
+    assert process_count(alone) == 3
+
+
+def test_another_autoencoder_than_the_set_s_is_refused():
+    same = Autoencoder(AutoencoderConfig(str(AUTOENCODER)))
+    encoding = {"config": {"path": str(AUTOENCODER)}, "fingerprint": same.fingerprint}
+    assert load_autoencoder(encoding).fingerprint == same.fingerprint
+    with pytest.raises(UserError, match="is not the one that encoded"):
+        load_autoencoder({**encoding, "fingerprint": "another"})
+
+
+def test_the_unet_of_a_stage_has_what_the_stage_says():
+    model = UNetConfig()
+    assert [stage_unet(model, STAGES[n]).in_channels for n in (1, 3, 5)] == [4, 4, 12]
+    assert [stage_unet(model, STAGES[n]).temporal for n in (1, 3, 5)] == [False, True, True]
+
+
+def test_a_stage_without_its_start_says_where_it_comes_from(tmp_path):
+    model = UNetConfig(channels=[8, 16, 32, 32], groups=8, context_dim=WIDTH, content_dim=WIDTH)
+    with pytest.raises(UserError, match=r"give its folder with init\.from=PATH"):
+        build_unet(model, STAGES[1], InitConfig(), tmp_path, 0)
+    with pytest.raises(UserError, match="gen1-train stage=2"):
+        predecessor(STAGES[3], InitConfig(), tmp_path)
+    with pytest.raises(UserError, match=r"use init\.checkpoint="):
+        build_unet(model, STAGES[3], InitConfig(from_="sd"), tmp_path, 0)
+    write_stable_diffusion(tmp_path / "sd")
+    first, _ = build_unet(model, STAGES[1], InitConfig(from_=str(tmp_path / "sd")), tmp_path, 0)
+    again, _ = build_unet(model, STAGES[1], InitConfig(from_=str(tmp_path / "sd")), tmp_path, 1)
+    assert all((a == b).all() for a, b in zip(first.parameters(), again.parameters(), strict=True))
