@@ -9,6 +9,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from gen1_train.cli_help import help_text
 from gen1_train.errors import UserError
 
 Config = TypeVar("Config")
@@ -31,6 +32,9 @@ def run_app(name: str, config_name: str, schema: type[Config], task: Callable[[C
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(help_text(name, conf_dir() / f"{config_name}.yaml", schema))
+        return
     ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the line below is ours
 

@@ -23,7 +23,7 @@ from gen1_train.training.strategy import StrategyConfig
 class TrainerConfig:
     accelerator: str = "auto"  # cpu, cuda, or auto: GPUs if there are any
     devices: int = -1  # processes on each node; -1: one for every GPU, or one on a CPU
-    nodes: int = 1
+    nodes: int = 1  # machines
     precision: str = "bf16-mixed"  # or 32-true
     accumulate: int = 1  # micro-batches per optimizer step
 
@@ -32,15 +32,15 @@ class TrainerConfig:
 class LogConfig:
     every: int = 10  # optimizer steps between rows
     wandb: str = "auto"  # auto: online if the user is logged in, else offline; online, offline, disabled
-    project: str = "gen1-train"
+    project: str = "gen1-train"  # of W&B
 
 
 @dataclass
 class TrainConfig:
     stage: StageConfig
     name: str = "gen1"  # of the run tree: OUTPUT/NAME/stageN
-    output: str = "runs"
-    seed: int = 0
+    output: str = "runs"  # folder of the run trees
+    seed: int = 0  # of new weights, of the order of the data, and of all noise
     model: UNetConfig = field(default_factory=UNetConfig)
     data: DataConfig = field(default_factory=DataConfig)
     init: InitConfig = field(default_factory=InitConfig)

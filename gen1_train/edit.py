@@ -27,8 +27,8 @@ class EditConfig:
     omega_t: float = 1.0  # time: below 1 flickers like hand-drawn, above 1 is smoother
     t_s: int = 0  # structure: 0 keeps all of it, 7 is freest
     steps: int = 50  # of the sampler
-    seed: int = 0
-    device: str = "auto"
+    seed: int = 0  # of the noise: same seed, same frames
+    device: str = "auto"  # cpu, cuda, or auto: a GPU if there is one
 
 
 def edit(config: EditConfig) -> None:

@@ -15,7 +15,7 @@ STYLE = """
 :root { color-scheme: light dark; --line: #8884; --quiet: #888; --accent: #2a6fdb; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; } .quiet { color: var(--quiet); }
-.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1rem; }
+.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: 1rem; }
 figure { margin: 0; } figure video, figure img { width: 100%; aspect-ratio: 7 / 4; object-fit: cover; background: #0002;
   border-radius: 6px; display: block; }
 figcaption { font-size: .9rem; padding-top: .3rem; } figcaption b { color: var(--accent); }

@@ -27,9 +27,9 @@ from gen1_train.training.draws import draw
 class OptimConfig:
     """AdamW; all values are ours, the paper gives none."""
 
-    lr: float = 1e-5
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    weight_decay: float = 0.01
+    lr: float = 1e-5  # after the warm-up
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # of AdamW's moments
+    weight_decay: float = 0.01  # of AdamW, on all weights
     warmup_steps: int = 500  # linear from 0, then constant
     clip_norm: float = 1.0  # of the whole gradient; 0 switches clipping off
 
