@@ -256,4 +256,6 @@ def test_the_command_ends_with_one_line(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
-    assert capsys.readouterr().err.splitlines() == ["gen1-data: error: source=nowhere is not a folder"]
+    assert capsys.readouterr().err.splitlines() == [
+        "gen1-data: error: source=nowhere is not a folder: give one that holds videos or images"
+    ]

@@ -12,7 +12,7 @@ from miniature.tiny import write_stable_diffusion
 from tests.made import make_shard_set
 from tests.running import TRAIN, kill_when, run, run_well
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 STEPS = 8
 
 
