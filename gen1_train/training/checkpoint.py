@@ -71,7 +71,16 @@ def begin(run: Path, step: int) -> Path:
 
 
 def commit(temporary: Path, weights: dict[str, Tensor], config: str, info: CheckpointInfo, keep: int) -> Path:
-    """Adds the weights, syncs everything, gives the checkpoint its name, and removes all but the newest `keep`."""
+    """Adds the weights, syncs everything, gives the checkpoint its name, and removes all but the newest `keep`.
+
+    Raises UserError, and keeps what was there, when a weight is not finite.
+    """
+    broken = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"{len(broken)} of {len(weights)} weights are not finite at step {info.step}, {broken[0]} among them: "
+            "nothing was saved, the checkpoint before is kept; lower optim.lr or train in trainer.precision=32-true from there"
+        )
     temporary.mkdir(parents=True, exist_ok=True)
     contiguous = {name: tensor.detach().float().cpu().contiguous() for name, tensor in weights.items()}
     save_file(contiguous, temporary / UNET, metadata={"format": "pt"})

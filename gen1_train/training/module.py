@@ -8,6 +8,7 @@ import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.strategies import DeepSpeedStrategy
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from typing_extensions import override
@@ -95,7 +96,8 @@ class Gen1Module(LightningModule):
             inputs = torch.cat([inputs, self.structure_latents(batch, draws.levels), levels], dim=2)
         rows = torch.arange(len(draws.frames), device=draws.frames.device)
         content = content_tokens(batch.embeddings[rows, draws.frames], draws.dropped)
-        prediction = self.unet(inputs, draws.timesteps, content, temporal=batch.kind == "video")
+        dtype = self.unet.conv_in.weight.dtype  # bfloat16 under ZeRO in bf16-mixed; else autocast does what is needed
+        prediction = self.unet(inputs.to(dtype), draws.timesteps, content.to(dtype), temporal=batch.kind == "video")
         return per_sample_loss(prediction, v_from(latents, draws.noise, alpha, sigma))
 
     def structure_latents(self, batch: Batch, levels: Tensor) -> Tensor:
@@ -111,6 +113,18 @@ class Gen1Module(LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if not isinstance(self.trainer.strategy, DeepSpeedStrategy):  # ZeRO takes missing gradients for zero by itself
             fill_missing_gradients(self.unet)
+
+    @override
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # DeepSpeed clips by itself. Lightning's own way refuses a fused optimizer under autocast, because of a loss
+        # scaler that bfloat16 does not have.
+        if gradient_clip_val and not isinstance(self.trainer.strategy, DeepSpeedStrategy):
+            clip_grad_norm_(self.unet.parameters(), gradient_clip_val)
 
     @override
     def configure_optimizers(self) -> Any:

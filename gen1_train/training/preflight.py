@@ -66,6 +66,10 @@ def process_count(config: TrainConfig) -> int:
     gpus = torch.cuda.device_count() if config.trainer.accelerator != "cpu" else 0
     if config.trainer.accelerator == "cuda" and not gpus:
         raise UserError("trainer.accelerator=cuda, but no GPU is seen here: use trainer.accelerator=cpu")
+    if not gpus and config.trainer.precision == "bf16-mixed" and config.strategy.name in ("single", "ddp"):
+        raise UserError(  # measured: autocast on a CPU gave NaN gradients in some runs of the same step
+            "trainer.precision=bf16-mixed with strategy=single or ddp needs a GPU: use trainer.precision=32-true here"
+        )
     if gpus and config.trainer.devices > gpus:
         raise UserError(f"trainer.devices={config.trainer.devices}, but {gpus} GPUs are seen here")
     return config.trainer.devices if config.trainer.devices > 0 else max(1, gpus)

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 
 import torch
+from pytorch_lightning import Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
 from torch import Tensor
@@ -56,6 +57,20 @@ class ZeroStrategy(DeepSpeedStrategy):
         # Lightning and DeepSpeed both want an index on every device
         self.parallel_devices = [torch.device("cpu", i) for i in range(len(self.parallel_devices))]
         super(DeepSpeedStrategy, self).setup_environment()  # DeepSpeedStrategy's own only checks for CUDA
+
+    @override
+    def setup(self, trainer: Trainer) -> None:
+        """Keeps the weights as they were loaded: DeepSpeed would make its float32 masters from their bfloat16 copy."""
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        assert self.model is not None
+        loaded: dict[str, Tensor] = {}
+        if self.precision_plugin.precision == "bf16-mixed":
+            loaded = {name: weight.detach().cpu().clone() for name, weight in self.model.named_parameters()}
+        super().setup(trainer)
+        for name, weight in self.deepspeed_engine.module.named_parameters():
+            if name in loaded:
+                safe_set_full_fp32_param(weight, loaded[name].to(weight.device))
 
     @override
     def pre_backward(self, closure_loss: Tensor) -> None:

@@ -47,6 +47,13 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, ca
     assert name in capsys.readouterr().out
 
 
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    save(tmp_path, 10, 1.0)
+    with pytest.raises(UserError, match="1 of 1 weights are not finite at step 20, w among them"):
+        save(tmp_path, 20, float("nan"))
+    assert latest(tmp_path).info.step == 10
+
+
 def test_saving_a_step_again_replaces_it(tmp_path):
     save(tmp_path, 10, 1.0)
     save(tmp_path, 10, 5.0)
