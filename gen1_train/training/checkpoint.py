@@ -79,7 +79,7 @@ def commit(temporary: Path, weights: dict[str, Tensor], config: str, info: Check
     if broken:
         raise UserError(
             f"{len(broken)} of {len(weights)} weights are not finite at step {info.step}, {broken[0]} among them: "
-            "nothing was saved, the checkpoint before is kept; lower optim.lr or train in trainer.precision=32-true from there"
+            "nothing was saved, the checkpoint before is kept; lower optim.lr, or go on in 32-true"
         )
     temporary.mkdir(parents=True, exist_ok=True)
     contiguous = {name: tensor.detach().float().cpu().contiguous() for name, tensor in weights.items()}
