@@ -15,6 +15,7 @@ from gen1_train.batch import DEPTH_MAX, Sample, SampleError
 from gen1_train.errors import UserError
 from gen1_train.estimators.clip import ClipEncoder
 from gen1_train.estimators.depth import NORMALISATION, DepthEstimator, normalise_clip
+from gen1_train.frozen import pick_device
 from gen1_train.model.autoencoder import Autoencoder, to_signed
 from gen1_train.video.geometry import parse_bucket
 
@@ -99,13 +100,3 @@ def load_estimators(recipe: RecipeConfig, device: str) -> Estimators:
     if name not in _loaded:
         _loaded[name] = Estimators(recipe, device)
     return _loaded[name]
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto`: a GPU if there is one. Raises UserError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from error

@@ -19,6 +19,7 @@ from gen1_train.diffusion.structure import MAX_LEVEL, degrade, level_channels
 from gen1_train.errors import UserError
 from gen1_train.estimators.clip import ClipConfig, ClipEncoder
 from gen1_train.estimators.depth import DepthConfig, DepthEstimator, normalise_clip
+from gen1_train.frozen import pick_device
 from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig, to_pixels
 from gen1_train.model.pretrained import load_weights
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
@@ -56,9 +57,7 @@ class Editor:
         Raises UserError when it is not of stage 4 or 5, is damaged, or names an estimator that is not there or changed.
         """
         checkpoint = find_checkpoint(Path(path))
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        where = torch.device(device)
+        where = pick_device(device)
         config = _read_config(checkpoint)
         if not config["stage"]["structure"]:
             raise UserError(

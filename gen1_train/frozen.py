@@ -1,9 +1,10 @@
-"""What the frozen networks (autoencoder, depth, CLIP) have in common: loading with a clear error, and a fingerprint."""
+"""What the frozen networks (autoencoder, depth, CLIP) share: a device, loading with clear errors, a fingerprint."""
 
 import hashlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from gen1_train.errors import UserError
@@ -41,3 +42,13 @@ def fingerprint(network: nn.Module, *settings: object) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`: a GPU if there is one. Raises UserError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from error
