@@ -1,9 +1,7 @@
-"""How weights pass from Stable Diffusion to stage 1 and from stage to stage: every key accounted for."""
+"""How weights pass from one UNet to the next: every key accounted for."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -13,7 +11,6 @@ from torch import Tensor
 from gen1_train.errors import UserError
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 INPUT = "conv_in.weight"  # widened from stage 4 on: the structure enters here
 
 
@@ -78,51 +75,6 @@ def load_weights(unet: SpatioTemporalUNet, weights: dict[str, Tensor], source: s
 
 def _widens(old: Tensor, new: Tensor) -> bool:
     return old.shape[0] == new.shape[0] and old.shape[1] < new.shape[1] and old.shape[2:] == new.shape[2:]
-
-
-def read_stable_diffusion(path: str | Path) -> tuple[UNetConfig, dict[str, Tensor]]:
-    """Reads the UNet of a Stable Diffusion folder in diffusers' layout (the folder that holds `unet/`, or `unet/`).
-
-    Returns the config of the image UNet, without temporal layers, and its weights in float32. Raises UserError.
-    """
-    folder = Path(path)
-    folder = folder / "unet" if (folder / "unet").is_dir() else folder
-    try:
-        content = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
-        raise UserError(
-            f"no Stable Diffusion UNet at {path}: give a folder in diffusers' layout that holds unet/config.json"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'} cannot be read ({error}); fetch the folder again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{folder / 'config.json'} is not the config of a network; fetch the folder again")
-    weights = load_safetensors(folder / WEIGHTS)
-    return config_from_diffusers(content, folder), {k: v.float() for k, v in weights.items()}
-
-
-def config_from_diffusers(content: dict[str, Any], source: Path) -> UNetConfig:
-    """diffusers' UNet2DConditionModel config -> ours. Raises UserError for a UNet that is not of SD 1.x's family."""
-    supported = ({"DownBlock2D", "CrossAttnDownBlock2D"}, {"UpBlock2D", "CrossAttnUpBlock2D"})
-    kinds = (set(content.get("down_block_types", [])), set(content.get("up_block_types", [])))
-    channels = content.get("block_out_channels")
-    if not channels or not all(have and have <= can for have, can in zip(kinds, supported)):
-        raise UserError(f"{source} is not a Stable Diffusion 1.x or 2.x UNet (blocks {sorted(kinds[0] | kinds[1])})")
-    heads = content.get("attention_head_dim", 8)  # diffusers' name for what is the number of heads in SD 1.x and 2.x
-    context = content.get("cross_attention_dim", 768)
-    return UNetConfig(
-        in_channels=content.get("in_channels", 4),
-        out_channels=content.get("out_channels", 4),
-        channels=list(channels),
-        attention=[kind.startswith("CrossAttn") for kind in content["down_block_types"]],
-        heads=[heads] * len(channels) if isinstance(heads, int) else list(heads),
-        layers=content.get("layers_per_block", 2),
-        groups=content.get("norm_num_groups", 32),
-        context_dim=context,
-        content_dim=context,
-        linear_projection=content.get("use_linear_projection", False),
-        temporal=False,
-    )
 
 
 def check_same_family(config: UNetConfig, pretrained: UNetConfig, source: str) -> None:

@@ -5,7 +5,9 @@ temporal one. Images skip them. Spatial parameters have the names that they have
 Plain torch: this package needs nothing else.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -173,6 +175,20 @@ class SpatioTemporalUNet(nn.Module):
             self.up_blocks.append(UpBlock(config, widths, heads[i], last=i == 0))
         self.conv_norm_out = nn.GroupNorm(config.groups, channels[0], eps=1e-5)
         self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
+
+    @classmethod
+    def from_stable_diffusion(cls, path: str | Path) -> Self:
+        """Stable Diffusion inflated: equal to it frame by frame. `path`: a folder that holds `unet/`, or a file.
+
+        Raises UserError when the weights there are not exactly those of such a UNet.
+        """
+        from gen1_train.model.pretrained import load_weights  # here: reading needs safetensors, the UNet torch alone
+        from gen1_train.model.stable_diffusion import read_stable_diffusion
+
+        config, weights = read_stable_diffusion(path)
+        unet = cls(replace(config, temporal=True))
+        load_weights(unet, weights, str(path))
+        return unet
 
     def forward(self, latents: Tensor, timesteps: Tensor, content: Tensor, temporal: bool = True) -> Tensor:
         """Latents (b, n, c, h, w), timesteps (b,), content (b, k, d) -> prediction (b, n, c_out, h, w).

@@ -7,7 +7,8 @@ import torch
 
 from gen1_train.diffusion.structure import LEVEL_CHANNELS
 from gen1_train.errors import UserError
-from gen1_train.model.pretrained import WeightReport, check_same_family, load_weights, read_stable_diffusion
+from gen1_train.model.pretrained import WeightReport, check_same_family, load_weights
+from gen1_train.model.stable_diffusion import read_stable_diffusion
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training.checkpoint import Checkpoint, find_checkpoint, latest
 

@@ -11,14 +11,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from gen1_train.errors import UserError
-from gen1_train.model.pretrained import (
-    WEIGHTS,
-    check_same_family,
-    is_temporal,
-    load_safetensors,
-    load_weights,
-    read_stable_diffusion,
-)
+from gen1_train.model.pretrained import check_same_family, is_temporal, load_safetensors, load_weights
+from gen1_train.model.stable_diffusion import WEIGHTS, read_stable_diffusion
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from miniature.tiny import write_stable_diffusion
 from tests.model.reference import SD1, frame_by_frame, inputs, perturb
