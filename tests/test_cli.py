@@ -18,6 +18,7 @@ from gen1_train.cli import explain, quoted, run_app, settings
 from gen1_train.config import TrainConfig
 from gen1_train.edit import EditConfig
 from gen1_train.errors import UserError
+from gen1_train.export import ExportConfig
 from gen1_train.training.run import train
 
 Run = Callable[..., Any]
@@ -28,7 +29,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Run]:
     """Runs an app in an empty folder and gives back the config that its task receives."""
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # run_app sets it: so it is put back afterwards
     monkeypatch.chdir(tmp_path)
-    schemas = {"train": TrainConfig, "edit": EditConfig}
+    schemas = {"train": TrainConfig, "edit": EditConfig, "export": ExportConfig}
 
     def call(app: str, *arguments: str, task: Callable[[Any], None] | None = None) -> Any:
         GlobalHydra.instance().clear()
@@ -292,7 +293,7 @@ def leaves(config: DictConfig, prefix: str = "") -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("schema", [TrainConfig, EditConfig])
+@pytest.mark.parametrize("schema", [TrainConfig, EditConfig, ExportConfig])
 def test_settings_are_all_that_hydra_knows(schema: type) -> None:
     config = OmegaConf.structured(schema)
     if schema is TrainConfig:

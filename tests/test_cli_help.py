@@ -7,8 +7,9 @@ from gen1_train.cli import conf_dir, run_app, settings
 from gen1_train.cli_help import comments, help_text
 from gen1_train.config import TrainConfig
 from gen1_train.edit import EditConfig
+from gen1_train.export import ExportConfig
 
-COMMANDS = {"train": TrainConfig, "data": DataToolsConfig, "edit": EditConfig}
+COMMANDS = {"train": TrainConfig, "data": DataToolsConfig, "edit": EditConfig, "export": ExportConfig}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

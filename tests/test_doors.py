@@ -10,7 +10,9 @@ ROOT = Path(__file__).parents[1]
 OURS = ("gen1_train", "data_tools", "miniature")
 
 LEAVES = {"gen1_train.errors", "gen1_train.keyed", "gen1_train.batch", "gen1_train.frozen"}
-ENTRY = {f"gen1_train.{name}" for name in ("train", "edit", "editor", "cli", "config", "evaluate", "export")}
+ENTRY = {
+    f"gen1_train.{name}" for name in ("train", "edit", "editor", "cli", "config", "evaluate", "export", "exporter")
+}
 
 # A room is the longest prefix of a module's name that stands here; it may import itself, the package that it lies in,
 # and what begins with one of these.
@@ -54,7 +56,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "av": ("gen1_train.video", "miniature"),
     "open_clip": ("gen1_train.estimators.clip", "miniature"),
     "transformers": ("gen1_train.estimators.depth", "miniature"),
-    "diffusers": ("gen1_train.model.autoencoder", "miniature"),
+    "diffusers": ("gen1_train.model.autoencoder", "gen1_train.exporter", "miniature"),
     "webdataset": ("data_tools", "gen1_train.data"),
 }
 

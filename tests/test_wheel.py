@@ -39,6 +39,7 @@ def test_every_config_file_is_in_the_wheel(installed):
         ("gen1_train.train", ["stage=4", "model=tiny", "--cfg", "job"], "predecessor: '3'"),
         ("data_tools.prepare", ["source=a", "output=b", "recipe=tiny", "--cfg", "job"], "stride: 4"),
         ("gen1_train.edit", ["--cfg", "job"], "omega_t: 1.0"),
+        ("gen1_train.export", ["--cfg", "job"], "checkpoint: null"),
     ],
 )
 def test_the_commands_find_their_config_from_another_folder(installed, tmp_path, module, arguments, shows):

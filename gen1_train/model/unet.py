@@ -185,9 +185,9 @@ class SpatioTemporalUNet(nn.Module):
         from gen1_train.model.pretrained import load_weights  # here: reading needs safetensors, the UNet torch alone
         from gen1_train.model.stable_diffusion import read_stable_diffusion
 
-        config, weights = read_stable_diffusion(path)
-        unet = cls(replace(config, temporal=True))
-        load_weights(unet, weights, str(path))
+        found = read_stable_diffusion(path)
+        unet = cls(replace(found.config, temporal=True))
+        load_weights(unet, found.weights, str(path))
         return unet
 
     def forward(self, latents: Tensor, timesteps: Tensor, content: Tensor, temporal: bool = True) -> Tensor:

@@ -1,11 +1,9 @@
 """One stage from its config to its last checkpoint."""
 
-import json
 import logging
 import os
 import secrets
 import warnings
-from dataclasses import asdict
 from pathlib import Path
 
 from pytorch_lightning import Trainer
@@ -143,7 +141,7 @@ def open_run(config: TrainConfig, run: Path, report: WeightReport) -> None:
     if _is_rank_zero():
         run.mkdir(parents=True, exist_ok=True)
         write_atomically(run / "config.yaml", config.to_yaml().encode())
-        write_atomically(run / "weights.json", json.dumps(asdict(report), indent=1).encode())
+        write_atomically(run / "weights.json", report.to_json().encode())
 
 
 def restore(config: TrainConfig, resume: checkpoint.Checkpoint, manifest: Manifest) -> SpatioTemporalUNet:

@@ -10,7 +10,7 @@ from gen1_train.errors import UserError
 from gen1_train.model.pretrained import WeightReport, check_same_family, load_weights
 from gen1_train.model.stable_diffusion import read_stable_diffusion
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
-from gen1_train.training.checkpoint import Checkpoint, find_checkpoint, latest
+from gen1_train.training.checkpoint import UNET, Checkpoint, find_checkpoint, latest
 
 
 @dataclass
@@ -28,7 +28,7 @@ class StageConfig:
 class InitConfig:
     """Where the first weights come from. Without either, a stage takes its predecessor's in the same run tree."""
 
-    from_: str | None = None  # stage 1, `init.from=`: a Stable Diffusion folder in diffusers' layout
+    from_: str | None = None  # stage 1, `init.from=`: Stable Diffusion, as diffusers' folder, .safetensors or .ckpt
     checkpoint: str | None = None  # other stages: a checkpoint or run folder of the predecessor
 
 
@@ -51,16 +51,25 @@ def build_unet(
     torch.manual_seed(seed)  # new layers come out the same on every rank
     if stage.predecessor is None:
         if init.from_ is None:
-            raise UserError(f"stage {stage.name} starts from Stable Diffusion: give its folder with init.from=PATH")
-        pretrained, weights = read_stable_diffusion(init.from_)
-        check_same_family(config, pretrained, init.from_)
-        unet = SpatioTemporalUNet(config)
-        return unet, load_weights(unet, weights, init.from_)
+            raise UserError(
+                f"stage {stage.name} starts from Stable Diffusion: give its folder with init.from=PATH, or its "
+                ".safetensors or .ckpt file"
+            )
+        return _from_stable_diffusion(config, init.from_)
     if init.from_ is not None:
         raise UserError(f"init.from is for stage 1; stage {stage.name} starts from a checkpoint: use init.checkpoint=")
     start = predecessor(stage, init, tree)
     unet = SpatioTemporalUNet(config)
-    return unet, load_weights(unet, start.weights(), str(start.path))
+    return unet, load_weights(unet, start.weights(), str(start.path / UNET))
+
+
+def _from_stable_diffusion(config: UNetConfig, source: str) -> tuple[SpatioTemporalUNet, WeightReport]:
+    """Stage 1: a UNet of this config with the weights of the Stable Diffusion at `source`."""
+    found = read_stable_diffusion(source)
+    check_same_family(config, found.config, source, found.untold)
+    unet = SpatioTemporalUNet(config)
+    report = load_weights(unet, found.weights, source, origins=found.origins)
+    return unet, replace(report, left_aside=found.left_aside, untold=found.untold)
 
 
 def predecessor(stage: StageConfig, init: InitConfig, tree: Path) -> Checkpoint:

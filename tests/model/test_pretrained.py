@@ -1,21 +1,19 @@
 """How weights pass on: every key copied, widened or declared new; anything else is refused and nothing is changed."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from gen1_train.errors import UserError
-from gen1_train.model.pretrained import check_same_family, is_temporal, load_safetensors, load_weights
-from gen1_train.model.stable_diffusion import WEIGHTS, read_stable_diffusion
+from gen1_train.model.pretrained import check_same_family, is_temporal, listed, load_safetensors, load_weights
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
-from miniature.tiny import write_stable_diffusion
-from tests.model.reference import SD1, frame_by_frame, inputs, perturb
+from tests.model.reference import SD1, inputs, perturb
 
 IMAGE = UNetConfig(**SD1, temporal=False)
 VIDEO = replace(IMAGE, temporal=True)
@@ -30,47 +28,6 @@ def random_unet(config: UNetConfig, seed: int = 0) -> SpatioTemporalUNet:
 def line_of(error: pytest.ExceptionInfo) -> str:
     assert "\n" not in str(error.value)
     return str(error.value)
-
-
-@pytest.fixture(scope="module")
-def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sd")
-    write_stable_diffusion(folder, cross_attention_dim=24)
-    return folder
-
-
-def copied(folder: Path, target: Path) -> Path:
-    """A folder's `unet/` to damage."""
-    (target / "unet").mkdir(parents=True)
-    for path in (folder / "unet").iterdir():
-        (target / "unet" / path.name).write_bytes(path.read_bytes())
-    return target
-
-
-def test_stage_1_reads_stable_diffusion_as_diffusers_does(stable_diffusion: Path) -> None:
-    config, weights = read_stable_diffusion(stable_diffusion)
-    assert config == replace(IMAGE, groups=8, content_dim=24)
-    assert len(weights) == 686 and all(tensor.dtype == torch.float32 for tensor in weights.values())
-    unet = SpatioTemporalUNet(config).double()
-    report = load_weights(unet, weights, "here")
-    assert (sorted(report.copied), report.widened, report.new) == (sorted(weights), [], [])
-    assert report.summary() == "weights from here: 686 copied, 0 widened with zeros, 0 new"
-    theirs = UNet2DConditionModel.from_pretrained(stable_diffusion / "unet").double()
-    given = inputs(config)
-    torch.testing.assert_close(unet(*given), frame_by_frame(theirs, *given), rtol=1e-9, atol=1e-9)
-
-
-def test_the_folder_itself_may_be_given(stable_diffusion: Path) -> None:
-    assert read_stable_diffusion(str(stable_diffusion / "unet"))[0] == read_stable_diffusion(stable_diffusion)[0]
-
-
-def test_half_precision_weights_become_float32(stable_diffusion: Path, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    folder = copied(stable_diffusion, tmp_path)
-    weights = load_safetensors(folder / "unet" / WEIGHTS)
-    save_file({k: v.half() for k, v in weights.items()}, folder / "unet" / WEIGHTS)
-    assert {v.dtype for v in read_stable_diffusion(folder)[1].values()} == {torch.float32}
 
 
 def test_stage_2_takes_stage_1_as_it_is() -> None:
@@ -135,9 +92,12 @@ PROJECTED = replace(GUIDED, content_dim=40)
 WIDE = torch.zeros(8, 16, 3, 3)
 # what -> (what is made of good weights, what the line has to say)
 DAMAGE: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
-    "missing": (lambda good: without(good, "conv_norm_out.bias"), "missing conv_norm_out.bias"),
-    "left over": (lambda good: {**good, "extra.weight": WIDE}, "left over extra.weight"),
-    "misshapen": (lambda good: {**good, "conv_out.bias": WIDE[0, 0, 0]}, "conv_out.bias is (3,), wanted (4,)"),
+    "missing": (lambda good: without(good, "conv_norm_out.bias"), "(1 missing: conv_norm_out.bias)"),
+    "left over": (lambda good: {**good, "extra.weight": WIDE}, "1 left over: extra.weight"),
+    "misshapen": (
+        lambda good: {**good, "conv_out.bias": WIDE[0, 0, 0]},
+        "1 of another shape: conv_out.bias is (3,), wanted (4,)",
+    ),
     "too wide": (
         lambda good: {**good, "conv_in.weight": WIDE},
         "conv_in.weight is (8, 16, 3, 3), wanted (8, 12, 3, 3)",
@@ -148,13 +108,13 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] 
     ),
     "half temporal": (
         lambda good: without(good, "up_blocks.1.resnets.0.temporal_conv2."),
-        "missing up_blocks.1.resnets.0.temporal_conv2.conv.weight",
+        "2 missing: up_blocks.1.resnets.0.temporal_conv2.conv.weight",
     ),
     "half a projection": (
         lambda good: without(good, "content_projection.bias"),
-        "missing content_projection.bias",
+        "1 missing: content_projection.bias",
     ),
-    "nothing": (lambda good: {}, "missing conv_in.weight"),
+    "nothing": (lambda good: {}, "missing: conv_in.weight, conv_in.bias, "),
 }
 
 
@@ -173,79 +133,65 @@ def test_weights_that_do_not_fit_are_refused_and_change_nothing(projected: Spati
     assert all(torch.equal(v, before[k]) for k, v in projected.state_dict().items())
 
 
-def test_a_long_list_of_problems_is_cut() -> None:
-    with pytest.raises(UserError, match=r"; and \d+ more\)"):
-        load_weights(random_unet(IMAGE), {}, "FOLDER")
+def test_a_long_list_of_problems_is_counted_by_part() -> None:
+    with pytest.raises(UserError) as error:
+        load_weights(random_unet(IMAGE), {"extra.weight": WIDE}, "FOLDER")
+    line = line_of(error)
+    assert line.startswith(
+        "the weights in FOLDER are not those of this model (686 missing: conv_in.weight, conv_in.bias, "
+    )
+    assert ", 46 in mid_block, 2 in conv_norm_out, 2 in conv_out; 1 left over: extra.weight); check model=" in line
 
 
 def test_a_video_model_does_not_become_an_image_model() -> None:
-    with pytest.raises(UserError, match=r"left over .*temporal"):
+    with pytest.raises(UserError, match=r"312 left over: .*temporal"):
         load_weights(random_unet(IMAGE), random_unet(VIDEO).state_dict(), "FOLDER")
 
 
-def test_a_folder_that_holds_no_unet_is_refused(tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_refused_by_name(projected: SpatioTemporalUNet) -> None:
+    before = {k: v.clone() for k, v in projected.state_dict().items()}
+    weights = {k: torch.zeros_like(v) for k, v in before.items()}
+    weights["conv_out.bias"][1] = float("nan")
+    weights["mid_block.resnets.0.conv1.weight"][0, 0, 0, 0] = float("-inf")
     with pytest.raises(UserError) as error:
-        read_stable_diffusion(tmp_path / "sd")
-    assert "no Stable Diffusion UNet" in line_of(error) and str(tmp_path / "sd") in line_of(error)
+        load_weights(projected, weights, "FOLDER")
+    line = (
+        "2 weights in FOLDER are not finite (mid_block.resnets.0.conv1.weight, conv_out.bias); fetch or train it again"
+    )
+    assert line_of(error) == line
+    assert all(torch.equal(v, before[k]) for k, v in projected.state_dict().items())
 
 
-def test_weights_that_are_not_there_are_refused(stable_diffusion: Path, tmp_path: Path) -> None:
-    folder = copied(stable_diffusion, tmp_path)
-    (folder / "unet" / WEIGHTS).unlink()
-    with pytest.raises(UserError) as error:
-        read_stable_diffusion(folder)
-    assert f"no weights at {folder / 'unet' / WEIGHTS}" in line_of(error)
+def test_the_report_tells_what_was_copied_widened_and_new(tmp_path: Path) -> None:
+    after = random_unet(PROJECTED)
+    report = load_weights(after, random_unet(IMAGE).float().half().state_dict(), "runs/step-9/unet.safetensors")
+    new = len(after.state_dict()) - 686
+    assert report.summary() == (
+        f"weights from runs/step-9/unet.safetensors: 685 copied from float16, 1 widened with zeros, {new} new"
+    )
+    saved = json.loads(report.to_json())
+    assert saved["summary"] == report.summary() and saved["files"] == {"unet.safetensors": 686}
+    rows = saved["parameters"]
+    assert rows.keys() == after.state_dict().keys()
+    assert rows["conv_in.weight"] == {
+        "how": "widened",
+        "name": "conv_in.weight",
+        "file": "unet.safetensors",
+        "dtype": "float16",
+    }
+    assert rows["content_projection.bias"] == {"how": "new"}
+    assert Counter(row["how"] for row in rows.values()) == {"copied": 685, "widened": 1, "new": new}
+    assert len(report.to_json().splitlines()) < len(rows) + 20  # a line a parameter
 
 
-@pytest.mark.parametrize("damage", ["cut off", "no safetensors", "empty"])
-def test_damaged_safetensors_are_refused(stable_diffusion: Path, tmp_path: Path, damage: str) -> None:
-    path = copied(stable_diffusion, tmp_path) / "unet" / WEIGHTS
-    data = path.read_bytes()
-    path.write_bytes({"cut off": data[:-100], "no safetensors": b"\x80\x02}q\x00." * 9, "empty": b""}[damage])
-    with pytest.raises(UserError) as error:
-        read_stable_diffusion(tmp_path)
-    assert f"{path} cannot be read as safetensors" in line_of(error)
+def test_names_are_listed_in_full_while_they_are_few() -> None:
+    assert listed(["a.weight", "b"]) == "a.weight, b"
+    names = [f"down_blocks.{i}.resnets.{j}.norm1.bias" for i in range(2) for j in range(5)] + ["conv_in.bias"]
+    assert listed(names) == f"{', '.join(names[:3])}, …: 5 in down_blocks.0, 5 in down_blocks.1, 1 in conv_in"
 
 
-def with_config(folder: Path, target: Path, **changes: object) -> Path:
-    folder = copied(folder, target)
-    path = folder / "unet" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    return folder
-
-
-@pytest.mark.parametrize("content", ["{", "[]", "", "\xff"])
-def test_a_config_that_is_none_is_refused(stable_diffusion: Path, tmp_path: Path, content: str) -> None:
-    path = copied(stable_diffusion, tmp_path) / "unet" / "config.json"
-    path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(UserError) as error:
-        read_stable_diffusion(tmp_path)
-    assert str(path.parent) in line_of(error)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"down_block_types": ["AttnDownBlock2D", "DownBlock2D", "DownBlock2D", "DownBlock2D"]},
-        {"up_block_types": ["SimpleCrossAttnUpBlock2D"] * 4},
-        {"block_out_channels": None},
-        {"down_block_types": []},
-    ],
-)
-def test_other_kinds_of_unet_are_refused(stable_diffusion: Path, tmp_path: Path, changes: dict[str, object]) -> None:
-    with pytest.raises(UserError, match=r"not a Stable Diffusion 1\.x or 2\.x UNet") as error:
-        read_stable_diffusion(with_config(stable_diffusion, tmp_path, **changes))
-    line_of(error)
-
-
-def test_heads_by_level_are_read_as_in_stable_diffusion_2(stable_diffusion: Path, tmp_path: Path) -> None:
-    changes = {"attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True, "cross_attention_dim": 1024}
-    config, _ = read_stable_diffusion(with_config(stable_diffusion, tmp_path, **changes))
-    assert config.heads == [5, 10, 20, 20] and config.linear_projection and config.context_dim == 1024
-
-
-def test_a_unet_of_other_widths_is_refused_by_name(stable_diffusion: Path) -> None:
-    pretrained, _ = read_stable_diffusion(stable_diffusion)
+def test_a_unet_of_other_widths_is_refused_by_name() -> None:
+    pretrained = replace(IMAGE, groups=8)
     with pytest.raises(UserError) as error:
         check_same_family(replace(pretrained, channels=[32, 64, 64, 64], heads=[4] * 4), pretrained, "FOLDER")
     line = line_of(error)
@@ -253,7 +199,16 @@ def test_a_unet_of_other_widths_is_refused_by_name(stable_diffusion: Path) -> No
     assert "heads [8, 8, 8, 8] (model: [4, 4, 4, 4])" in line and "groups" not in line
 
 
-def test_what_inflation_changes_is_not_another_family(stable_diffusion: Path) -> None:
-    pretrained, _ = read_stable_diffusion(stable_diffusion)
-    grown = replace(pretrained, in_channels=12, temporal=True, max_frames=16, temporal_kernel=5, content_dim=768)
-    check_same_family(grown, pretrained, "FOLDER")
+def test_what_inflation_changes_is_not_another_family() -> None:
+    grown = replace(IMAGE, in_channels=12, temporal=True, max_frames=16, temporal_kernel=5, content_dim=768)
+    check_same_family(grown, IMAGE, "FOLDER")
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_a_file_of_weights_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "unet.safetensors"
+    if damage == "damaged":
+        path.write_bytes(b"no weights")
+    with pytest.raises(UserError) as error:
+        load_safetensors(path)
+    assert str(path) in line_of(error)

@@ -1,0 +1,151 @@
+"""Stable Diffusion in the formats that it is published in, written from diffusers' UNet without the reader's tables."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gen1_train.model.unet import UNetConfig
+from tests.model.reference import diffusers_unet
+
+SD1 = UNetConfig(channels=[32, 64, 96, 96], context_dim=24, content_dim=24, temporal=False)
+SD2 = replace(SD1, channels=[64, 64, 128, 128], heads=[1, 1, 2, 2], layers=1, linear_projection=True)
+SMALL = replace(SD1, channels=[32, 64], attention=[True, False], heads=[8, 8], layers=1)
+
+OUTER = {
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "mid_block.resnets.0": "middle_block.0",
+    "mid_block.attentions.0": "middle_block.1",
+    "mid_block.resnets.1": "middle_block.2",
+}
+INNER = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
+
+
+def image_unet(config: UNetConfig, half: bool = False) -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    unet = diffusers_unet(config).eval().requires_grad_(False)
+    return unet.half() if half else unet
+
+
+def compvis_modules(config: UNetConfig) -> dict[str, str]:
+    """diffusers' name of a module -> CompVis'; the blocks in the order in which CompVis' UNet appends them."""
+    last = len(config.channels) - 1
+    down: list[list[str]] = [[]]  # block 0 is the input convolution
+    for level, attends in enumerate(config.attention):
+        for layer in range(config.layers):
+            down.append([f"resnets.{layer}", f"attentions.{layer}"][: 1 + attends])
+            down[-1] = [f"down_blocks.{level}.{part}" for part in down[-1]]
+        if level < last:
+            down.append([f"down_blocks.{level}.downsamplers.0"])
+    up: list[list[str]] = []
+    for level, attends in enumerate(reversed(config.attention)):
+        for layer in range(config.layers + 1):
+            up.append([f"resnets.{layer}", f"attentions.{layer}"][: 1 + attends])
+            up[-1] += ["upsamplers.0"] if layer == config.layers and level < last else []
+            up[-1] = [f"up_blocks.{level}.{part}" for part in up[-1]]
+    rows = {"input_blocks": down, "output_blocks": up}
+    numbered = {
+        module: f"{row}.{i}.{j}"
+        for row, blocks in rows.items()
+        for i, block in enumerate(blocks)
+        for j, module in enumerate(block)
+    }
+    return OUTER | numbered
+
+
+def compvis_name(name: str, modules: dict[str, str]) -> str:
+    """diffusers' name of a parameter -> CompVis'."""
+    module = next(module for module in modules if name.startswith(f"{module}."))
+    inside = name.removeprefix(f"{module}.")
+    first, _, rest = inside.partition(".")
+    if ".resnets." in module:
+        inside = f"{INNER[first]}.{rest}"
+    if ".downsamplers." in module:
+        inside = f"op.{rest}"
+    return f"{modules[module]}.{inside}"
+
+
+def compvis_names(config: UNetConfig, names: Iterable[str]) -> dict[str, str]:
+    """CompVis' name -> diffusers' of every parameter."""
+    modules = compvis_modules(config)
+    return {compvis_name(name, modules): name for name in names}
+
+
+def bare_compvis(config: UNetConfig, unet: UNet2DConditionModel) -> dict[str, Tensor]:
+    weights = unet.state_dict()
+    return {old: weights[new].clone() for old, new in compvis_names(config, weights).items()}
+
+
+def whole_checkpoint(config: UNetConfig, unet: UNet2DConditionModel) -> dict[str, Tensor]:
+    """With tensors of the autoencoder, the text encoder, the averaged UNet and the noise schedule, as published."""
+    bare = bare_compvis(config, unet)
+    return {
+        "betas": torch.rand(10),
+        "alphas_cumprod": torch.rand(10),
+        **{f"model.diffusion_model.{name}": tensor for name, tensor in bare.items()},
+        **{f"model_ema.{name.replace('.', '')}": torch.rand(2) for name in bare},
+        "model_ema.num_updates": torch.tensor(7),
+        **{f"first_stage_model.decoder.{name}.weight": torch.rand(2) for name in ("conv_in", "conv_out")},
+        **{f"cond_stage_model.transformer.{i}": torch.zeros(1, dtype=torch.int64) for i in range(3)},
+    }
+
+
+Writer = Callable[[Path, UNetConfig, UNet2DConditionModel], Path]
+
+
+def folder(variant: str | None = None, shard: str = "10GB", inner: bool = False) -> Writer:
+    def write(place: Path, config: UNetConfig, unet: UNet2DConditionModel) -> Path:
+        unet.save_pretrained(place / "unet", variant=variant, max_shard_size=shard)
+        return place / "unet" if inner else place
+
+    return write
+
+
+def legacy_index(place: Path, config: UNetConfig, unet: UNet2DConditionModel) -> Path:
+    folder("fp16", "1MB")(place, config, unet)
+    index = place / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json"
+    index.rename(index.with_name("diffusion_pytorch_model.safetensors.fp16.index.json"))
+    return place
+
+
+def file(
+    name: str, contents: Callable[[UNetConfig, UNet2DConditionModel], dict[str, Tensor]], config_beside: bool = False
+) -> Writer:
+    def write(place: Path, config: UNetConfig, unet: UNet2DConditionModel) -> Path:
+        save_file(contents(config, unet), place / name)
+        if config_beside:
+            unet.save_config(place)
+        return place / name
+
+    return write
+
+
+def checkpoint(
+    contents: Callable[[UNetConfig, UNet2DConditionModel], dict[str, Tensor]], bare: bool = False, zipped: bool = True
+) -> Writer:
+    def write(place: Path, config: UNetConfig, unet: UNet2DConditionModel) -> Path:
+        tensors = contents(config, unet)
+        content = tensors if bare else {"state_dict": tensors, "global_step": 470000, "epoch": 2}
+        torch.save(content, place / "sd-v1.ckpt", _use_new_zipfile_serialization=zipped)
+        return place / "sd-v1.ckpt"
+
+    return write
+
+
+def as_diffusers(config: UNetConfig, unet: UNet2DConditionModel) -> dict[str, Tensor]:
+    return dict(unet.state_dict())
