@@ -12,7 +12,7 @@ import yaml
 from gen1_train.data.loader import DataConfig
 from gen1_train.diffusion.structure import MAX_LEVEL
 from gen1_train.errors import UserError
-from gen1_train.model.unet import UNetConfig
+from gen1_train.model.unet import UNetConfig, temporal_heads
 from gen1_train.training.checkpoint import CheckpointConfig
 from gen1_train.training.module import DiffusionConfig, OptimConfig
 from gen1_train.training.stages import InitConfig, StageConfig
@@ -112,7 +112,19 @@ def check_model(model: UNetConfig) -> None:
         if len(getattr(model, name)) != len(model.channels):
             given = getattr(model, name)
             raise UserError(f"model.{name}={given}: give one for each of model.channels={model.channels}")
+    if model.checkpointing and len(model.checkpointing) != len(model.channels):
+        raise UserError(
+            f"model.checkpointing={model.checkpointing}: give true or false for each of "
+            f"model.channels={model.channels}, or []"
+        )
+    if model.temporal_head_width < 1 or model.temporal_expansion < 1:
+        raise UserError("model.temporal_head_width and model.temporal_expansion must be 1 or more")
     if any(width % heads for width, heads in zip(model.channels, model.heads)):
         raise UserError(f"model.heads={model.heads} must divide model.channels={model.channels}")
+    if any(width % temporal_heads(width, model) for width in model.channels):
+        raise UserError(
+            f"model.temporal_head_width={model.temporal_head_width} does not divide model.channels={model.channels} "
+            "into equal heads"
+        )
     if any(width % model.groups for width in model.channels):
         raise UserError(f"model.groups={model.groups} must divide model.channels={model.channels}")

@@ -1,10 +1,15 @@
 """The spatial layers of a Stable Diffusion UNet; parameter names are those of diffusers' UNet2DConditionModel."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+# Heads of fewer channels are filled up with zeros on a CPU: no value changes, but its attention kernel is 1.6 times as
+# slow with 8 channels as with 16 (benchmarks/RESULTS.md).
+NARROW = 16
 
 
 def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
@@ -27,6 +32,15 @@ class TimeEmbedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(x)))
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention of heads (b, heads, s, d)."""
+    d = q.shape[-1]
+    if d >= NARROW or q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v)
+    q, k, v = (F.pad(x, (0, NARROW - d)) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, scale=d**-0.5)[..., :d]
+
+
 class Attention(nn.Module):
     """Multi-head attention of tokens (b, s, c) to themselves or to a context (b, k, d)."""
 
@@ -40,12 +54,16 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         context = x if context is None else context
-        if context.shape[1] == 1:
-            # A softmax over one key is 1: exactly its value, for every query. Computed the long way, the gradients of
-            # queries and keys would be rounding noise around zero, which Adam would blow up to whole steps.
-            return self.to_out[0](self.to_v(context)).expand(x.shape)
         q, k, v = self._split(self.to_q(x)), self._split(self.to_k(context)), self._split(self.to_v(context))
-        return self.to_out[0](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
+        return self.to_out[0](attend(q, k, v).transpose(1, 2).reshape(x.shape))
+
+    def to_one(self, token: Tensor) -> Tensor:
+        """What `forward` gives every token when the context is this one (b, 1, d): (b, 1, c).
+
+        A softmax over one key is 1, so this is exact. Computed the long way, the gradients of queries and keys would be
+        rounding noise around zero, which Adam would blow up to whole steps.
+        """
+        return self.to_out[0](self.to_v(token))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)  # b s (heads d) -> b heads s d
@@ -57,16 +75,36 @@ class GatedGELU(nn.Module):
         self.proj = nn.Linear(channels, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden, gate = self.proj(x).chunk(2, dim=-1)
-        return hidden * F.gelu(gate)
+        return _Gate.apply(self.proj(x))
+
+
+class _Gate(torch.autograd.Function):
+    """(…, 2c) -> (…, c): the first half times gelu of the second. Keeps its input alone, plain autograd gelu too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        hidden, gate = x.chunk(2, dim=-1)
+        return F.gelu(gate).mul_(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        hidden, gate = ctx.saved_tensors[0].chunk(2, dim=-1)
+        made = torch.empty_like(ctx.saved_tensors[0])
+        to_hidden, to_gate = made.chunk(2, dim=-1)
+        aten = torch.ops.aten  # written in place: temporary tensors of this size cost more than the arithmetic
+        aten.gelu.out(gate, out=to_hidden).mul_(gradient)
+        aten.gelu_backward.grad_input(torch.mul(gradient, hidden, out=to_gate), gate, grad_input=to_gate)
+        return made
 
 
 class FeedForward(nn.Module):
-    """Gated feed-forward layer, four times as wide inside."""
+    """Gated feed-forward layer, `expansion` times as wide inside."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, expansion: int) -> None:
         super().__init__()
-        self.net = nn.ModuleList([GatedGELU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)])
+        inner = expansion * channels
+        self.net = nn.ModuleList([GatedGELU(channels, inner), nn.Identity(), nn.Linear(inner, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net[2](self.net[0](x))
@@ -82,12 +120,23 @@ class TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
         self.attn2 = Attention(channels, heads, context_dim)
         self.norm3 = nn.LayerNorm(channels)
-        self.ff = FeedForward(channels)
+        self.ff = FeedForward(channels, expansion=4)
 
     def forward(self, x: Tensor, content: Tensor) -> Tensor:
         x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), content)
+        one = content.shape[1] == 1
+        x = x + (self.attn2.to_one(content) if one else self.attn2(self.norm2(x), content))
         return x + self.ff(self.norm3(x))
+
+
+class TokenConv(nn.Conv2d):
+    """A 1x1 convolution, applied to tokens (b, s, c): with channels last a map is its tokens already."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.linear(tokens, self.weight.flatten(1), self.bias)
 
 
 class Downsample(nn.Module):
@@ -102,8 +151,28 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = UpsamplingConv(channels)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        # to the size of the skip that comes next: twice as large, or one less where an odd size was halved
-        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+        return self.conv(x, size)
+
+
+class UpsamplingConv(nn.Conv2d):
+    """A 3x3 convolution of the map after it is resized, by nearest neighbour, to the `size` of the skip that comes."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:  # type: ignore[override]
+        _, c, h, w = x.shape
+        if size != (2 * h, 2 * w):  # one less, where an odd size was halved
+            return super().forward(F.interpolate(x, size=size, mode="nearest"))
+        # In the doubled map two of three neighbours are the same pixel, so that an output pixel is a 2x2 convolution of
+        # the small map, of four kinds by its parity: 4/9 of the products, and the doubled map need not be kept.
+        sums = x.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # parity, tap of 2, tap of 3
+        kernels = torch.einsum("pay, qbx, oiyx -> pqoiab", sums, sums, self.weight.to(x.dtype))
+        assert self.bias is not None
+        made = F.conv2d(x, kernels.reshape(4 * c, c, 2, 2), self.bias.to(x.dtype).repeat(4), padding=1)
+        made = made.permute(0, 2, 3, 1).unflatten(-1, (2, 2, c))  # b h+1 w+1 p q c
+        rows = [torch.stack([made[:, p : p + h, q : q + w, p, q] for q in (0, 1)], dim=3) for p in (0, 1)]  # b h w q c
+        return torch.stack(rows, dim=2).view(-1, 2 * h, 2 * w, c).permute(0, 3, 1, 2)  # b c 2h 2w, channels last

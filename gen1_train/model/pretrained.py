@@ -14,6 +14,17 @@ from torch import Tensor
 from gen1_train.errors import UserError
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 
+# What an image UNet of the same family need not share: what inflation adds, and how it is computed.
+GROWN = (
+    "in_channels",
+    "temporal",
+    "temporal_kernel",
+    "temporal_expansion",
+    "temporal_head_width",
+    "max_frames",
+    "content_dim",
+    "checkpointing",
+)
 INPUT = "conv_in.weight"  # widened from stage 4 on: the structure enters here
 
 
@@ -161,8 +172,7 @@ def check_same_family(config: UNetConfig, pretrained: UNetConfig, source: str, u
     A difference in `untold` fields alone, which the source does not tell, is refused too: a wrong number of heads or
     groups loads without a complaint and makes noise.
     """
-    grown = {"in_channels", "temporal", "temporal_kernel", "max_frames", "content_dim"}
-    kept = replace(pretrained, **{name: getattr(config, name) for name in grown})
+    kept = replace(pretrained, **{name: getattr(config, name) for name in GROWN})
     differing = [name for name in vars(config) if getattr(kept, name) != getattr(config, name)]
     if not differing:
         return

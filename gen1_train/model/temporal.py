@@ -11,22 +11,20 @@ from torch import Tensor, nn
 from gen1_train.model.layers import FeedForward
 
 
-class TemporalConv(nn.Module):
+class TemporalConv(nn.Conv1d):
     """1D convolution over the frames of every pixel, added to its input."""
 
     def __init__(self, channels: int, kernel: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(channels, channels, kernel, padding=kernel // 2)
-        nn.init.zeros_(self.conv.weight)
-        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+        super().__init__(channels, channels, kernel, padding=kernel // 2)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, frames: int) -> Tensor:
-        _, c, h, w = x.shape  # (b n) c h w
-        clips = x.view(-1, frames, c, h * w).transpose(1, 2)  # b c n (h w)
-        # as a (k, 1) 2D convolution: conv1d over (b h w) c n is half as fast
-        padding = (self.conv.kernel_size[0] // 2, 0)
-        mixed = F.conv2d(clips, self.conv.weight.unsqueeze(-1), self.conv.bias, padding=padding)
-        return x + mixed.transpose(1, 2).reshape(x.shape)
+    def forward(self, x: Tensor, frames: int) -> Tensor:  # type: ignore[override]
+        bn, c, h, w = x.shape  # (b n) c h w; channels last, so that everything here is a view
+        clips = x.permute(0, 2, 3, 1).reshape(-1, frames, h * w, c).permute(0, 3, 1, 2)  # b c n (h w)
+        # as a (k, 1) convolution of the map of frames and pixels: conv1d over (b h w) c n is half as fast
+        mixed = F.conv2d(clips, self.weight.unsqueeze(-1), self.bias, padding=(self.kernel_size[0] // 2, 0))
+        return x + mixed.permute(0, 2, 3, 1).reshape(bn, h, w, c).permute(0, 3, 1, 2)
 
 
 class TemporalAttention(nn.Module):
@@ -52,13 +50,13 @@ class TemporalAttention(nn.Module):
 class TemporalTransformerBlock(nn.Module):
     """Attention among frames with learnable encodings of the frame index, then a feed-forward layer."""
 
-    def __init__(self, channels: int, heads: int, max_frames: int) -> None:
+    def __init__(self, channels: int, heads: int, max_frames: int, expansion: int) -> None:
         super().__init__()
         self.positions = nn.Parameter(torch.randn(max_frames, channels) * 0.02)
         self.norm1 = nn.LayerNorm(channels)
         self.attn = TemporalAttention(channels, heads)
         self.norm2 = nn.LayerNorm(channels)
-        self.ff = FeedForward(channels)
+        self.ff = FeedForward(channels, expansion)
         nn.init.zeros_(self.ff.net[2].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.ff.net[2].bias)  # type: ignore[arg-type]
 

@@ -6,15 +6,26 @@ Plain torch: this package needs nothing else.
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from gen1_train.model.layers import Downsample, TimeEmbedding, TransformerBlock, Upsample, timestep_embedding
+from gen1_train.model.layers import (
+    Downsample,
+    TimeEmbedding,
+    TokenConv,
+    TransformerBlock,
+    Upsample,
+    timestep_embedding,
+)
 from gen1_train.model.temporal import TemporalConv, TemporalTransformerBlock
+
+MEMORY_FORMAT = torch.channels_last  # of all maps in the UNet; any gives the same numbers
 
 
 @dataclass
@@ -33,7 +44,15 @@ class UNetConfig:
     linear_projection: bool = False  # transformers enter and leave by linear layers (SD 2.x), not 1x1 convolutions
     temporal: bool = True  # has temporal layers: from stage 3 on
     temporal_kernel: int = 3  # frames; ours
+    temporal_expansion: int = 1  # width inside the temporal feed-forward layers, in channels; ours
+    temporal_head_width: int = 64  # channels of a temporal attention head; ours
     max_frames: int = 8  # length of the learnable frame positions
+    checkpointing: list[bool] = field(default_factory=list)  # resolutions whose layers are computed again going back
+
+
+def temporal_heads(channels: int, config: UNetConfig) -> int:
+    """Heads of temporal attention in a layer of so many channels."""
+    return max(1, channels // config.temporal_head_width)
 
 
 class ResidualBlock(nn.Module):
@@ -65,48 +84,53 @@ class SpatioTemporalTransformer(nn.Module):
 
     def __init__(self, config: UNetConfig, channels: int, heads: int) -> None:
         super().__init__()
-        self.linear = config.linear_projection
+        project = partial(nn.Linear, channels, channels) if config.linear_projection else partial(TokenConv, channels)
         self.norm = nn.GroupNorm(config.groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, channels) if self.linear else nn.Conv2d(channels, channels, 1)
+        self.proj_in = project()
         self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, heads, config.context_dim)])
         if config.temporal:
-            temporal = TemporalTransformerBlock(channels, heads, config.max_frames)
+            temporal = TemporalTransformerBlock(
+                channels, temporal_heads(channels, config), config.max_frames, config.temporal_expansion
+            )
             self.temporal_transformer_blocks = nn.ModuleList([temporal])
-        self.proj_out = nn.Linear(channels, channels) if self.linear else nn.Conv2d(channels, channels, 1)
+        self.proj_out = project()
 
     def forward(self, x: Tensor, content: Tensor, frames: int | None) -> Tensor:
         bn, c, h, w = x.shape
-        hidden = self.norm(x)
-        if self.linear:
-            tokens = self.proj_in(hidden.permute(0, 2, 3, 1).reshape(bn, h * w, c))
-        else:
-            tokens = self.proj_in(hidden).permute(0, 2, 3, 1).reshape(bn, h * w, c)
-        tokens = self.transformer_blocks[0](tokens, content)  # (b n) (h w) c
+        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(bn, h * w, c)  # a view: channels last
+        tokens = self.transformer_blocks[0](self.proj_in(tokens), content)
         if frames:
             tokens = self.temporal_transformer_blocks[0](tokens, frames)
-        if self.linear:
-            return x + self.proj_out(tokens).view(bn, h, w, c).permute(0, 3, 1, 2)
-        return x + self.proj_out(tokens.view(bn, h, w, c).permute(0, 3, 1, 2))
+        return x + self.proj_out(tokens).view(bn, h, w, c).permute(0, 3, 1, 2)
 
 
 class Block(nn.Module):
     """All layers of one resolution on the way down or up: residual blocks, each with a transformer if there is one."""
 
-    def __init__(self, config: UNetConfig, widths: list[tuple[int, int]], heads: int | None) -> None:
+    def __init__(self, config: UNetConfig, level: int, widths: list[tuple[int, int]]) -> None:
+        """`level` counts the resolutions, finest first; `widths` are the channels into and out of each layer."""
         super().__init__()
         self.resnets = nn.ModuleList([ResidualBlock(config, c_in, c) for c_in, c in widths])
-        if heads is not None:
+        if config.attention[level]:
+            heads = config.heads[level]
             self.attentions = nn.ModuleList([SpatioTemporalTransformer(config, c, heads) for _, c in widths])
-        self.has_attention = heads is not None
+        self.has_attention = config.attention[level]
+        self.checkpointing = bool(config.checkpointing) and config.checkpointing[level]
 
     def layer(self, i: int, x: Tensor, time: Tensor, content: Tensor, frames: int | None) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            # nothing in a layer is random
+            return checkpoint(self._layer, i, x, time, content, frames, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+        return self._layer(i, x, time, content, frames)
+
+    def _layer(self, i: int, x: Tensor, time: Tensor, content: Tensor, frames: int | None) -> Tensor:
         x = self.resnets[i](x, time, frames)
         return self.attentions[i](x, content, frames) if self.has_attention else x
 
 
 class DownBlock(Block):
-    def __init__(self, config: UNetConfig, widths: list[tuple[int, int]], heads: int | None, last: bool) -> None:
-        super().__init__(config, widths, heads)
+    def __init__(self, config: UNetConfig, level: int, widths: list[tuple[int, int]], last: bool) -> None:
+        super().__init__(config, level, widths)
         self.downsamplers = nn.ModuleList([] if last else [Downsample(widths[-1][1])])
 
     def forward(self, x: Tensor, time: Tensor, content: Tensor, frames: int | None) -> tuple[Tensor, list[Tensor]]:
@@ -121,6 +145,8 @@ class DownBlock(Block):
 
 
 class MidBlock(nn.Module):
+    """At the coarsest resolution; always with a transformer. Small: never computed twice."""
+
     def __init__(self, config: UNetConfig, channels: int, heads: int) -> None:
         super().__init__()
         self.resnets = nn.ModuleList([ResidualBlock(config, channels, channels) for _ in range(2)])
@@ -132,8 +158,8 @@ class MidBlock(nn.Module):
 
 
 class UpBlock(Block):
-    def __init__(self, config: UNetConfig, widths: list[tuple[int, int]], heads: int | None, last: bool) -> None:
-        super().__init__(config, widths, heads)
+    def __init__(self, config: UNetConfig, level: int, widths: list[tuple[int, int]], last: bool) -> None:
+        super().__init__(config, level, widths)
         self.upsamplers = nn.ModuleList([] if last else [Upsample(widths[-1][1])])
 
     def forward(
@@ -154,7 +180,8 @@ class SpatioTemporalUNet(nn.Module):
         super().__init__()
         self.config = config
         channels, last = config.channels, len(config.channels) - 1
-        heads = [h if attends else None for h, attends in zip(config.heads, config.attention, strict=True)]
+        if not len(config.heads) == len(config.attention) == len(channels):
+            raise ValueError(f"heads and attention are needed for each of {len(channels)} resolutions")
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
         self.time_embedding = TimeEmbedding(channels[0], 4 * channels[0])
         if config.content_dim != config.context_dim:
@@ -163,7 +190,7 @@ class SpatioTemporalUNet(nn.Module):
         skips, width = [channels[0]], channels[0]
         for i, c in enumerate(channels):
             widths = [(width, c)] + [(c, c)] * (config.layers - 1)
-            self.down_blocks.append(DownBlock(config, widths, heads[i], last=i == last))
+            self.down_blocks.append(DownBlock(config, i, widths, last=i == last))
             skips += [c] * (config.layers + (i != last))
             width = c
         self.mid_block = MidBlock(config, width, config.heads[-1])
@@ -172,7 +199,7 @@ class SpatioTemporalUNet(nn.Module):
             for _ in range(config.layers + 1):
                 widths.append((width + skips.pop(), c))
                 width = c
-            self.up_blocks.append(UpBlock(config, widths, heads[i], last=i == 0))
+            self.up_blocks.append(UpBlock(config, i, widths, last=i == 0))
         self.conv_norm_out = nn.GroupNorm(config.groups, channels[0], eps=1e-5)
         self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
 
@@ -204,7 +231,9 @@ class SpatioTemporalUNet(nn.Module):
         if self.config.content_dim != self.config.context_dim:
             content = self.content_projection(content)
         content = content.repeat_interleave(n, dim=0)  # (b n) k d
-        x = self.conv_in(latents.flatten(0, 1))  # (b n) c h w
+        # channels last from here on: maps are their tokens then, and no layer between space and time copies
+        x = latents.flatten(0, 1).contiguous(memory_format=MEMORY_FORMAT)  # (b n) c h w
+        x = self.conv_in(x)
         skips = [x]
         for down in self.down_blocks:
             x, new = down(x, time, content, frames)

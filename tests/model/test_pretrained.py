@@ -108,7 +108,7 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] 
     ),
     "half temporal": (
         lambda good: without(good, "up_blocks.1.resnets.0.temporal_conv2."),
-        "2 missing: up_blocks.1.resnets.0.temporal_conv2.conv.weight",
+        "2 missing: up_blocks.1.resnets.0.temporal_conv2.weight",
     ),
     "half a projection": (
         lambda good: without(good, "content_projection.bias"),

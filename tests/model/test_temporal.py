@@ -30,7 +30,7 @@ def test_convolution_is_conv1d_over_the_frames_of_every_pixel(kernel: int) -> No
     x = torch.randn(B, N, C, H, W, dtype=torch.float64)
     pixels = x.permute(0, 3, 4, 2, 1).reshape(B * H * W, C, N)  # (b h w) c n
     plain = nn.Conv1d(C, C, kernel, padding=kernel // 2).double()
-    plain.load_state_dict(layer.conv.state_dict())
+    plain.load_state_dict(layer.state_dict())
     expected = x + plain(pixels).view(B, H, W, C, N).permute(0, 4, 3, 1, 2)
     torch.testing.assert_close(layer(x.flatten(0, 1), N), expected.flatten(0, 1), rtol=1e-12, atol=1e-12)
 
@@ -65,7 +65,7 @@ def naive_attention(block: TemporalTransformerBlock, x: Tensor, heads: int) -> T
 
 @pytest.mark.parametrize("heads", [1, 4])
 def test_transformer_block_is_attention_among_the_frames_of_every_token(heads: int) -> None:
-    block = TemporalTransformerBlock(C, heads, max_frames=N + 2).double()
+    block = TemporalTransformerBlock(C, heads, max_frames=N + 2, expansion=4).double()
     randomise(block)
     tokens = torch.randn(B, N, H * W, C, dtype=torch.float64)
     made = block(tokens.flatten(0, 1), N).view(tokens.shape)
@@ -76,7 +76,7 @@ def test_transformer_block_is_attention_among_the_frames_of_every_token(heads: i
 
 
 def test_positions_are_what_tells_frames_apart() -> None:
-    block = TemporalTransformerBlock(C, 2, max_frames=N).double()
+    block = TemporalTransformerBlock(C, 2, max_frames=N, expansion=4).double()
     randomise(block)
     tokens = torch.randn(N, H * W, C, dtype=torch.float64)
     assert (block(tokens.flip(0), N).flip(0) - block(tokens, N)).abs().max() > 0.1
@@ -89,7 +89,7 @@ def test_both_start_as_the_identity_to_the_bit() -> None:
     x = torch.randn(B * N, C, H, W)
     assert torch.equal(TemporalConv(C, 3)(x, N), x)
     tokens = torch.randn(B * N, H * W, C)
-    block = TemporalTransformerBlock(C, 2, max_frames=N)
+    block = TemporalTransformerBlock(C, 2, max_frames=N, expansion=4)
     assert torch.equal(block(tokens, N), tokens)
     assert block.positions.std() > 0  # though not blind to the frame index
 
@@ -97,7 +97,7 @@ def test_both_start_as_the_identity_to_the_bit() -> None:
 @pytest.mark.parametrize("frames", [1, 2])
 def test_gradients_are_those_of_the_function(frames: int) -> None:
     """gradcheck: the strided views and the unsqueezed kernel have to carry gradients to the right places."""
-    conv, block = TemporalConv(2, 3).double(), TemporalTransformerBlock(4, 2, 2).double()
+    conv, block = TemporalConv(2, 3).double(), TemporalTransformerBlock(4, 2, 2, 3).double()
     randomise(conv)
     randomise(block)
     x = torch.randn(2 * frames, 2, 2, 1, dtype=torch.float64, requires_grad=True)

@@ -158,8 +158,8 @@ def test_new_layers_learn_outputs_first_then_everything() -> None:
     unet = SpatioTemporalUNet(UNetConfig(**SD1))
     latents, timesteps, content = inputs(unet.config, n=2, size=(16, 16), tokens=2)
     target = torch.randn_like(latents).float()
-    outputs = (".conv.weight", ".conv.bias", ".attn.to_out.weight", ".attn.to_out.bias", ".ff.net.2.weight",
-               ".ff.net.2.bias")  # fmt: skip
+    convs = [f"temporal_conv{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")]
+    outputs = (*convs, ".attn.to_out.weight", ".attn.to_out.bias", ".ff.net.2.weight", ".ff.net.2.bias")
 
     def still() -> set[str]:
         """The temporal parameters without any gradient, after a backward pass and a step of SGD."""
