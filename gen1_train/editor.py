@@ -3,11 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from gen1_train import keyed
@@ -22,8 +20,9 @@ from gen1_train.estimators.depth import DepthConfig, DepthEstimator, normalise_c
 from gen1_train.frozen import pick_device
 from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig, to_pixels
 from gen1_train.model.pretrained import load_weights
-from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
-from gen1_train.training.checkpoint import Checkpoint, find_checkpoint
+from gen1_train.model.unet import SpatioTemporalUNet
+from gen1_train.training.checkpoint import find_checkpoint
+from gen1_train.training.stages import read_recorded
 
 
 @dataclass
@@ -58,13 +57,13 @@ class Editor:
         """
         checkpoint = find_checkpoint(Path(path))
         where = pick_device(device)
-        config = _read_config(checkpoint)
-        if not config["stage"]["structure"]:
+        recorded = read_recorded(checkpoint)
+        if not recorded.stage.structure:
             raise UserError(
                 f"{checkpoint.path} is of stage {checkpoint.info.stage}, which has not learned structure yet: give a "
                 "checkpoint of stage 4 or 5"
             )
-        unet = SpatioTemporalUNet(_unet_config(config))
+        unet = SpatioTemporalUNet(recorded.unet)
         load_weights(unet, checkpoint.weights(), str(checkpoint.path), grow=False)
         made_by = checkpoint.info.estimators
         autoencoder = Autoencoder(AutoencoderConfig(**made_by["autoencoder"]["config"])).to(where)
@@ -76,8 +75,7 @@ class Editor:
                     f"the {name} network at {made_by[name]['config']} is not the one that the checkpoint was trained "
                     "with (its fingerprint differs): restore it"
                 )
-        noise = NoiseConfig(**config["diffusion"]["noise"])
-        return cls(unet.to(where).eval().requires_grad_(False), noise, autoencoder, depth, clip, where)
+        return cls(unet.to(where).eval().requires_grad_(False), recorded.noise, autoencoder, depth, clip, where)
 
     @property
     def window(self) -> int:
@@ -154,16 +152,3 @@ def check(config: SamplingConfig) -> None:
     for name, value in vars(config.guidance).items():
         if not 0 <= value <= 100:
             raise UserError(f"{name}={value} is out of range: give 0 to 100")
-
-
-def _read_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    try:
-        return yaml.safe_load(checkpoint.config.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{checkpoint.config} cannot be read ({error}); use another checkpoint") from error
-
-
-def _unet_config(config: dict[str, Any]) -> UNetConfig:
-    from gen1_train.training.stages import StageConfig, stage_unet
-
-    return stage_unet(UNetConfig(**config["model"]), StageConfig(**config["stage"]))

@@ -138,7 +138,6 @@ def whole_or_nothing(output: Path) -> Iterator[Path]:
         yield temporary
         for path in temporary.rglob("*"):
             if path.is_file():
-                path.chmod(temporary.stat().st_mode & 0o666)  # safetensors writes for the owner alone
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
         os.replace(temporary, output)

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from safetensors.torch import save_file
 from torch import Tensor
 
 from gen1_train import keyed
@@ -22,8 +20,8 @@ from gen1_train.errors import UserError
 from gen1_train.model.diffusers_layout import CONFIG_FILE, WEIGHTS_FILE, config_to_diffusers, weights_to_diffusers
 from gen1_train.model.pretrained import is_temporal, listed, load_weights
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
-from gen1_train.training.checkpoint import Checkpoint, commit, find_checkpoint, read_checkpoint
-from gen1_train.training.stages import StageConfig, stage_unet
+from gen1_train.training.checkpoint import Checkpoint, commit, find_checkpoint, read_checkpoint, write_weights
+from gen1_train.training.stages import StageConfig, read_recorded
 
 SPATIAL, WHOLE = "unet", "gen1"
 ALLOWED = 1e-5  # of the largest value: float32 rounding between two ways to compute the same; ours
@@ -63,13 +61,8 @@ class Difference:
 def read_source(path: Path) -> Source:
     """Opens a checkpoint or a run's newest and builds its model. Raises UserError when they do not fit together."""
     checkpoint = find_checkpoint(path)
-    try:
-        config = yaml.safe_load(checkpoint.config.read_text())
-        stage, noise = StageConfig(**config["stage"]), NoiseConfig(**config["diffusion"]["noise"])
-        model = stage_unet(UNetConfig(**config["model"]), stage)
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"{checkpoint.config} cannot be read ({error!r}); use another checkpoint") from error
-    return Source(checkpoint, stage, noise, load_whole(checkpoint, model))
+    recorded = read_recorded(checkpoint)
+    return Source(checkpoint, recorded.stage, recorded.noise, load_whole(checkpoint, recorded.unet))
 
 
 def load_whole(checkpoint: Checkpoint, config: UNetConfig) -> SpatioTemporalUNet:
@@ -95,8 +88,8 @@ def write_checked(source: Source, folder: Path, say: Callable[[str], None]) -> t
 def write_spatial(unet: SpatioTemporalUNet, folder: Path) -> None:
     """Writes what `UNet2DConditionModel.from_pretrained(folder)` reads."""
     folder.mkdir()
-    spatial = {k: v.contiguous() for k, v in unet.state_dict().items() if not is_temporal(k)}
-    save_file(weights_to_diffusers(spatial), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    spatial = {k: v for k, v in unet.state_dict().items() if not is_temporal(k)}
+    write_weights(weights_to_diffusers(spatial), folder / WEIGHTS_FILE)
     (folder / CONFIG_FILE).write_text(json.dumps(config_to_diffusers(unet.config), indent=2) + "\n")
 
 

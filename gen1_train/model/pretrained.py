@@ -14,7 +14,7 @@ from torch import Tensor
 from gen1_train.errors import UserError
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 
-# What an image UNet of the same family need not share: what inflation adds, and how it is computed.
+# What a predecessor need not share: what a stage adds (shapes tell the rest), and how it is computed.
 GROWN = (
     "in_channels",
     "temporal",
@@ -172,7 +172,8 @@ def check_same_family(config: UNetConfig, pretrained: UNetConfig, source: str, u
     A difference in `untold` fields alone, which the source does not tell, is refused too: a wrong number of heads or
     groups loads without a complaint and makes noise.
     """
-    kept = replace(pretrained, **{name: getattr(config, name) for name in GROWN})
+    grown = [name for name in GROWN if not (name == "temporal_head_width" and pretrained.temporal)]
+    kept = replace(pretrained, **{name: getattr(config, name) for name in grown})
     differing = [name for name in vars(config) if getattr(kept, name) != getattr(config, name)]
     if not differing:
         return

@@ -40,6 +40,29 @@ WHOLE = "model.diffusion_model."  # before the UNet's names in a whole checkpoin
 FORMATS = "a folder in diffusers' layout that holds unet/config.json, a .safetensors file or a .ckpt"
 
 
+class Inert:
+    """Stands in for what the checkpoints of Stable Diffusion 1.x hold beside their tensors; does nothing."""
+
+    def __init__(self, *args: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+# torch.load knows these names as this class, so that the files can be read without running what they name.
+INERT: list[tuple[type, str]] = [
+    (Inert, name)
+    for name in (
+        "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+        "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
+        "numpy.core.multiarray.scalar",
+        "numpy._core.multiarray.scalar",
+        "numpy.dtype",
+    )
+]
+
+
 @dataclass(frozen=True)
 class StableDiffusion:
     """The image UNet of a Stable Diffusion, and where it was read."""
@@ -228,7 +251,8 @@ def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], Tensor]]]:
 def _load_checkpoint(path: Path) -> dict[str, Tensor]:
     """The tensors of a file that torch.save wrote, mapped from it where its format allows that."""
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with torch.serialization.safe_globals([*INERT]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except MemoryError:
         raise
     except Exception as error:  # on bytes that are no checkpoint the unpickler raises whatever it trips over

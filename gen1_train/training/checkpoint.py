@@ -82,8 +82,7 @@ def commit(temporary: Path, weights: dict[str, Tensor], config: str, info: Check
             "nothing was saved, the checkpoint before is kept; lower optim.lr, or go on in 32-true"
         )
     temporary.mkdir(parents=True, exist_ok=True)
-    contiguous = {name: tensor.detach().float().cpu().contiguous() for name, tensor in weights.items()}
-    save_file(contiguous, temporary / UNET, metadata={"format": "pt"})
+    write_weights({name: tensor.detach().float().cpu() for name, tensor in weights.items()}, temporary / UNET)
     (temporary / CONFIG).write_text(config)
     files = [path for path in sorted(temporary.rglob("*")) if path.is_file() and path.name != INFO]
     info.sizes = {str(path.relative_to(temporary)): path.stat().st_size for path in files}
@@ -98,6 +97,13 @@ def commit(temporary: Path, weights: dict[str, Tensor], config: str, info: Check
     for old in _named(final.parent)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def write_weights(weights: dict[str, Tensor], path: Path) -> None:
+    """Writes a safetensors file for all who may read its folder: the library itself writes for the owner alone."""
+    contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
+    save_file(contiguous, path, metadata={"format": "pt"})
+    path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -4,7 +4,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import yaml
 
+from gen1_train.diffusion.schedule import NoiseConfig
 from gen1_train.diffusion.structure import LEVEL_CHANNELS
 from gen1_train.errors import UserError
 from gen1_train.model.pretrained import WeightReport, check_same_family, load_weights
@@ -39,6 +41,25 @@ def stage_unet(model: UNetConfig, stage: StageConfig) -> UNetConfig:
     return replace(model, in_channels=in_channels, temporal=stage.temporal)
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """What a checkpoint's own config says of the model in it."""
+
+    stage: StageConfig
+    noise: NoiseConfig
+    unet: UNetConfig
+
+
+def read_recorded(checkpoint: Checkpoint) -> Recorded:
+    """Reads a checkpoint's config.yaml. Raises UserError when it is damaged."""
+    try:
+        config = yaml.safe_load(checkpoint.config.read_text())
+        stage, noise = StageConfig(**config["stage"]), NoiseConfig(**config["diffusion"]["noise"])
+        return Recorded(stage, noise, stage_unet(UNetConfig(**config["model"]), stage))
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserError(f"{checkpoint.config} cannot be read ({error!r}); use another checkpoint") from error
+
+
 def run_folder(tree: Path, stage: str) -> Path:
     return tree / f"stage{stage}"
 
@@ -59,6 +80,7 @@ def build_unet(
     if init.from_ is not None:
         raise UserError(f"init.from is for stage 1; stage {stage.name} starts from a checkpoint: use init.checkpoint=")
     start = predecessor(stage, init, tree)
+    check_same_family(config, read_recorded(start).unet, str(start.path))
     unet = SpatioTemporalUNet(config)
     return unet, load_weights(unet, start.weights(), str(start.path / UNET))
 

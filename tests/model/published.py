@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
+from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -136,11 +138,18 @@ def file(
 
 
 def checkpoint(
-    contents: Callable[[UNetConfig, UNet2DConditionModel], dict[str, Tensor]], bare: bool = False, zipped: bool = True
+    contents: Callable[[UNetConfig, UNet2DConditionModel], dict[str, Tensor]],
+    bare: bool = False,
+    zipped: bool = True,
+    lightning: bool = False,
 ) -> Writer:
+    """`lightning`: with the state of a callback, by its class, and a numpy number, as in those of SD 1.x."""
+
     def write(place: Path, config: UNetConfig, unet: UNet2DConditionModel) -> Path:
         tensors = contents(config, unet)
-        content = tensors if bare else {"state_dict": tensors, "global_step": 470000, "epoch": 2}
+        content: dict[str, object] = {**tensors} if bare else {"state_dict": tensors, "global_step": 470000, "epoch": 2}
+        if lightning:
+            content["callbacks"] = {ModelCheckpoint: {"monitor": "val/loss", "best_model_score": np.float64(0.1)}}
         torch.save(content, place / "sd-v1.ckpt", _use_new_zipfile_serialization=zipped)
         return place / "sd-v1.ckpt"
 

@@ -55,6 +55,7 @@ FORMATS: dict[str, tuple[UNetConfig, bool, Writer, set[str]]] = {
     ".ckpt": (SD1, False, checkpoint(whole_checkpoint), {"sd-v1.ckpt"}),
     ".ckpt in half": (SMALL, True, checkpoint(whole_checkpoint), {"sd-v1.ckpt"}),
     "bare .ckpt": (SMALL, False, checkpoint(bare_compvis, bare=True), {"sd-v1.ckpt"}),
+    ".ckpt of Lightning": (SMALL, False, checkpoint(whole_checkpoint, lightning=True), {"sd-v1.ckpt"}),
     ".ckpt of old torch": (SMALL, False, checkpoint(whole_checkpoint, zipped=False), {"sd-v1.ckpt"}),
     "like SD 2, folder": (SD2, False, folder(), {WEIGHTS_FILE}),
     "like SD 2, whole": (SD2, False, file("sd-v2.safetensors", whole_checkpoint), {"sd-v2.safetensors"}),

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,9 +7,10 @@ from gen1_train.config import TrainConfig
 from gen1_train.data.shards import Manifest
 from gen1_train.errors import UserError
 from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig
-from gen1_train.model.unet import UNetConfig
+from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
+from gen1_train.training.checkpoint import CheckpointInfo, begin, commit
 from gen1_train.training.preflight import load_autoencoder, micro_clips, open_data, process_count
-from gen1_train.training.stages import InitConfig, StageConfig, build_unet, predecessor, stage_unet
+from gen1_train.training.stages import InitConfig, StageConfig, build_unet, predecessor, run_folder, stage_unet
 from miniature.tiny import write_stable_diffusion
 from tests.made import WIDTH, make_shard_set
 
@@ -105,3 +107,19 @@ def test_a_stage_without_its_start_says_where_it_comes_from(tmp_path):
     first, _ = build_unet(model, STAGES[1], InitConfig(from_=str(tmp_path / "sd")), tmp_path, 0)
     again, _ = build_unet(model, STAGES[1], InitConfig(from_=str(tmp_path / "sd")), tmp_path, 1)
     assert all((a == b).all() for a, b in zip(first.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("start", "change"),
+    [(1, {"heads": [4, 4, 4, 4]}), (1, {"groups": 4}), (3, {"heads": [4, 4, 4, 4]}), (3, {"temporal_head_width": 16})],
+)
+def test_a_stage_refuses_a_start_that_no_shape_tells_apart(tmp_path, start, change):
+    model = UNetConfig(channels=[8, 16, 32, 32], groups=8, context_dim=WIDTH, content_dim=WIDTH)
+    unet = SpatioTemporalUNet(stage_unet(model, STAGES[start]))
+    temporary = begin(run_folder(tmp_path, str(start)), 0)
+    recorded = TrainConfig(STAGES[start], model=model).to_yaml()
+    commit(temporary, unet.state_dict(), recorded, CheckpointInfo(str(start), 0, finished=True), keep=1)
+    after = replace(STAGES[start + 2], predecessor=str(start))
+    build_unet(model, after, InitConfig(), tmp_path, 0)
+    with pytest.raises(UserError, match=f"is not of the chosen model: {next(iter(change))}"):
+        build_unet(replace(model, **change), after, InitConfig(), tmp_path, 0)
