@@ -89,13 +89,10 @@ class _Gate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        hidden, gate = ctx.saved_tensors[0].chunk(2, dim=-1)
-        made = torch.empty_like(ctx.saved_tensors[0])
-        to_hidden, to_gate = made.chunk(2, dim=-1)
-        aten = torch.ops.aten  # written in place: temporary tensors of this size cost more than the arithmetic
-        aten.gelu.out(gate, out=to_hidden).mul_(gradient)
-        aten.gelu_backward.grad_input(torch.mul(gradient, hidden, out=to_gate), gate, grad_input=to_gate)
-        return made
+        (x,) = ctx.saved_tensors  # read once: checkpointing unpacks a tensor once only
+        hidden, gate = x.chunk(2, dim=-1)
+        to_gate = torch.ops.aten.gelu_backward(gradient * hidden, gate)
+        return torch.cat([F.gelu(gate).mul_(gradient), to_gate], dim=-1)
 
 
 class FeedForward(nn.Module):
