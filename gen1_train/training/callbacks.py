@@ -16,8 +16,28 @@ from tqdm import tqdm
 from typing_extensions import override
 
 from gen1_train.batch import Batch
+from gen1_train.model.unet import UNetConfig
 from gen1_train.training import checkpoint
 from gen1_train.training.module import Gen1Module
+from gen1_train.training.throughput import gemm_rate, step_flops
+
+
+class BatchFlops:
+    """The FLOPs of the UNet's step on a batch, forward and backward, nothing twice; a shape is reckoned once.
+
+    Not counted: the optimizer, and the autoencoder that encodes degraded structure while stage 5 trains.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        self.config = config
+        self._known: dict[tuple[str, int, int, int], int] = {}  # of one sample
+
+    def __call__(self, batch: Batch) -> int:
+        b, n, _, h, w = batch.moments.shape
+        shape = (batch.kind, n, h, w)
+        if shape not in self._known:
+            self._known[shape] = step_flops(self.config, h, w, n, temporal=batch.kind == "video").total
+        return b * self._known[shape]
 
 
 @dataclass
@@ -28,18 +48,25 @@ class Tally:
     waited: float = 0.0  # seconds of it in which the next batch was not there yet
     samples: int = 0
     frames: int = 0
+    flops: int = 0  # of the model, see BatchFlops
     loss: dict[str, float] = field(default_factory=dict)  # kind -> sum over samples
     count: dict[str, int] = field(default_factory=dict)  # kind -> samples
 
-    def add(self, batch: Batch, loss: float) -> None:
+    def add(self, batch: Batch, loss: float, flops: int) -> None:
         b, n = batch.moments.shape[:2]
         self.samples += b
         self.frames += b * n
+        self.flops += flops
         self.loss[batch.kind] = self.loss.get(batch.kind, 0.0) + loss * b
         self.count[batch.kind] = self.count.get(batch.kind, 0) + b
 
-    def row(self, world: int, reduce: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, float]:
-        """The columns of a row: losses averaged over samples and ranks, rates summed over ranks. A collective."""
+    def row(
+        self, world: int, gemm: float, reduce: Callable[[Tensor], Tensor], device: torch.device
+    ) -> dict[str, float]:
+        """The columns of a row: losses averaged over samples and ranks, rates summed over ranks. A collective.
+
+        `mfu` is the share of `gemm`, the FLOP/s of a rank's matrix products, that the model's own FLOPs are done at.
+        """
         kinds = sorted(self.count)  # the same on all ranks: the kind of a step is
         losses = reduce(torch.tensor([self.loss[kind] / self.count[kind] for kind in kinds], device=device)).tolist()
         by_kind = {f"loss_{kind}": loss for kind, loss in zip(kinds, losses)}
@@ -50,6 +77,8 @@ class Tally:
             "seconds": self.seconds,
             "samples_per_second": self.samples * world / self.seconds,
             "frames_per_second": self.frames * world / self.seconds,
+            "tflops_per_second": self.flops * world / self.seconds / 1e12,
+            "mfu": self.flops / self.seconds / gemm,
             "data_wait": self.waited / self.seconds,
         }
 
@@ -57,15 +86,21 @@ class Tally:
 class Measure(Callback):
     """Logs a row every `every` optimizer steps, averaged over the steps since the last, and shows the progress line."""
 
-    def __init__(self, steps: int, every: int, label: str) -> None:
-        self.steps, self.every, self.label = steps, every, label
+    def __init__(self, steps: int, every: int, label: str, flops: BatchFlops, say: Callable[[str], None]) -> None:
+        self.steps, self.every, self.label, self.flops, self.say = steps, every, label, flops, say
         self._bar: tqdm[Any] | None = None
         self._tally = Tally()
+        self._gemm = 0.0  # FLOP/s of a rank's matrix products, the mean over the ranks
         self._step = 0  # not the bar's count: a disabled bar does not count, and all ranks must log together
         self._row_began = self._batch_ended = self._lr = 0.0
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        dtype = torch.float32 if trainer.precision == "32-true" else torch.bfloat16
+        rate = torch.tensor([gemm_rate(pl_module.device, dtype)], device=pl_module.device)
+        self._gemm = float(_mean(trainer)(rate))
+        products = f"{str(dtype).removeprefix('torch.')} matrix products"
+        self.say(f"{products} run at {self._gemm / 1e12:.3g} TFLOP/s in each process: mfu is the share of that")
         self._bar = tqdm(
             total=self.steps,
             initial=trainer.global_step,
@@ -87,7 +122,7 @@ class Measure(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self._tally.add(batch, float(outputs["loss"]))
+        self._tally.add(batch, float(outputs["loss"]), self.flops(batch))
         if trainer.global_step > self._step:  # the last micro-batch of an optimizer step
             self._step = trainer.global_step
             assert self._bar is not None
@@ -100,7 +135,7 @@ class Measure(Callback):
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         now = time.perf_counter()
         self._tally.seconds = now - self._row_began
-        row = self._tally.row(trainer.world_size, _mean(trainer), pl_module.device)
+        row = self._tally.row(trainer.world_size, self._gemm, _mean(trainer), pl_module.device)
         for logger in trainer.loggers:
             logger.log_metrics({**row, "lr": self._lr}, step=trainer.global_step)
         self._row_began, self._tally = now, Tally()

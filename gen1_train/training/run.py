@@ -12,18 +12,20 @@ from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.utilities import rank_zero_only
 
 from gen1_train.config import LogConfig, TrainConfig, check
+from gen1_train.data.schedule import Schedule
 from gen1_train.data.shards import Manifest, ShardSet, write_atomically
 from gen1_train.errors import UserError
 from gen1_train.model.pretrained import WeightReport, load_weights
-from gen1_train.model.unet import SpatioTemporalUNet
+from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training import checkpoint
-from gen1_train.training.callbacks import Measure, SaveCheckpoints
+from gen1_train.training.callbacks import BatchFlops, Measure, SaveCheckpoints
 from gen1_train.training.datamodule import Gen1DataModule
 from gen1_train.training.metrics import MetricsCSV
 from gen1_train.training.module import Gen1Module
 from gen1_train.training.preflight import load_autoencoder, micro_clips, open_data, process_count
 from gen1_train.training.stages import build_unet, run_folder, stage_unet
 from gen1_train.training.strategy import build_strategy
+from gen1_train.training.throughput import step_flops
 
 say = rank_zero_only(lambda line: print(f"gen1-train: {line}", flush=True))
 
@@ -80,10 +82,24 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
     trainer = build_trainer(config, run, start, processes, strategy, shards)
     data = Gen1DataModule(shards, schedule, module.fields, stage.steps, config.data.workers)
     say(f"stage {stage.name}: steps {start} to {stage.steps} in {run} on {trainer.world_size} processes")
+    say(step_cost(unet.config, shards, schedule))
     trainer.fit(module, datamodule=data, ckpt_path=str(resume.trainer) if resume else None, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     say(f"stage {stage.name} is finished: {checkpoint.find_checkpoint(run).path}")
+
+
+def step_cost(unet: UNetConfig, shards: ShardSet, schedule: Schedule) -> str:
+    """What a step on the largest pool costs: a video step, or an image step where there is no other."""
+    kind, samples = ("video", "clips") if schedule.ratio < 1 else ("image", "images")
+    pool = max(shards.pools(kind), key=lambda pool: pool.samples)
+    factor, count = shards.manifest.estimators["autoencoder"]["factor"], schedule.batch_size(kind)
+    one = step_flops(unet, pool.height // factor, pool.width // factor, pool.frames, temporal=kind == "video")
+    units = {"PFLOP": 1e15, "TFLOP": 1e12, "GFLOP": 1e9, "MFLOP": 1e6}
+    name = next((name for name, unit in units.items() if count * one.total >= unit), "MFLOP")
+    total, spatial, temporal = (f"{count * n / units[name]:.1f}" for n in (one.total, one.spatial, one.temporal))
+    parts = f" (spatial {spatial}, temporal {temporal})" if one.temporal else ""
+    return f"a step of {count} {samples} of {pool.width}x{pool.height} is {total} {name}{parts}"
 
 
 def build_trainer(
@@ -91,6 +107,7 @@ def build_trainer(
 ) -> Trainer:
     """Lightning's Trainer with our loggers and callbacks in place of its own checkpoints and bars."""
     stage, manifest = config.stage, shards.manifest
+    flops = BatchFlops(stage_unet(config.model, stage))
     buckets = [f"{pool.width}x{pool.height}" for pool in shards.pools("video")]
 
     def describe(step: int) -> checkpoint.CheckpointInfo:
@@ -110,7 +127,7 @@ def build_trainer(
         gradient_clip_val=config.optim.clip_norm or None,
         logger=loggers(config.log, run, f"{config.name}-stage{stage.name}", start),
         callbacks=[
-            Measure(stage.steps, config.log.every, f"stage {stage.name}"),
+            Measure(stage.steps, config.log.every, f"stage {stage.name}", flops, say),
             SaveCheckpoints(run, config.checkpoint, stage.steps, config.to_yaml(), describe),
         ],
         enable_checkpointing=False,
