@@ -15,7 +15,7 @@ from gen1_train.config import LogConfig, TrainConfig, check
 from gen1_train.data.schedule import Schedule
 from gen1_train.data.shards import Manifest, ShardSet, write_atomically
 from gen1_train.errors import UserError
-from gen1_train.model.pretrained import WeightReport, load_weights
+from gen1_train.model.pretrained import WeightReport, check_same_family, load_weights
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training import checkpoint
 from gen1_train.training.callbacks import BatchFlops, Measure, SaveCheckpoints
@@ -23,7 +23,7 @@ from gen1_train.training.datamodule import Gen1DataModule
 from gen1_train.training.metrics import MetricsCSV
 from gen1_train.training.module import Gen1Module
 from gen1_train.training.preflight import load_autoencoder, micro_clips, open_data, process_count
-from gen1_train.training.stages import build_unet, run_folder, stage_unet
+from gen1_train.training.stages import build_unet, read_recorded, run_folder, stage_unet
 from gen1_train.training.strategy import build_strategy
 from gen1_train.training.throughput import step_flops
 
@@ -142,6 +142,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", ".*persistent_workers.*")
+    warnings.filterwarnings("ignore", ".*configure_gradient_clipping.*")
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -169,6 +170,7 @@ def restore(config: TrainConfig, resume: checkpoint.Checkpoint, manifest: Manife
             "that set, or start a new run with name="
         )
     unet = SpatioTemporalUNet(stage_unet(config.model, config.stage))
+    check_same_family(unet.config, read_recorded(resume).unet, str(resume.path))
     load_weights(unet, resume.weights(), str(resume.path), grow=False)
     say(f"resuming from {resume.path}")
     return unet
