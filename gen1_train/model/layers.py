@@ -142,6 +142,10 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] == 1:
+            # A column of zeros more, as the padding has it anyway: of a map one pixel wide oneDNN 3.13 leaves parts of
+            # bfloat16's weight gradient unwritten, and the step takes whatever lay in that memory.
+            x = F.pad(x, (0, 1))
         return self.conv(x)
 
 
@@ -166,10 +170,16 @@ class UpsamplingConv(nn.Conv2d):
             return super().forward(F.interpolate(x, size=size, mode="nearest"))
         # In the doubled map two of three neighbours are the same pixel, so that an output pixel is a 2x2 convolution of
         # the small map, of four kinds by its parity: 4/9 of the products, and the doubled map need not be kept.
-        sums = x.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # parity, tap of 2, tap of 3
-        kernels = torch.einsum("pay, qbx, oiyx -> pqoiab", sums, sums, self.weight.to(x.dtype))
+        by_row = _by_parity(self.weight.transpose(2, 3))  # p a o i x
+        kernels = _by_parity(by_row).permute(2, 0, 4, 5, 3, 1)  # p q o i a b
         assert self.bias is not None
-        made = F.conv2d(x, kernels.reshape(4 * c, c, 2, 2), self.bias.to(x.dtype).repeat(4), padding=1)
+        made = F.conv2d(x, kernels.reshape(4 * c, c, 2, 2), self.bias.repeat(4), padding=1)
         made = made.permute(0, 2, 3, 1).unflatten(-1, (2, 2, c))  # b h+1 w+1 p q c
         rows = [torch.stack([made[:, p : p + h, q : q + w, p, q] for q in (0, 1)], dim=3) for p in (0, 1)]  # b h w q c
         return torch.stack(rows, dim=2).view(-1, 2 * h, 2 * w, c).permute(0, 3, 1, 2)  # b c 2h 2w, channels last
+
+
+def _by_parity(kernel: Tensor) -> Tensor:
+    """(…, 3) -> (2, 2, …): the two taps on the small map, for the even and for the odd pixels of the doubled one."""
+    before, at, after = kernel.unbind(-1)
+    return torch.stack([torch.stack([before, at + after]), torch.stack([before + at, after])])

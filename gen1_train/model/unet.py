@@ -231,7 +231,8 @@ class SpatioTemporalUNet(nn.Module):
         if self.config.content_dim != self.config.context_dim:
             content = self.content_projection(content)
         content = content.repeat_interleave(n, dim=0)  # (b n) k d
-        # channels last from here on: maps are their tokens then, and no layer between space and time copies
+        # Channels last: maps are their tokens then, and no layer between space and time copies. (On a GPU torch's group
+        # norm hands on channels first; what that costs is not measured yet.)
         x = latents.flatten(0, 1).contiguous(memory_format=MEMORY_FORMAT)  # (b n) c h w
         x = self.conv_in(x)
         skips = [x]

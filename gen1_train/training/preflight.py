@@ -67,7 +67,7 @@ def process_count(config: TrainConfig) -> int:
     if config.trainer.accelerator == "cuda" and not gpus:
         raise UserError("trainer.accelerator=cuda, but no GPU is seen here: use trainer.accelerator=cpu")
     if not gpus and config.trainer.precision == "bf16-mixed" and config.strategy.name in ("single", "ddp"):
-        raise UserError(  # measured: autocast on a CPU gave NaN gradients in some runs of the same step
+        raise UserError(  # gradients were NaN in some runs: one cause is mended (Downsample), others are not ruled out
             "trainer.precision=bf16-mixed with strategy=single or ddp needs a GPU: use trainer.precision=32-true here"
         )
     if gpus and config.trainer.devices > gpus:

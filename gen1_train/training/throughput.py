@@ -1,9 +1,8 @@
 """FLOPs of a training step from the UNet's config, and the rate of this machine that they are held against (MFU).
 
-Convolutions, matrix products and attention, two FLOPs a multiply-add, as torch's FlopCounterMode counts: to the last
-FLOP (tests/training/test_throughput.py), but for the kernels that UpsamplingConv makes of its weights, once a pass and
-not once a clip. Leaf to root as in gen1_train.model.unet; a layer is the list of its products, in the order in which
-they are made.
+Convolutions, matrix products and attention, two FLOPs a multiply-add, as torch's FlopCounterMode counts, to the last
+FLOP (tests/training/test_throughput.py). Leaf to root as in gen1_train.model.unet; a layer is the list of its products,
+in the order in which they are made.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""The temporal layers against the plainest possible references, in float64."""
+"""The temporal layers against the plainest possible references in float64, and in float32 against themselves there."""
 
 import math
 
@@ -8,6 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gen1_train.model.temporal import TemporalConv, TemporalTransformerBlock
+from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig, temporal_heads
+from tests.model.comparing import gradients, leaf
+from tests.model.reference import SD1, inputs, perturb
 
 B, N, C, H, W = 2, 5, 12, 3, 4
 
@@ -59,13 +62,14 @@ def naive_attention(block: TemporalTransformerBlock, x: Tensor, heads: int) -> T
     x = x + mixed @ attn.to_out.weight.T + attn.to_out.bias
     gelu, out = block.ff.net[0].proj, block.ff.net[2]
     inner = F.layer_norm(x, (c,), block.norm2.weight, block.norm2.bias) @ gelu.weight.T + gelu.bias
-    hidden, gate = inner[:, : 4 * c], inner[:, 4 * c :]
+    hidden, gate = inner.chunk(2, dim=1)
     return x + (hidden * F.gelu(gate)) @ out.weight.T + out.bias
 
 
+@pytest.mark.parametrize("expansion", [1, 4])
 @pytest.mark.parametrize("heads", [1, 4])
-def test_transformer_block_is_attention_among_the_frames_of_every_token(heads: int) -> None:
-    block = TemporalTransformerBlock(C, heads, max_frames=N + 2, expansion=4).double()
+def test_transformer_block_is_attention_among_the_frames_of_every_token(heads: int, expansion: int) -> None:
+    block = TemporalTransformerBlock(C, heads, max_frames=N + 2, expansion=expansion).double()
     randomise(block)
     tokens = torch.randn(B, N, H * W, C, dtype=torch.float64)
     made = block(tokens.flatten(0, 1), N).view(tokens.shape)
@@ -104,3 +108,66 @@ def test_gradients_are_those_of_the_function(frames: int) -> None:
     assert torch.autograd.gradcheck(lambda x: conv(x, frames), x)
     tokens = torch.randn(2 * frames, 1, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: block(x, frames), tokens)
+
+
+# channels of SD's finest maps, and a width that no vector register divides
+@pytest.mark.parametrize("channels", [320, 36])
+@pytest.mark.parametrize("layer", ["kernel 3", "kernel 5", "head width 4", "head width 20", "head width 64"])
+def test_float32_is_float64_but_for_rounding(layer: str, channels: int) -> None:
+    """The result and all gradients, each in units of its largest value."""
+    kind, size = layer.rsplit(" ", 1)
+    shape: tuple[int, ...] = (B * N, channels, 6, 5)
+    if kind == "kernel":
+        made: nn.Module = TemporalConv(channels, int(size))
+    else:
+        made, shape = TemporalTransformerBlock(channels, max(1, channels // int(size)), N, 1), (B * N, 30, channels)
+    with torch.no_grad():  # as wide as trained layers: sums of about 1
+        for parameter in made.parameters():
+            parameter.copy_(torch.randn_like(parameter) / parameter[0].numel() ** 0.5)
+    x = torch.randn(shape)
+    if len(shape) == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    parameters = dict(made.named_parameters())
+
+    def on(*values: Tensor) -> Tensor:
+        return torch.func.functional_call(made, dict(zip(parameters, values[1:])), (values[0], N))
+
+    given = [x, *parameters.values()]
+    exact = gradients(on, *(leaf(value.double()) for value in given))
+    for name, value, wanted in zip(["y", "x", *parameters], gradients(on, *map(leaf, given)), exact, strict=True):
+        error = (value - wanted).abs().max() / wanted.abs().max()
+        assert value.dtype == torch.float32 and error < 1e-5, f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize(
+    ("channels", "width", "heads"), [(320, 64, 5), (1280, 64, 20), (32, 64, 1), (64, 64, 1), (48, 16, 3), (80, 32, 2)]
+)
+def test_heads_are_as_wide_as_said(channels: int, width: int, heads: int) -> None:
+    assert temporal_heads(channels, UNetConfig(temporal_head_width=width)) == heads
+
+
+def test_the_config_gives_heads_width_and_kernel_of_every_temporal_layer() -> None:
+    config = UNetConfig(**SD1, temporal_head_width=8, temporal_expansion=3, temporal_kernel=5, max_frames=4)
+    unet = SpatioTemporalUNet(config)
+    convs = [m for m in unet.modules() if isinstance(m, TemporalConv)]
+    blocks = [m for m in unet.modules() if isinstance(m, TemporalTransformerBlock)]
+    assert len(convs) == 2 * 22 and len(blocks) == 16
+    assert all(conv.weight.shape == (conv.out_channels, conv.in_channels, 5) for conv in convs)
+    for block in blocks:
+        channels = block.norm1.weight.numel()
+        assert block.attn.heads == channels // 8 and block.positions.shape == (4, channels)
+        assert block.ff.net[0].proj.weight.shape == (2 * 3 * channels, channels)
+    perturb(unet)
+    latents, timesteps, content = inputs(config, n=4)
+    assert unet(latents.float(), timesteps, content.float()).isfinite().all()
+
+
+def test_the_number_of_heads_matters() -> None:
+    """Or a width that is not honoured would go unseen."""
+    blocks = {heads: TemporalTransformerBlock(C, heads, N, 1) for heads in (1, 2, 4)}
+    randomise(blocks[1])
+    for block in blocks.values():
+        block.load_state_dict(blocks[1].state_dict())
+    tokens = torch.randn(B * N, H * W, C)
+    one, two, four = (block(tokens, N) for block in blocks.values())
+    assert (one - two).abs().max() > 0.01 and (two - four).abs().max() > 0.01

@@ -1,5 +1,6 @@
 """Whole runs of gen1-train on CPU processes, as a user starts them."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,10 @@ from safetensors.torch import load_file
 
 from gen1_train.training.checkpoint import checkpoints_dir, latest
 from gen1_train.training.metrics import read_metrics
+from gen1_train.training.strategy import ZeroStrategy
 from miniature.tiny import write_stable_diffusion
 from tests.made import make_shard_set
-from tests.running import TRAIN, kill_when, run, run_well
+from tests.running import ENVIRONMENT, TRAIN, kill_when, run, run_well
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 STEPS = 8
@@ -68,21 +70,43 @@ def test_killed_and_resumed_equals_straight_bit_for_bit(place, straight):
     assert losses(place, "killed") == losses(place, "straight")
 
 
-@pytest.mark.parametrize(
-    "more",
-    [["strategy=single", "trainer.devices=1"], ["strategy=ddp"], ["strategy=zero3", "checkpoint.every=100"]],
-    ids=["single", "ddp", "zero3"],
-)
-def test_other_strategies_take_the_same_steps(place, straight, more):
-    """Two ranks equal one, and sharding changes nothing, also in image steps, which leave the temporal layers out."""
-    name = more[0].partition("=")[2]
-    run_well("gen1_train.train", *stage(place, 3, name, *more))
+CHECKPOINTING = "model.checkpointing=[true,true,true,true]"  # of activations, at all resolutions
+OTHERS = {
+    "single": ["strategy=single", "trainer.devices=1"],
+    "ddp": ["strategy=ddp"],
+    "zero3": ["strategy=zero3", "checkpoint.every=100"],
+    "zero3-checkpointing": ["strategy=zero3", "checkpoint.every=100", CHECKPOINTING],
+}
+
+
+@pytest.fixture
+def nothing_persists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """ZeRO-3 lets go of every weight after its layer; by itself it keeps the small ones, which are all of tiny's."""
+    config = ZeroStrategy(3, micro_batch=2).config
+    config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    (tmp_path / "deepspeed.json").write_text(json.dumps(config))
+    monkeypatch.setitem(ENVIRONMENT, "PL_DEEPSPEED_CONFIG_PATH", str(tmp_path / "deepspeed.json"))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_strategies_take_the_same_steps(place, straight, nothing_persists, name):
+    """Two ranks equal one; sharding changes nothing, also in image steps, which leave the temporal layers out; nor do
+    layers that are computed again going back, when ZeRO-3 has to fetch their weights again.
+    """
+    run_well("gen1_train.train", *stage(place, 3, name, *OTHERS[name]))
     other = weights(place, name)
     assert other.keys() == straight.keys()
     for key, value in straight.items():
         torch.testing.assert_close(other[key], value, rtol=2e-3, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}")
     for (step, loss), (_, reference) in zip(losses(place, name), losses(place, "straight"), strict=True):
         assert float(loss) == pytest.approx(float(reference), rel=1e-3), f"step {step}"
+
+
+def test_activation_checkpointing_takes_the_same_steps_to_the_bit(place, straight):
+    run_well("gen1_train.train", *stage(place, 3, "checkpointing", "checkpoint.every=100", CHECKPOINTING))
+    made = weights(place, "checkpointing")
+    assert made.keys() == straight.keys() and all(torch.equal(made[name], straight[name]) for name in straight)
+    assert losses(place, "checkpointing") == losses(place, "straight")
 
 
 def test_a_finished_stage_is_not_trained_again(place, straight):
@@ -95,7 +119,8 @@ def test_the_run_folder_holds_what_made_it(place, straight):
     folder = place / "straight" / "demo" / "stage3"
     assert "temporal: true" in (folder / "config.yaml").read_text()
     rows = read_metrics(folder / "metrics.csv")
-    assert {"loss", "lr", "samples_per_second", "data_wait"} <= set(rows[0])
+    assert {"loss", "lr", "samples_per_second", "tflops_per_second", "mfu", "data_wait"} <= set(rows[0])
+    assert all(float(row["mfu"]) > 0 for row in rows)
     kinds = ["image" if "loss_image" in row else "video" for row in rows]
     assert len(kinds) == 8 and kinds.count("image") == 1  # exactly one in the first block of eight
 
