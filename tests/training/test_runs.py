@@ -145,5 +145,5 @@ def test_a_checkpoint_of_another_shape_ends_with_one_line(place):
     done = run("gen1_train.train", *stage(place, 3, "shape", *more))
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("gen1-train: error: the weights in") and "wanted" in last
+    assert last.startswith("gen1-train: error: the UNet in") and "(model: [16, 32, 32, 32])" in last
     assert not (place / "shape").exists()
