@@ -57,7 +57,7 @@ def batches(shards: ShardSet, module: Gen1Module, kind: str, world: int, accumul
 @pytest.mark.parametrize("kind", ["image", "video"])
 @pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (4, 1), (2, 2)])
 def test_each_sample_has_the_same_loss_however_the_batch_is_split(shards, kind, world, accumulate):
-    # the UNet in float64: a group norm over two values that are nearly equal, as in maps of one pixel, makes float32's rounding
+    # the UNet in float64: a group norm over two nearly equal values, as in maps of one pixel, makes float32's rounding
     # large, and kernels round by the size of the batch
     module = make_module().double()
     with torch.no_grad():
