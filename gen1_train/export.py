@@ -130,6 +130,8 @@ def whole_or_nothing(output: Path) -> Iterator[Path]:
     """A hidden folder beside `output`, which takes its name at the end, or is gone. Raises UserError."""
     from safetensors import SafetensorError
 
+    from gen1_train.training.checkpoint import sync
+
     temporary = output.with_name(f".{output.name}.tmp")
     try:
         if temporary.exists():  # of an export that was killed
@@ -137,9 +139,7 @@ def whole_or_nothing(output: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         for path in temporary.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
+            sync(path)
         os.replace(temporary, output)
     except (OSError, SafetensorError) as error:
         raise UserError(f"output={output} cannot be written: {error}") from error

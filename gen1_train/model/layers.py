@@ -79,7 +79,7 @@ class GatedGELU(nn.Module):
 
 
 class _Gate(torch.autograd.Function):
-    """(…, 2c) -> (…, c): the first half times gelu of the second. Keeps its input alone, plain autograd gelu too."""
+    """(…, 2c) -> (…, c): the first half times gelu of the second. Keeps only its input; autograd would gelu's too."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

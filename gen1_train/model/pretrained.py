@@ -46,9 +46,7 @@ class WeightReport:
     widened: list[str]  # copied into the first input channels; the new channels are zero
     new: list[str]  # as initialised
     origins: dict[str, Origin]  # of what was copied or widened
-    left_aside: dict[str, int] = field(
-        default_factory=dict
-    )  # tensors of the source not read, by first part of the name
+    left_aside: dict[str, int] = field(default_factory=dict)  # tensors not read, by the first part of their names
     untold: tuple[str, ...] = ()  # what the source does not say of its config: by Stable Diffusion's convention
 
     def summary(self) -> str:

@@ -120,7 +120,7 @@ class Block(nn.Module):
     def layer(self, i: int, x: Tensor, time: Tensor, content: Tensor, frames: int | None) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
             # nothing in a layer is random
-            return checkpoint(self._layer, i, x, time, content, frames, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+            return checkpoint(self._layer, i, x, time, content, frames, use_reentrant=False, preserve_rng_state=False)
         return self._layer(i, x, time, content, frames)
 
     def _layer(self, i: int, x: Tensor, time: Tensor, content: Tensor, frames: int | None) -> Tensor:

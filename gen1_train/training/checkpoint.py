@@ -87,13 +87,13 @@ def commit(temporary: Path, weights: dict[str, Tensor], config: str, info: Check
     files = [path for path in sorted(temporary.rglob("*")) if path.is_file() and path.name != INFO]
     info.sizes = {str(path.relative_to(temporary)): path.stat().st_size for path in files}
     for path in files:
-        _sync(path)
+        sync(path)
     write_atomically(temporary / INFO, json.dumps(asdict(info), indent=1).encode())
     final = temporary.with_name(temporary.name.removeprefix(".").removesuffix(".tmp"))
     if final.exists():  # of an earlier life of this run that was resumed from before it
         shutil.rmtree(final)
     os.replace(temporary, final)
-    _sync(final.parent)
+    sync(final.parent)
     for old in _named(final.parent)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -147,7 +147,8 @@ def _named(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Returns when a file, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
