@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from data_tools.recipe import RecipeConfig
-from gen1_train.batch import DEPTH_MAX, Sample, SampleError
+from gen1_train.batch import STRUCTURE_MAX, Sample, SampleError
 from gen1_train.errors import UserError
 from gen1_train.estimators.clip import ClipEncoder
 from gen1_train.estimators.depth import NORMALISATION, DepthEstimator, normalise_clip
@@ -40,10 +40,15 @@ class Estimators:
         """How to load each network, its fingerprint, and what a reader of the shards must know of it."""
         width = self.clip.images(np.zeros((1, 8, 8, 3), np.uint8)).shape[-1]
         autoencoder = {"scale": self.autoencoder.scale, "factor": self.autoencoder.factor}
-        described = {"autoencoder": autoencoder, "depth": {"normalise": NORMALISATION}, "clip": {"width": width}}
+        described = {
+            "autoencoder": autoencoder,
+            "structure": {"kind": "depth", "normalise": NORMALISATION},
+            "clip": {"width": width},
+        }
         for name, facts in described.items():
-            facts["config"] = asdict(getattr(self.recipe, name))
-            facts["fingerprint"] = getattr(self, name).fingerprint
+            attribute = "depth" if name == "structure" else name
+            facts["config"] = asdict(getattr(self.recipe, attribute))
+            facts["fingerprint"] = getattr(self, attribute).fingerprint
         return described
 
     def text_embedding(self, caption: str | None) -> np.ndarray | None:
@@ -61,14 +66,14 @@ class Estimators:
         relative, extent = normalise_clip(self.depth(pixels))
         if not all(map(math.isfinite, extent)):
             raise SampleError(f"{key}: the depth estimator gave values that are not finite")
-        depth = (relative * DEPTH_MAX).round().numpy().astype(np.uint16)
-        stored = torch.from_numpy(depth.astype(np.float32)) / DEPTH_MAX
+        depth = (relative * STRUCTURE_MAX).round().numpy().astype(np.uint16)
+        stored = torch.from_numpy(depth.astype(np.float32)) / STRUCTURE_MAX
         return Sample(
             key=key,
             frames=frames,
-            depth=depth,
+            structure=depth,
             moments=_half(self.autoencoder.encode_moments(to_signed(pixels).to(self.device))),
-            structure=_half(self.autoencoder.encode_structure(stored.to(self.device))),
+            structure_latent=_half(self.autoencoder.encode_structure(stored.to(self.device))),
             image_embedding=_half(self.clip.images(frames)),
             meta={**meta, "normalise": NORMALISATION, "depth_range": extent},
         )

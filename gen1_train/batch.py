@@ -9,9 +9,9 @@ an autoencoder with c latent channels and factor f, and CLIP width d:
 | member | content |
 |---|---|
 | `frame00.jpg` ... | uint8 RGB (h, w, 3), JPEG |
-| `depth00.png` ... | structure: 16-bit grey PNG (h, w); 0..65535 is farthest..nearest, see meta |
+| `structure00.png` ... | structure: lossless 16-bit grey PNG (h, w); depth: 0..65535 is farthest..nearest in the clip |
 | `moments.npy` | float16 (n, 2c, h/f, w/f): mean and log-variance of the frames' latents, before the latent scale |
-| `structure.npy` | float16 (n, c, h/f, w/f): latent of the undegraded structure (t_s = 0), times the latent scale |
+| `structure_latent.npy` | float16 (n, c, h/f, w/f): latent of the undegraded structure (t_s = 0), times the latent scale |
 | `image_embedding.npy` | float16 (n, d): CLIP image embedding of every frame, as the tower gives it |
 | `text_embedding.npy` | float16 (d,): CLIP text embedding of the caption; only with a caption |
 | `caption.txt` | UTF-8; only with a caption |
@@ -31,7 +31,7 @@ from PIL import Image
 from torch import Tensor
 
 KEY = re.compile(r"[A-Za-z0-9_-]{1,200}")
-DEPTH_MAX = 65535  # 16 bits: 8 would cost 0.2 % of the range
+STRUCTURE_MAX = 65535  # 16 bits: 8 would cost 0.2 % of the range
 
 
 class SampleError(ValueError):
@@ -59,9 +59,9 @@ class Sample:
 
     key: str
     frames: np.ndarray | None = None  # uint8 (n, h, w, 3)
-    depth: np.ndarray | None = None  # uint16 (n, h, w)
+    structure: np.ndarray | None = None  # uint16 (n, h, w)
     moments: np.ndarray | None = None  # float16 (n, 2c, h/f, w/f)
-    structure: np.ndarray | None = None  # float16 (n, c, h/f, w/f)
+    structure_latent: np.ndarray | None = None  # float16 (n, c, h/f, w/f)
     image_embedding: np.ndarray | None = None  # float16 (n, d)
     text_embedding: np.ndarray | None = None  # float16 (d,)
     caption: str | None = None
@@ -72,8 +72,8 @@ def frame_members(frames: int) -> list[str]:
     return [f"frame{i:02d}.jpg" for i in range(frames)]
 
 
-def depth_members(frames: int) -> list[str]:
-    return [f"depth{i:02d}.png" for i in range(frames)]
+def structure_members(frames: int) -> list[str]:
+    return [f"structure{i:02d}.png" for i in range(frames)]
 
 
 def members_of(field: str, frames: int) -> list[str]:
@@ -81,13 +81,13 @@ def members_of(field: str, frames: int) -> list[str]:
     match field:
         case "frames":
             return frame_members(frames)
-        case "depth":
-            return depth_members(frames)
+        case "structure":
+            return structure_members(frames)
         case "caption":
             return ["caption.txt"]
         case "meta":
             return ["meta.json"]
-        case "moments" | "structure" | "image_embedding" | "text_embedding":
+        case "moments" | "structure_latent" | "image_embedding" | "text_embedding":
             return [f"{field}.npy"]
     raise KeyError(f"a Sample has no field {field!r}")
 
@@ -98,9 +98,9 @@ def encode_sample(sample: Sample, jpeg_quality: int = 95) -> dict[str, bytes]:
     for image, name in zip(_each(sample.frames), frame_members(99)):
         # 4:4:4: chroma subsampling blurs exactly the colours that content is about
         members[name] = _encode_image(Image.fromarray(image), "JPEG", quality=jpeg_quality, subsampling=0)
-    for plane, name in zip(_each(sample.depth), depth_members(99)):
+    for plane, name in zip(_each(sample.structure), structure_members(99)):
         members[name] = _encode_image(Image.fromarray(plane), "PNG", compress_level=6)
-    for field in ("moments", "structure", "image_embedding", "text_embedding"):
+    for field in ("moments", "structure_latent", "image_embedding", "text_embedding"):
         array = getattr(sample, field)
         if array is not None:
             stream = io.BytesIO()
@@ -124,10 +124,10 @@ def decode_sample(key: str, members: dict[str, bytes]) -> Sample:
     except SampleError as error:
         raise SampleError(f"{key}: {error}") from error
     frames = [decoded[name] for name in sorted(decoded) if name.startswith("frame")]
-    planes = [decoded[name] for name in sorted(decoded) if name.startswith("depth")]
+    planes = [decoded[name] for name in sorted(decoded) if name.startswith("structure") and name.endswith(".png")]
     sample.frames = np.stack(frames) if frames else None
-    sample.depth = np.stack(planes) if planes else None
-    for field in ("moments", "structure", "image_embedding", "text_embedding"):
+    sample.structure = np.stack(planes) if planes else None
+    for field in ("moments", "structure_latent", "image_embedding", "text_embedding"):
         setattr(sample, field, decoded.get(f"{field}.npy"))
     sample.caption, sample.meta = decoded.get("caption.txt"), decoded.get("meta.json")
     return sample
@@ -162,14 +162,14 @@ def validate(sample: Sample, pool: Pool) -> None:
         raise SampleError(f"key {sample.key!r} has characters outside of A-Z a-z 0-9 _ -, or is longer than 200")
     n, h, w = pool.frames, pool.height, pool.width
     _expect(sample, "frames", np.uint8, (n, h, w, 3))
-    _expect(sample, "depth", np.uint16, (n, h, w))
+    _expect(sample, "structure", np.uint16, (n, h, w))
     _expect(sample, "moments", np.float16, (n, None, None, None))
-    _expect(sample, "structure", np.float16, (n, None, None, None))
+    _expect(sample, "structure_latent", np.float16, (n, None, None, None))
     _expect(sample, "image_embedding", np.float16, (n, None))
     _expect(sample, "text_embedding", np.float16, (None,))
-    if sample.moments is not None and sample.structure is not None:
-        channels = sample.structure.shape[1]
-        _expect(sample, "moments", np.float16, (n, 2 * channels, *sample.structure.shape[2:]))
+    if sample.moments is not None and sample.structure_latent is not None:
+        channels = sample.structure_latent.shape[1]
+        _expect(sample, "moments", np.float16, (n, 2 * channels, *sample.structure_latent.shape[2:]))
 
 
 def _expect(sample: Sample, field: str, dtype: type, shape: tuple[int | None, ...]) -> None:
@@ -206,8 +206,8 @@ class Batch:
     keys: list[str]  # b sample keys
     moments: Tensor  # float32 (b, n, 2c, h/f, w/f)
     embeddings: Tensor  # float32 (b, n, d): CLIP image embedding of every frame
-    structure: Tensor | None = None  # float32 (b, n, c, h/f, w/f): latent of the structure at t_s = 0, scaled
-    depth: Tensor | None = None  # float32 (b, n, h, w) in [0, 1], 1 is nearest; for t_s > 0
+    structure_latents: Tensor | None = None  # float32 (b, n, c, h/f, w/f): latent of the structure at t_s = 0, scaled
+    structure: Tensor | None = None  # float32 (b, n, h, w) in [0, 1], for depth 1 is nearest; for t_s > 0
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on another device."""
@@ -223,7 +223,12 @@ class Batch:
 
 
 # the Sample fields that a Batch is made of
-BATCH_FIELDS = {"moments": "moments", "image_embedding": "embeddings", "structure": "structure", "depth": "depth"}
+BATCH_FIELDS = {
+    "moments": "moments",
+    "image_embedding": "embeddings",
+    "structure_latent": "structure_latents",
+    "structure": "structure",
+}
 
 
 def collate(kind: str, step: int, slots: list[int], samples: list[Sample]) -> Batch:
@@ -234,5 +239,5 @@ def collate(kind: str, step: int, slots: list[int], samples: list[Sample]) -> Ba
         if arrays[0] is None:
             continue
         stacked = torch.from_numpy(np.stack(arrays).astype(np.float32))
-        columns[target] = stacked / DEPTH_MAX if source == "depth" else stacked
+        columns[target] = stacked / STRUCTURE_MAX if source == "structure" else stacked
     return Batch(kind=kind, step=step, slots=slots, keys=[sample.key for sample in samples], **columns)

@@ -67,9 +67,9 @@ class Editor:
         load_weights(unet, checkpoint.weights(), str(checkpoint.path), grow=False)
         made_by = checkpoint.info.estimators
         autoencoder = Autoencoder(AutoencoderConfig(**made_by["autoencoder"]["config"])).to(where)
-        depth = DepthEstimator(DepthConfig(**made_by["depth"]["config"]), where)
+        depth = DepthEstimator(DepthConfig(**made_by["structure"]["config"]), where)
         clip = ClipEncoder(ClipConfig(**made_by["clip"]["config"]), where)
-        for name, found in (("autoencoder", autoencoder), ("depth", depth), ("clip", clip)):
+        for name, found in (("autoencoder", autoencoder), ("structure", depth), ("clip", clip)):
             if found.fingerprint != made_by[name]["fingerprint"]:
                 raise UserError(
                     f"the {name} network at {made_by[name]['config']} is not the one that the checkpoint was trained "

@@ -19,9 +19,9 @@ def make_sample(key: str, pool: Pool, seed: int) -> Sample:
     return Sample(
         key=key,
         frames=rng.integers(0, 256, (n, h, w, 3), dtype=np.uint8),
-        depth=rng.integers(0, 65536, (n, h, w), dtype=np.uint16),
+        structure=rng.integers(0, 65536, (n, h, w), dtype=np.uint16),
         moments=rng.standard_normal((n, 8, *latent)).astype(np.float16) - 2,
-        structure=rng.standard_normal((n, 4, *latent)).astype(np.float16),
+        structure_latent=rng.standard_normal((n, 4, *latent)).astype(np.float16),
         image_embedding=rng.standard_normal((n, WIDTH)).astype(np.float16),
         text_embedding=rng.standard_normal(WIDTH).astype(np.float16),
         caption=f"made thing {seed}",
@@ -49,7 +49,7 @@ def make_shard_set(
         pools[pool.name] = PoolShards(pool.kind, pool.width, pool.height, pool.frames, made)
     estimators = {
         "autoencoder": {"config": {"path": "none"}, "fingerprint": "made", "scale": 0.5, "factor": FACTOR},
-        "depth": {"config": {}, "fingerprint": "made"},
+        "structure": {"kind": "depth", "config": {}, "fingerprint": "made"},
         "clip": {"config": {}, "fingerprint": "made", "width": WIDTH},
     }
     Manifest(pools=pools, recipe={}, estimators=estimators, plan="made").save(root)

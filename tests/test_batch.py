@@ -23,7 +23,7 @@ from gen1_train.batch import (
 from tests.made import make_sample
 
 VIDEO, IMAGE = Pool("video", 24, 16, 3), Pool("image", 24, 16, 1)
-ARRAYS = ("depth", "moments", "structure", "image_embedding", "text_embedding")
+ARRAYS = ("structure", "moments", "structure_latent", "image_embedding", "text_embedding")
 FIELDS = ("frames", *ARRAYS, "caption", "meta")
 
 
@@ -55,12 +55,12 @@ def test_frames_survive_jpeg_with_their_colours() -> None:
     assert error.mean() < 4 and error.max() < 40
 
 
-def test_frames_and_depth_keep_their_order_beyond_nine() -> None:
+def test_frames_and_structure_keep_their_order_beyond_nine() -> None:
     depth = (np.arange(12, dtype=np.uint16) * 5000)[:, None, None].repeat(8, 1).repeat(8, 2)
     frames = (np.arange(12, dtype=np.uint8) * 20)[:, None, None, None].repeat(8, 1).repeat(8, 2).repeat(3, 3)
-    members = encode_sample(Sample("k", frames=frames, depth=depth))
+    members = encode_sample(Sample("k", frames=frames, structure=depth))
     back = decode_sample("k", dict(reversed(members.items())))
-    assert np.array_equal(back.depth, depth)
+    assert np.array_equal(back.structure, depth)
     assert np.abs(back.frames.astype(int) - frames).max() <= 2
 
 
@@ -105,7 +105,7 @@ def test_validate_refuses_and_names_the_field(field: str, change: str) -> None:
         validate(damaged(field, change), VIDEO)
 
 
-@pytest.mark.parametrize("field", ["frames", "depth"])
+@pytest.mark.parametrize("field", ["frames", "structure"])
 def test_validate_refuses_pictures_of_another_size(field: str) -> None:
     sample = Sample("k", **{field: getattr(make_sample("k", VIDEO, 0), field)})
     with pytest.raises(SampleError, match=rf"{field} is .* the pool has"):
@@ -114,9 +114,9 @@ def test_validate_refuses_pictures_of_another_size(field: str) -> None:
 
 def test_validate_refuses_latents_that_do_not_belong_together() -> None:
     sample = make_sample("k", VIDEO, 0)
-    for structure in (sample.structure[:, :3], sample.structure[..., :-1]):
+    for structure in (sample.structure_latent[:, :3], sample.structure_latent[..., :-1]):
         with pytest.raises(SampleError, match="moments"):
-            validate(replace(sample, structure=structure), VIDEO)
+            validate(replace(sample, structure_latent=structure), VIDEO)
 
 
 @pytest.mark.parametrize("key", ["a.b", "", "a/b", "a b", "ü", "x" * 201, "a\n"])
@@ -140,8 +140,8 @@ BROKEN = {
     "cut off npy": ("moments.npy", npy(np.zeros((2, 8, 2, 2), np.float16))[:-4]),
     "empty npy": ("moments.npy", b""),
     "zip archive as npy": ("moments.npy", b"PK\x03\x04" + bytes(40)),
-    "no png": ("depth00.png", b"not a png"),
-    "cut off png": ("depth00.png", png(np.random.default_rng(0).integers(0, 65536, (9, 9), np.uint16))[:-60]),
+    "no png": ("structure00.png", b"not a png"),
+    "cut off png": ("structure00.png", png(np.random.default_rng(0).integers(0, 65536, (9, 9), np.uint16))[:-60]),
     "empty jpeg": ("frame00.jpg", b""),
     "no utf-8": ("caption.txt", b"\xff\xfe"),
     "no json": ("meta.json", b"{"),
@@ -156,35 +156,37 @@ def test_a_member_that_cannot_be_decoded_is_named(what: str) -> None:
         decode_member(name, data)
 
 
-def test_depth_of_eight_bits_is_refused() -> None:
+def test_structure_of_eight_bits_is_refused() -> None:
     """0..255 read as 0..65535 would be a depth map that is flat to one part in 256, and nobody would notice."""
-    with pytest.raises(SampleError, match="depth00"):
-        decode_member("depth00.png", png(np.arange(64, dtype=np.uint8).reshape(8, 8)))
+    with pytest.raises(SampleError, match="structure00"):
+        decode_member("structure00.png", png(np.arange(64, dtype=np.uint8).reshape(8, 8)))
 
 
-def test_collate_stacks_and_brings_depth_to_0_1() -> None:
+def test_collate_stacks_and_brings_structure_to_0_1() -> None:
     samples = [make_sample(f"k{i}", VIDEO, i) for i in range(2)]
-    samples[0].depth[0, 0, :2] = (0, 65535)
+    samples[0].structure[0, 0, :2] = (0, 65535)
     batch = collate("video", 7, [4, 9], samples)
     assert (batch.kind, batch.step, batch.slots, batch.keys) == ("video", 7, [4, 9], ["k0", "k1"])
     assert batch.moments.shape == (2, 3, 8, 2, 3) and batch.embeddings.shape == (2, 3, 64)
-    assert batch.structure.shape == (2, 3, 4, 2, 3) and batch.depth.shape == (2, 3, 16, 24)
+    assert batch.structure_latents.shape == (2, 3, 4, 2, 3) and batch.structure.shape == (2, 3, 16, 24)
     assert all(v.dtype == torch.float32 for v in vars(batch).values() if isinstance(v, torch.Tensor))
-    assert batch.depth[0, 0, 0, :2].tolist() == [0, 1]
-    assert batch.depth.min() >= 0 and batch.depth.max() <= 1
+    assert batch.structure[0, 0, 0, :2].tolist() == [0, 1]
+    assert batch.structure.min() >= 0 and batch.structure.max() <= 1
     np.testing.assert_array_equal(batch.moments[1].numpy(), samples[1].moments.astype(np.float32))
-    torch.testing.assert_close(batch.depth[1], torch.from_numpy(samples[1].depth.astype(np.float64) / 65535).float())
+    torch.testing.assert_close(
+        batch.structure[1], torch.from_numpy(samples[1].structure.astype(np.float64) / 65535).float()
+    )
 
 
 def test_collate_leaves_out_what_was_not_read() -> None:
     sample = make_sample("k", IMAGE, 0)
-    batch = collate("image", 0, [0], [replace(sample, depth=None, structure=None)])
-    assert batch.depth is None and batch.structure is None and batch.moments.shape[1] == 1
+    batch = collate("image", 0, [0], [replace(sample, structure=None, structure_latent=None)])
+    assert batch.structure is None and batch.structure_latents is None and batch.moments.shape[1] == 1
 
 
 def test_to_moves_every_tensor_and_nothing_else() -> None:
     batch = collate("video", 1, [0], [make_sample("k", VIDEO, 0)])
-    batch.depth = None
+    batch.structure = None
     moved = batch.to(torch.device("meta"))
     assert isinstance(moved, Batch) and moved is not batch and batch.moments.device.type == "cpu"
     for name, value in vars(moved).items():

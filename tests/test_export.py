@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 MODEL = UNetConfig(**{**SD1, "layers": 1, "max_frames": 4})
 ESTIMATORS = {
     "autoencoder": {"config": {"path": "none"}, "fingerprint": "made", "scale": 0.5, "factor": 8},
-    "depth": {"config": {"path": "none"}, "fingerprint": "made"},
+    "structure": {"kind": "depth", "config": {"path": "none"}, "fingerprint": "made"},
     "clip": {"config": {"model": "none"}, "fingerprint": "made", "width": 24},
 }
 
@@ -164,10 +164,10 @@ def test_an_edit_by_it_is_an_edit_by_the_checkpoint(tmp_path: Path, monkeypatch:
     weights = Path(__file__).parents[1] / "miniature" / "weights"
     networks = {
         "autoencoder": Autoencoder(autoencoder := AutoencoderConfig(str(weights / "autoencoder"))),
-        "depth": DepthEstimator(depth := DepthConfig(str(weights / "depth"), size=64, multiple=16), CPU),
+        "structure": DepthEstimator(depth := DepthConfig(str(weights / "depth"), size=64, multiple=16), CPU),
         "clip": ClipEncoder(clip := ClipConfig(f"local-dir:{weights / 'clip'}", None), CPU),
     }
-    configs = {"autoencoder": autoencoder, "depth": depth, "clip": clip}
+    configs = {"autoencoder": autoencoder, "structure": depth, "clip": clip}
     described = {k: {"config": asdict(configs[k]), "fingerprint": networks[k].fingerprint} for k in networks}
     monkeypatch.setattr(f"{__name__}.ESTIMATORS", described)
     source = write_checkpoint(tmp_path / "run", "5", replace(MODEL, content_dim=64))

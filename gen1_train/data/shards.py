@@ -22,7 +22,7 @@ from typing import Any
 from gen1_train.batch import Pool, Sample, SampleError, decode_sample, members_of, validate
 from gen1_train.errors import UserError
 
-FORMAT = 1
+FORMAT = 2  # 1 called the structure "depth"
 MANIFEST = "manifest.json"
 
 
@@ -65,7 +65,7 @@ class PoolShards:
 class Manifest:
     """What a frozen set is: its pools, and everything that made them.
 
-    `estimators` holds, for each of "autoencoder", "depth" and "clip", the section of the recipe that loads it
+    `estimators` holds, for each of "autoencoder", "structure" and "clip", the section of the recipe that loads it
     (path, size, ...) as `config`, and its `fingerprint`; for the autoencoder `scale` (of the latents) and `factor`
     (pixels per latent) too; for clip `width` (of an embedding).
     """

@@ -67,7 +67,7 @@ class Gen1Module(LightningModule):
     @property
     def fields(self) -> tuple[str, ...]:
         """The fields of a sample that training reads."""
-        structure = ("depth",) if self.max_level else ("structure",)
+        structure = ("structure",) if self.max_level else ("structure_latent",)
         return ("moments", "image_embedding", *(structure if self.structure else ()))
 
     @override
@@ -103,11 +103,11 @@ class Gen1Module(LightningModule):
     def structure_latents(self, batch: Batch, levels: Tensor) -> Tensor:
         """The encoded structure (b, n, c, h, w) at t_s: from the shards where t_s is always 0, else encoded now."""
         if self.max_level == 0:
-            assert batch.structure is not None
-            return batch.structure
+            assert batch.structure_latents is not None
+            return batch.structure_latents
         autoencoder = self._autoencoder[0]
-        assert batch.depth is not None and autoencoder is not None
-        return autoencoder.encode_structure(degrade(batch.depth, levels))
+        assert batch.structure is not None and autoencoder is not None
+        return autoencoder.encode_structure(degrade(batch.structure, levels))
 
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

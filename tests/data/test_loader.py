@@ -14,7 +14,7 @@ from gen1_train.data.shards import ShardSet, read_index
 from gen1_train.errors import UserError
 from tests.made import make_shard_set
 
-FIELDS = ("moments", "image_embedding", "depth")
+FIELDS = ("moments", "image_embedding", "structure")
 VIDEO = "video-32x16"
 STEPS = 8
 
@@ -52,7 +52,7 @@ def test_a_batch_holds_what_the_schedule_says(made: Path) -> None:
         indices = [own.schedule.sample(step, slot) for slot in batch.slots]
         assert batch.keys == [f"{step.kind}-{index:03d}" for index in indices]
         assert batch.moments.shape == ((16, 1, 8, 2, 4) if step.kind == "image" else (4, 4, 8, 2, 4))
-        assert batch.depth is not None and batch.structure is None
+        assert batch.structure is not None and batch.structure_latents is None
         sample = own.shards.read(step.pool, indices[-1], FIELDS)
         torch.testing.assert_close(batch.moments[-1], torch.from_numpy(sample.moments).float(), rtol=0, atol=0)
 

@@ -12,6 +12,7 @@ import webdataset
 
 from gen1_train.batch import Pool, SampleError, encode_sample
 from gen1_train.data.shards import (
+    FORMAT,
     Entry,
     Manifest,
     ShardSet,
@@ -25,7 +26,7 @@ from gen1_train.errors import UserError
 from tests.made import make_sample, make_shard_set
 
 VIDEO, IMAGE = "video-32x16", "image-32x16"
-FIELDS = ("frames", "depth", "moments", "structure", "image_embedding", "text_embedding", "caption", "meta")
+FIELDS = ("frames", "structure", "moments", "structure_latent", "image_embedding", "text_embedding", "caption", "meta")
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +68,15 @@ def test_every_sample_reads_back_as_it_was_written(made: Path, pool: str, count:
         wanted = make_sample(f"{layout.kind}-{i:03d}", layout, i + (1000 if layout.kind == "image" else 0))
         sample = shards.read(pool, i, FIELDS)
         assert (sample.key, sample.caption, sample.meta) == (wanted.key, wanted.caption, wanted.meta)
-        for field in ("depth", "moments", "structure", "image_embedding", "text_embedding"):
+        for field in ("structure", "moments", "structure_latent", "image_embedding", "text_embedding"):
             np.testing.assert_array_equal(getattr(sample, field), getattr(wanted, field))
         assert sample.frames.shape == wanted.frames.shape
 
 
 def test_only_the_named_fields_are_read(made: Path) -> None:
-    sample = ShardSet(made).read(VIDEO, 0, ("structure", "caption"))
-    assert sample.structure is not None and sample.caption is not None
-    assert sample.frames is None and sample.depth is None and sample.moments is None and sample.meta is None
+    sample = ShardSet(made).read(VIDEO, 0, ("structure_latent", "caption"))
+    assert sample.structure_latent is not None and sample.caption is not None
+    assert sample.frames is None and sample.structure is None and sample.moments is None and sample.meta is None
 
 
 def test_locate_counts_through_the_shards(made: Path) -> None:
@@ -168,8 +169,8 @@ def test_a_sample_that_breaks_the_contract_is_refused(own: Path) -> None:
     manifest = Manifest.load(own)
     manifest.pools[VIDEO].width, manifest.pools[VIDEO].height = 16, 32
     manifest.save(own)
-    with pytest.raises(SampleError, match=r"video-000: depth is uint16 \(2, 16, 32\)"):
-        ShardSet(own).read(VIDEO, 0, ("depth",))
+    with pytest.raises(SampleError, match=r"video-000: structure is uint16 \(2, 16, 32\)"):
+        ShardSet(own).read(VIDEO, 0, ("structure",))
 
 
 def test_an_index_that_was_cut_off_is_refused(own: Path) -> None:
@@ -214,7 +215,7 @@ def test_a_manifest_that_was_changed_is_refused(own: Path) -> None:
 
 def test_a_manifest_of_another_format_is_refused(own: Path) -> None:
     path = own / "manifest.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    path.write_text(path.read_text().replace(f'"format": {FORMAT}', f'"format": {FORMAT + 1}'))
     with pytest.raises(UserError) as error:
         ShardSet(own)
     assert "has format 2, this version reads 1" in line_of(error)

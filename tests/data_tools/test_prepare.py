@@ -18,13 +18,13 @@ import webdataset
 from data_tools import prepare, task
 from data_tools.estimate import load_estimators, one_thread
 from data_tools.prepare import main, run
-from gen1_train.batch import DEPTH_MAX
+from gen1_train.batch import STRUCTURE_MAX
 from gen1_train.data.shards import Manifest, ShardSet
 from gen1_train.errors import UserError
 from tests.data_tools.source import config, make_source, quick_recipe, work_and_die
 from tests.video.files import is_alive, make_video, number_of
 
-FIELDS = ("frames", "depth", "moments", "structure", "image_embedding", "meta")
+FIELDS = ("frames", "structure", "moments", "structure_latent", "image_embedding", "meta")
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +79,12 @@ def test_what_is_stored_equals_what_would_be_computed_from_it(prepared: Path) ->
     """Structure: exactly. Moments: of the frames before JPEG, so nearly."""
     estimators = load_estimators(quick_recipe(), "auto")
     sample = ShardSet(prepared).read("video-64x48", 0, FIELDS)
-    assert sample.depth is not None and sample.frames is not None and sample.moments is not None
-    assert sample.depth.min() == 0 and sample.depth.max() == DEPTH_MAX  # over the clip, not the frame
-    depth = torch.from_numpy(sample.depth.astype(np.float32)) / DEPTH_MAX
+    assert sample.structure is not None and sample.frames is not None and sample.moments is not None
+    assert sample.structure.min() == 0 and sample.structure.max() == STRUCTURE_MAX  # over the clip, not the frame
+    depth = torch.from_numpy(sample.structure.astype(np.float32)) / STRUCTURE_MAX
     with one_thread():
         structure = estimators.autoencoder.encode_structure(depth).numpy().astype(np.float16)
-    np.testing.assert_array_equal(structure, sample.structure)
+    np.testing.assert_array_equal(structure, sample.structure_latent)
     again = estimators.sample("again", sample.frames, {})
     assert again.moments is not None and again.image_embedding is not None
     error = np.abs(again.moments[:, :4].astype(float) - sample.moments[:, :4]).mean()

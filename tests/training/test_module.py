@@ -91,7 +91,9 @@ def test_structure_from_the_shards_equals_structure_encoded_while_training(shard
     cached, online = make_module(max_level=0), make_module(max_level=7)
     batch = batches(shards, online, "video", 1)[0]
     encoded = online.structure_latents(batch, torch.zeros(4, dtype=torch.long))
-    batch.structure = online._autoencoder[0].encode_structure(batch.depth)  # as data_tools does, before float16
+    batch.structure_latents = online._autoencoder[0].encode_structure(
+        batch.structure
+    )  # as data_tools does, before float16
     torch.testing.assert_close(encoded, cached.structure_latents(batch, torch.zeros(4, dtype=torch.long)))
     blurred = online.structure_latents(batch, torch.full((4,), 7))
     assert (blurred - encoded).abs().mean() > 0.01
