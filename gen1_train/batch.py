@@ -11,7 +11,7 @@ an autoencoder with c latent channels and factor f, and CLIP width d:
 | `frame00.jpg` ... | uint8 RGB (h, w, 3), JPEG |
 | `structure00.png` ... | structure: lossless 16-bit grey PNG (h, w); depth: 0..65535 is farthest..nearest in the clip |
 | `moments.npy` | float16 (n, 2c, h/f, w/f): mean and log-variance of the frames' latents, before the latent scale |
-| `structure_latent.npy` | float16 (n, c, h/f, w/f): latent of the undegraded structure (t_s = 0), times the latent scale |
+| `structure_latent.npy` | float16 (n, c, h/f, w/f): latent of the structure at t_s = 0, times the latent scale |
 | `image_embedding.npy` | float16 (n, d): CLIP image embedding of every frame, as the tower gives it |
 | `text_embedding.npy` | float16 (d,): CLIP text embedding of the caption; only with a caption |
 | `caption.txt` | UTF-8; only with a caption |

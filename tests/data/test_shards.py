@@ -218,7 +218,7 @@ def test_a_manifest_of_another_format_is_refused(own: Path) -> None:
     path.write_text(path.read_text().replace(f'"format": {FORMAT}', f'"format": {FORMAT + 1}'))
     with pytest.raises(UserError) as error:
         ShardSet(own)
-    assert "has format 2, this version reads 1" in line_of(error)
+    assert f"has format {FORMAT + 1}, this version reads {FORMAT}" in line_of(error)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"format": 1}', '{"format": 1, "pools": {"a": {}}}'])
