@@ -80,7 +80,8 @@ def read_input(config: EditConfig) -> "tuple[np.ndarray, float]":
     import numpy as np
 
     from gen1_train.training.checkpoint import find_checkpoint
-    from gen1_train.video.decode import PyAVReader, VideoError, probe, read_clips
+    from gen1_train.video.decode import VideoError, probe, read_clips
+    from gen1_train.video.decode import count as count_frames
     from gen1_train.video.geometry import nearest_bucket, parse_bucket, resize_and_crop
 
     if config.start < 0 or config.stride < 1 or (config.frames is not None and config.frames < 1):
@@ -93,13 +94,13 @@ def read_input(config: EditConfig) -> "tuple[np.ndarray, float]":
         info = probe(path)
         bucket = nearest_bucket(info.width, info.height, buckets)
         width, height = parse_bucket(bucket)
-        count = info.expected_frames or PyAVReader().count(path)
+        count = info.frames or count_frames(path)
         indices = list(range(config.start, count, config.stride))[: config.frames]
         if not indices:
             raise UserError(f"input={path} has {count} frames: start={config.start} is beyond its end")
         # a window a frame: only the resized frame is kept
         clips = read_clips(path, [[index] for index in indices])
-        frames = np.concatenate([resize_and_crop(clip, width, height) for _, clip in clips])
+        frames = np.concatenate([resize_and_crop(clip, width, height, info.pixel_aspect) for _, clip in clips])
     except VideoError as error:
         raise UserError(f"input={path} cannot be decoded: {error}") from error
     except ValueError as error:

@@ -1,131 +1,81 @@
-"""Windows of frames out of video files: one interface, two decoders, and a fallback from the first to the second."""
+"""Video files in: headers, and windows of frames. All decoding is done by child processes that may be lost."""
 
-from collections import deque
+import atexit
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
-import av
 import numpy as np
-from av.container import InputContainer
-from av.video.stream import VideoStream
 
-from gen1_train.video.decord_reader import DecordReader
-from gen1_train.video.probe import REORDERING, VideoError, VideoInfo, open_container, probe, quarter_turns, video_stream
+from gen1_train.video.frames import DECODERS
+from gen1_train.video.probe import VideoError, VideoInfo
+from gen1_train.video.remote import is_url
+from gen1_train.video.sandbox import Answer, Sandbox, SandboxError
 
-__all__ = ["DecordReader", "PyAVReader", "VideoError", "VideoInfo", "VideoReader", "probe", "read_clips"]
+__all__ = ["DECODERS", "VideoError", "VideoInfo", "count", "probe", "read_clips"]
 
-
-class VideoReader(Protocol):
-    """A decoder. Frames are counted from 0 in the order of display and come upright (rotation tags applied)."""
-
-    name: str
-
-    def clips(self, path: str | Path, windows: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:
-        """Yields uint8 RGB (n, h, w, 3) for each window of n ascending frame indices; windows ascend by their start.
-
-        At the first window that cannot be given whole and right it raises VideoError.
-        """
-
-    def count(self, path: str | Path) -> int:
-        """The number of frames that the decoder finds. Raises VideoError."""
+_idle: list[Sandbox] = []  # children of this process that wait for work; as many as were ever needed at once
 
 
-class PyAVReader:
-    """Decodes in this process, once from the start to the last frame asked for."""
+def probe(path: str | Path) -> VideoInfo:
+    """Reads the header and decodes the first frame. Raises VideoError.
 
-    name = "pyav"
-
-    def clips(self, path: str | Path, windows: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:
-        """See VideoReader."""
-        waiting = deque(_Window(list(window)) for window in windows)
-        active: deque[_Window] = deque()
-        total = 0
-        with open_container(path) as container:
-            stream = video_stream(container)
-            for index, frame in enumerate(_frames(container, stream)):
-                total = index + 1
-                while waiting and waiting[0].indices[0] <= index:
-                    active.append(waiting.popleft())
-                _collect(frame, index, active)
-                while active and index >= active[0].indices[-1] + REORDERING:
-                    yield active.popleft().stack()
-                if not active and not waiting:
-                    return
-            expected = stream.frames or total
-        if total < expected:
-            raise VideoError(f"the file ends early: {total} of {expected} frames can be decoded")
-        for window in (*active, *waiting):
-            if len(window.frames) < len(window.indices):
-                raise VideoError(f"frame {window.indices[-1]} was asked for, and there are {total}")
-            yield window.stack()
-
-    def count(self, path: str | Path) -> int:
-        """See VideoReader: decodes everything."""
-        with open_container(path) as container:
-            return sum(1 for _ in _frames(container, video_stream(container)))
+    `path`: a local file, or an address with "://" that fsspec opens: only what is needed is fetched.
+    """
+    ((info, _),) = _ask({"do": "probe", "path": _absolute(path)})
+    return VideoInfo(**info)
 
 
-def _frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
-    """All frames in the order of display; the VideoError of a broken file says how far it went."""
-    # one thread: more would make the frame at which a broken file fails a matter of luck
-    stream.codec_context.thread_count = 1
-    count = 0
-    try:
-        for frame in container.decode(stream):
-            yield frame
-            count += 1
-    except av.FFmpegError as error:
-        reason = f"broken after {count} frames: {error.strerror}"
-        raise VideoError(reason, transient=isinstance(error, OSError)) from error
-
-
-@dataclass
-class _Window:
-    """A window on its way: which frames are wanted, and those that came so far."""
-
-    indices: list[int]
-    frames: list[np.ndarray] = field(default_factory=list)
-
-    def stack(self) -> np.ndarray:
-        if len({frame.shape for frame in self.frames}) != 1:
-            raise VideoError("the size of the frames changes within the video")
-        return np.stack(self.frames)
-
-
-def _collect(frame: av.VideoFrame, index: int, windows: deque[_Window]) -> None:
-    """Adds one decoded frame to the windows that want it; frames that none wants are never converted."""
-    wanting = [w for w in windows if len(w.frames) < len(w.indices) and w.indices[len(w.frames)] == index]
-    if wanting:
-        pixels = np.rot90(frame.to_ndarray(format="rgb24"), quarter_turns(frame))
-        for window in wanting:
-            window.frames.append(pixels)
-
-
-@cache
-def default_readers() -> tuple[VideoReader, ...]:
-    """decord, then PyAV; one pair a process, so that decord's child is started once."""
-    return DecordReader(), PyAVReader()
+def count(path: str | Path) -> int:
+    """The number of frames, found by decoding them all. Raises VideoError."""
+    ((answer, _),) = _ask({"do": "count", "path": _absolute(path)})
+    return int(answer["frames"])
 
 
 def read_clips(
-    path: str | Path, windows: Sequence[Sequence[int]], readers: Sequence[VideoReader] | None = None
+    path: str | Path, windows: Sequence[Sequence[int]], decoders: Sequence[str] = DECODERS
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (name of the reader that served, uint8 RGB (n, h, w, 3)) for each window, in order.
+    """Yields (name of the decoder that served, uint8 RGB (n, h, w, 3)) for each window of n ascending frame indices.
 
-    Where a reader fails, the next one goes on from the same window. When the last one fails, its VideoError is raised;
-    the windows that came before it are whole.
+    Windows ascend by their start. At the first one that cannot be given whole and right VideoError is raised; those
+    that came before it are whole. Where decord fails, PyAV goes on from the same window; see `read_any`.
     """
-    remaining = list(windows)
-    failure = VideoError("no reader was given")
-    for reader in default_readers() if readers is None else readers:
+    remaining = [list(window) for window in windows]
+    decoders = list(decoders)
+    while remaining:
+        request = {"do": "clips", "path": _absolute(path), "windows": list(remaining), "decoders": decoders}
         try:
-            for frames in reader.clips(path, list(remaining)):
+            for header, frames in _ask(request):
+                assert frames is not None
                 remaining.pop(0)
-                yield reader.name, frames
+                yield header["decoder"], frames
             return
-        except VideoError as error:
-            failure = error
-    raise failure
+        except SandboxError:
+            if decoders[0] == "pyav" or len(decoders) == 1:
+                raise
+            decoders = decoders[1:]
+
+
+def _ask(request: dict[str, Any]) -> Iterator[Answer]:
+    """The answers of a child that nobody else is using."""
+    try:
+        sandbox = _idle.pop()
+    except IndexError:
+        sandbox = Sandbox("gen1_train.video.worker")
+    try:
+        yield from sandbox.stream(request)
+    finally:
+        _idle.append(sandbox)
+
+
+def _absolute(path: str | Path) -> str:
+    """The child may have been started in another working directory."""
+    return str(path) if is_url(path) else os.path.abspath(path)
+
+
+@atexit.register
+def close() -> None:
+    """Ends the idle children."""
+    while _idle:
+        _idle.pop().close()

@@ -1,142 +1,94 @@
-"""decord behind a pipe: it may hang, crash or eat all memory, and then only its own process is lost.
+"""decord as a source of frames.
 
-decord is fast and reads most files, but it is unmaintained: it hangs on some files, cannot read AV1, gives wrong frames
-after seeking in others, and decodes ahead without bound. So it runs in a child that is killed when a request takes too
-long, and it is only asked for what it is known to do right: to decode a file from its start.
+It is unmaintained: it hangs on some files, cannot read AV1, gives wrong frames after seeking and after damage, and
+decodes ahead without bound. So it is asked only where PyAV cannot, in a child process (see sandbox.py), and only for
+what it is known to do right: to decode a whole file from its start.
 """
 
-import json
 import os
-import subprocess
-import sys
-import threading
-from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 
-from gen1_train.video.probe import REORDERING, VideoError, VideoInfo, probe
+from gen1_train.video.frames import Converter, held_back
+from gen1_train.video.probe import VideoError, frame_count, open_container, video_stream
+from gen1_train.video.sandbox import alive
 
-WORKER = Path(__file__).with_name("decord_worker.py")
 # pixel formats whose frames were seen to be equal, to the bit, to PyAV's; others (10 bits) differ by their conversion
 FORMATS = {"yuv420p", "yuvj420p", "yuv422p", "yuv444p"}
 
 
-class DecordReader:
-    """A VideoReader that asks a child process; the child is started when first needed and lives until `close`."""
+@dataclass
+class DecordFrame:
+    """A Frame that decord decoded; it comes converted and upright."""
 
-    name = "decord"
+    index: int
+    seconds: float
+    pixels: np.ndarray = field(repr=False)
+    converter: Converter = field(repr=False)
+    decoder: str = "decord"
 
-    def __init__(self, deadline: float = 60.0, memory: int = 1 << 30) -> None:
-        """`deadline`: seconds a request may take; `memory`: bytes above which the child gives a file up."""
-        self.deadline = deadline
-        self.memory = memory
-        self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
-        self._owner = os.getpid()
+    def rgb(self) -> np.ndarray:
+        """See Frame."""
+        return self.pixels
 
-    def clips(self, path: str | Path, windows: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:
-        """See VideoReader.
+    def small(self) -> np.ndarray:
+        """See Frame; this one is upright."""
+        return self.converter.small(av.VideoFrame.from_ndarray(self.pixels, format="rgb24"))
 
-        A window is given only after as many frames behind it as PyAVReader asks for: so where a file breaks, decord,
-        whose threads notice it sooner or later, never gives a window that PyAV would not give.
-        """
-        info = probe(path)
-        if info.pixel_format not in FORMATS:
-            raise VideoError(f"decord is not asked for {info.pixel_format}")
-        try:
-            count = self._open(path)
-            if info.frames not in (None, count):
-                raise VideoError(f"the file ends early: {count} of {info.frames} frames")
-            held: deque[tuple[int, np.ndarray]] = deque()  # (last index, frames)
-            for window in windows:
-                held.append((window[-1], self._read(list(window), info)))
-                while held[0][0] + REORDERING <= window[-1]:
-                    yield held.popleft()[1]
-            if held:
-                self._ask({"skip": REORDERING})
-            for _, frames in held:
-                yield frames
-        finally:
-            self._release()
 
-    def count(self, path: str | Path) -> int:
-        """See VideoReader: counts packets, so a broken frame counts too."""
-        try:
-            return self._open(path)
-        finally:
-            self._release()
+def decord_frames(path: str | Path) -> Iterator[DecordFrame]:
+    """See `read_frames`. Raises VideoError."""
+    with open_container(path) as container:
+        stream = video_stream(container)
+        expected, context = frame_count(stream), stream.codec_context
+        size, pixel_format = (context.height, context.width), context.pix_fmt
+    if pixel_format not in FORMATS:
+        raise VideoError(f"decord is not asked for {pixel_format}")
+    try:
+        reader, starts = _open(path)
+        if expected not in (None, len(starts)):
+            raise VideoError(f"the file ends early: {len(starts)} of {expected} frames")
+        yield from held_back(_decoded(reader, starts, size), size[0] * size[1])
+    except (VideoError, MemoryError):
+        raise
+    except Exception as error:  # decord's own error has no better base
+        raise VideoError(f"decord: {_reason(error)}") from error
 
-    def close(self) -> None:
-        """Ends the child process, if there is one."""
-        if self._owner != os.getpid():  # a fork's copy: the child belongs to the parent
-            self._process = self._connection = None
-        if self._connection is not None:
-            self._connection.close()
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-        self._process = self._connection = None
 
-    def __del__(self) -> None:
-        self.close()
+def _open(path: str | Path) -> tuple[Any, np.ndarray]:
+    """A reader at its first frame, and the seconds at which the frames start."""
+    import decord
 
-    def _open(self, path: str | Path) -> int:
-        return int(self._ask({"open": os.path.abspath(path)})["frames"])
+    decord.logging.set_level(decord.logging.QUIET)
+    # fault_tol: not one frame may be replaced by its neighbour; one thread: our own processes use the cores
+    reader = decord.VideoReader(os.path.abspath(path), num_threads=1, fault_tol=1e-9)
+    starts = reader.get_frame_timestamp(range(len(reader)))[:, 0]
+    if not (np.diff(starts) > 0).all():
+        raise ValueError("the timestamps do not ascend")
+    return reader, starts - starts[0]
 
-    def _read(self, indices: list[int], info: VideoInfo) -> np.ndarray:
-        frames = np.empty((len(indices), info.height, info.width, 3), np.uint8)
-        self._ask({"read": indices, "shape": frames.shape}, into=frames)
-        return frames
 
-    def _release(self) -> None:
-        """Makes the child drop the file, and with it all that was decoded ahead."""
-        if self._process is not None and self._process.poll() is None:
-            with suppress(VideoError):  # then the child is gone, and so is what it held
-                self._ask({"open": None})
+def _decoded(reader: Any, starts: np.ndarray, size: tuple[int, int]) -> Iterator[DecordFrame]:
+    """All frames, decoded once, from the start.
 
-    def _ask(self, request: dict[str, Any], into: np.ndarray | None = None) -> dict[str, Any]:
-        """One request and its answer, which may be followed by the bytes of an array. Raises VideoError.
+    Not by decord's indices and not by its skip_frames: both seek, and a seek in a video with open GOPs (H.265 cameras),
+    or whose timestamps repeat, silently gives other frames than those asked for.
+    """
+    converter = Converter()
+    for index, seconds in enumerate(starts):
+        alive()
+        pixels = reader.next().asnumpy()
+        if pixels.shape not in ((*size, 3), (*reversed(size), 3)):  # for some widths decord gives four channels
+            raise ValueError(f"frames of {pixels.shape}, and the header tells {size}")
+        yield DecordFrame(index, float(seconds), pixels, converter)
 
-        Bytes and JSON, no pickles: the child handles files that nobody has checked.
-        """
-        connection, process = self._start()
-        timer = threading.Timer(self.deadline, process.kill)
-        timer.start()
-        try:
-            connection.send_bytes(json.dumps(request).encode())
-            answer = json.loads(connection.recv_bytes())
-            if into is not None and "error" not in answer:
-                connection.recv_bytes_into(into.data.cast("B"))
-        except (EOFError, OSError, ValueError) as error:
-            self.close()
-            reason = f"decord's process crashed or took more than {self.deadline:g} s"
-            raise VideoError(reason, transient=True) from error
-        finally:
-            timer.cancel()
-        if "error" in answer:
-            raise VideoError(f"decord: {answer['error']}")
-        return answer
 
-    def _start(self) -> tuple[Connection, subprocess.Popen[bytes]]:
-        if self._owner != os.getpid() or self._process is None or self._process.poll() is not None:
-            self.close()
-            self._owner = os.getpid()
-            self._connection, theirs = Pipe()
-            # by file name and not by module: the child needs neither our package nor torch
-            self._process = subprocess.Popen(
-                [sys.executable, str(WORKER), str(theirs.fileno()), str(self.memory)],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONSAFEPATH": "1"},  # modules beside the script must shadow no others
-            )
-            theirs.close()
-        assert self._connection is not None
-        return self._connection, self._process
+def _reason(error: Exception) -> str:
+    """decord's messages are long and begin with its source path; the last clause says what happened."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rpartition("Check failed: ")[2][:200] if lines else type(error).__name__

@@ -1,11 +1,13 @@
 """Video files that tests make for themselves: every frame shows its own number, so a wrong frame cannot pass."""
 
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from av.video.stream import VideoStream
 
 MEDIA = Path(__file__).parents[2].parent / "shared" / "media"
 needs_media = pytest.mark.skipif(not MEDIA.is_dir(), reason="the folder shared/media is not here")
@@ -35,11 +37,19 @@ def make_video(
     starts: list[int] | None = None,
     width: int = 64,
     height: int = 48,
+    sample_aspect: str = "1:1",
+    colours: dict[str, int] | None = None,
 ) -> Path:
-    """A video of 25 frames a second; `starts` are the frames' timestamps in 1/25 s if they are to be irregular."""
+    """A video of 25 frames a second; `starts` are the frames' timestamps in 1/25 s if they are to be irregular.
+
+    `colours` are tags by ffmpeg's numbers: color_range, colorspace, color_primaries, color_trc.
+    """
     with av.open(str(path), "w", options={"movflags": "+faststart"} if path.suffix == ".mp4" else {}) as container:
         stream = container.add_stream(codec, rate=25, options={"g": "12", "bf": "2"} | (options or {}))
         stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
+        stream.codec_context.sample_aspect_ratio = Fraction(sample_aspect.replace(":", "/"))
+        for tag, number in (colours or {}).items():
+            setattr(stream.codec_context, tag, number)
         if rotation:
             stream.set_display_rotation(rotation)
         for i in range(frames):
@@ -66,6 +76,35 @@ def _restamp(path: Path, starts: list[int]) -> None:
             packet.stream = out
             target.mux(packet)
     copy.replace(path)
+
+
+def copy_stream(
+    source: Path, target: Path, change: Callable[[VideoStream], None], shift: int = 0, start: int = 0
+) -> Path:
+    """Copies the packets from `start` on, both in 1/25 s; `change` works on the stream, `shift` is taken off the times.
+
+    What comes before 0 then is hidden by an MP4's edit list.
+    """
+    with av.open(str(source)) as old, av.open(str(target), "w", options={"avoid_negative_ts": "disabled"}) as new:
+        stream = old.streams.video[0]
+        out = new.add_stream_from_template(stream)
+        change(out)
+        ticks = int(1 / stream.time_base / 25)
+        for packet in old.demux(stream):
+            if packet.size and packet.pts >= start * ticks:
+                packet.pts -= shift * ticks
+                packet.dts -= shift * ticks
+                packet.stream = out
+                new.mux(packet)
+    return target
+
+
+def flip_bit(source: Path, target: Path, generator: np.random.Generator) -> Path:
+    """A copy with one bit flipped, somewhere behind the header."""
+    data = bytearray(source.read_bytes())
+    data[int(generator.integers(len(data) // 5, len(data) * 9 // 10))] ^= 1 << int(generator.integers(8))
+    target.write_bytes(data)
+    return target
 
 
 def is_alive(pid: int) -> bool:

@@ -45,3 +45,18 @@ def test_the_right_size_is_left_alone() -> None:
 def test_enlargement() -> None:
     assert enlargement(224, 256, 448, 256) == 2
     assert enlargement(896, 512, 448, 256) == 0.5
+
+
+@pytest.mark.parametrize("pixel_aspect", [0.5, 0.75, 4 / 3, 2.0])
+def test_what_was_squeezed_comes_out_in_proportion(pixel_aspect: float) -> None:
+    """A circle, stored with pixels that are not square, is a circle again."""
+    stored_width = round(200 / pixel_aspect)
+    rows, columns = np.mgrid[:100, :stored_width]
+    inside = ((columns + 0.5) * pixel_aspect - 100) ** 2 + (rows + 0.5 - 50) ** 2 < 30**2
+    frames = np.where(inside, 255, 0).astype(np.uint8)[None, :, :, None].repeat(3, -1)
+    for width, height in ((200, 100), (100, 100), (64, 96)):
+        out = resize_and_crop(frames, width, height, pixel_aspect)[0, :, :, 0] > 127
+        assert out.shape == (height, width)
+        across, down = out.any(0).sum(), out.any(1).sum()
+        assert across == pytest.approx(down, abs=2)
+        assert across == pytest.approx(min(60 * enlargement(200, 100, width, height), width), abs=2)
