@@ -125,8 +125,11 @@ def decode_sample(key: str, members: dict[str, bytes]) -> Sample:
         raise SampleError(f"{key}: {error}") from error
     frames = [decoded[name] for name in sorted(decoded) if name.startswith("frame")]
     planes = [decoded[name] for name in sorted(decoded) if name.startswith("structure") and name.endswith(".png")]
-    sample.frames = np.stack(frames) if frames else None
-    sample.structure = np.stack(planes) if planes else None
+    try:
+        sample.frames = np.stack(frames) if frames else None
+        sample.structure = np.stack(planes) if planes else None
+    except ValueError as error:
+        raise SampleError(f"{key}: its frames are of several sizes") from error
     for field in ("moments", "structure_latent", "image_embedding", "text_embedding"):
         setattr(sample, field, decoded.get(f"{field}.npy"))
     sample.caption, sample.meta = decoded.get("caption.txt"), decoded.get("meta.json")
@@ -151,7 +154,7 @@ def decode_member(name: str, data: bytes) -> Any:
                 return data.decode()
             case "json":
                 return json.loads(data)
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, RecursionError, Image.DecompressionBombError) as error:
         raise SampleError(f"member {name} cannot be decoded: {error}") from error
     raise SampleError(f"member {name} is none that a sample has")
 
@@ -204,10 +207,11 @@ class Batch:
     step: int  # the optimizer step that this batch belongs to
     slots: list[int]  # b places in the global batch: with the step, the key of all randomness
     keys: list[str]  # b sample keys
-    moments: Tensor  # float32 (b, n, 2c, h/f, w/f)
+    moments: Tensor | None  # float32 (b, n, 2c, h/f, w/f); None in a set without latents
     embeddings: Tensor  # float32 (b, n, d): CLIP image embedding of every frame
     structure_latents: Tensor | None = None  # float32 (b, n, c, h/f, w/f): latent of the structure at t_s = 0, scaled
-    structure: Tensor | None = None  # float32 (b, n, h, w) in [0, 1], for depth 1 is nearest; for t_s > 0
+    structure: Tensor | None = None  # float32 (b, n, h, w) in [0, 1], for depth 1 is nearest; to be encoded now
+    frames: Tensor | None = None  # uint8 (b, n, h, w, 3), to be encoded now; None in a set with latents
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on another device."""
@@ -228,16 +232,19 @@ BATCH_FIELDS = {
     "image_embedding": "embeddings",
     "structure_latent": "structure_latents",
     "structure": "structure",
+    "frames": "frames",
 }
 
 
 def collate(kind: str, step: int, slots: list[int], samples: list[Sample]) -> Batch:
     """Stacks samples of one pool into a Batch; fields that were not read stay None."""
-    columns: dict[str, Tensor] = {}
+    columns: dict[str, Tensor | None] = {"moments": None}
     for source, target in BATCH_FIELDS.items():
         arrays = [getattr(sample, source) for sample in samples]
         if arrays[0] is None:
             continue
-        stacked = torch.from_numpy(np.stack(arrays).astype(np.float32))
-        columns[target] = stacked / STRUCTURE_MAX if source == "structure" else stacked
-    return Batch(kind=kind, step=step, slots=slots, keys=[sample.key for sample in samples], **columns)
+        stacked = np.stack(arrays)
+        column = torch.from_numpy(stacked if source == "frames" else stacked.astype(np.float32))
+        columns[target] = column / STRUCTURE_MAX if source == "structure" else column
+    keys = [sample.key for sample in samples]
+    return Batch(kind=kind, step=step, slots=slots, keys=keys, **columns)  # type: ignore[arg-type]

@@ -16,12 +16,12 @@ from gen1_train.diffusion.schedule import NoiseConfig, NoiseSchedule
 from gen1_train.diffusion.structure import MAX_LEVEL, degrade, level_channels
 from gen1_train.errors import UserError
 from gen1_train.estimators.clip import ClipConfig, ClipEncoder
-from gen1_train.estimators.depth import DepthConfig, DepthEstimator, normalise_clip
-from gen1_train.frozen import pick_device
+from gen1_train.estimators.structure import StructureEstimator, build_structure, structure_config
+from gen1_train.frozen import check_fingerprint, pick_device
 from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig, to_pixels
 from gen1_train.model.pretrained import load_weights
 from gen1_train.model.unet import SpatioTemporalUNet
-from gen1_train.training.checkpoint import find_checkpoint
+from gen1_train.training.checkpoint import INFO, Checkpoint, find_checkpoint
 from gen1_train.training.stages import read_recorded
 
 
@@ -41,11 +41,12 @@ class Editor:
         unet: SpatioTemporalUNet,
         noise: NoiseConfig,
         autoencoder: Autoencoder,
-        depth: DepthEstimator,
+        structure_estimator: StructureEstimator,
         clip: ClipEncoder,
         device: torch.device,
     ) -> None:
-        self.unet, self.autoencoder, self.depth, self.clip = unet, autoencoder, depth, clip
+        self.unet, self.autoencoder, self.clip = unet, autoencoder, clip
+        self.structure_estimator = structure_estimator
         self.schedule = NoiseSchedule(noise, device)
         self.device = device
 
@@ -65,17 +66,8 @@ class Editor:
             )
         unet = SpatioTemporalUNet(recorded.unet)
         load_weights(unet, checkpoint.weights(), str(checkpoint.path), grow=False)
-        made_by = checkpoint.info.estimators
-        autoencoder = Autoencoder(AutoencoderConfig(**made_by["autoencoder"]["config"])).to(where)
-        depth = DepthEstimator(DepthConfig(**made_by["structure"]["config"]), where)
-        clip = ClipEncoder(ClipConfig(**made_by["clip"]["config"]), where)
-        for name, found in (("autoencoder", autoencoder), ("structure", depth), ("clip", clip)):
-            if found.fingerprint != made_by[name]["fingerprint"]:
-                raise UserError(
-                    f"the {name} network at {made_by[name]['config']} is not the one that the checkpoint was trained "
-                    "with (its fingerprint differs): restore it"
-                )
-        return cls(unet.to(where).eval().requires_grad_(False), recorded.noise, autoencoder, depth, clip, where)
+        autoencoder, structure, clip = load_estimators(checkpoint, where)
+        return cls(unet.to(where).eval().requires_grad_(False), recorded.noise, autoencoder, structure, clip, where)
 
     @property
     def window(self) -> int:
@@ -87,12 +79,12 @@ class Editor:
         return self.clip.images(image[None])[0]
 
     def structure(self, frames: np.ndarray, t_s: int) -> Tensor:
-        """uint8 frames (n, h, w, 3) -> what the model is shown of their structure: (n, h, w) in [0, 1], 1 is nearest.
+        """uint8 frames (n, h, w, 3) -> what the model is shown of their structure: (n, h, w) in [0, 1].
 
         Normalised over all frames given, as one clip.
         """
-        depth, _ = normalise_clip(self.depth(torch.from_numpy(frames)))
-        return degrade(depth[None], torch.tensor([t_s]))[0]
+        structure, _ = self.structure_estimator.normalise(self.structure_estimator(torch.from_numpy(frames)))
+        return degrade(structure[None], torch.tensor([t_s]))[0]
 
     @torch.no_grad()
     def edit(
@@ -133,6 +125,29 @@ class Editor:
             return guided(predict, z, config.guidance)
 
         return ddim(denoise, noise[None, :n], self.schedule, config.steps, lambda done: on_step())[0]
+
+
+def load_estimators(
+    checkpoint: Checkpoint, device: torch.device
+) -> tuple[Autoencoder, StructureEstimator, ClipEncoder]:
+    """The estimators that the checkpoint's data was made by. Raises UserError when one is not there, or was changed."""
+    made_by = checkpoint.info.estimators
+    if not {"autoencoder", "structure", "clip"} <= made_by.keys() or "kind" not in made_by["structure"]:
+        raise UserError(
+            f"{checkpoint.path / INFO} does not name the autoencoder, the CLIP model and the kind of structure that it "
+            "was trained with: give a checkpoint that this version has trained"
+        )
+    kind = made_by["structure"]["kind"]
+    autoencoder = Autoencoder(AutoencoderConfig(**made_by["autoencoder"]["config"])).to(device)
+    structure = build_structure(kind, structure_config(kind, made_by["structure"]["config"]), device)
+    clip = ClipEncoder(ClipConfig(**made_by["clip"]["config"]), device)
+    for what, found, name in (
+        ("autoencoder", autoencoder, "autoencoder"),
+        (f"{kind} estimator", structure, "structure"),
+        ("CLIP model", clip, "clip"),
+    ):
+        check_fingerprint(what, found.fingerprint, made_by[name], f"the data of {checkpoint.path}")
+    return autoencoder, structure, clip
 
 
 def window_starts(frames: int, window: int) -> list[int]:

@@ -130,7 +130,7 @@ def whole_or_nothing(output: Path) -> Iterator[Path]:
     """A hidden folder beside `output`, which takes its name at the end, or is gone. Raises UserError."""
     from safetensors import SafetensorError
 
-    from gen1_train.training.checkpoint import sync
+    from gen1_train.files import sync
 
     temporary = output.with_name(f".{output.name}.tmp")
     try:
@@ -178,8 +178,9 @@ def input_rows(source: "Source") -> list[str]:
     latent = config.out_channels
     rows = [f"| 0-{latent - 1} | z_t, the noised latents |"]
     if stage.structure:
+        made = source.checkpoint.info.estimators.get("structure", {})
         structure = (
-            "the structure: depth, 0 to 1 over the clip and 1 is nearest, after t_s rounds of blurring and "
+            f"the structure: {made.get('kind')} in 0..1 ({made.get('normalise')}), after t_s rounds of blurring and "
             "downsampling, as a grey frame in -1..1 through the autoencoder (its mean, scaled as latents are)"
         )
         level = f"sin(t_s), sin(t_s / 3), cos(t_s), cos(t_s / 3) at every pixel; t_s is 0 to {stage.max_level}"

@@ -1,15 +1,18 @@
-"""What the frozen networks (autoencoder, depth, CLIP) share: a device, loading with clear errors, a fingerprint."""
+"""What the frozen networks (autoencoder, depth, CLIP) share: a device and its precision, loading with clear errors, a
+fingerprint."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gen1_train.errors import UserError
 
 Network = TypeVar("Network", bound=nn.Module)
+
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
 
 def load_frozen(what: str, path: str, wanted: str, load: Callable[[], Network]) -> Network:
@@ -42,6 +45,50 @@ def fingerprint(network: nn.Module, *settings: object) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def check_fingerprint(what: str, found: str, recorded: Mapping[str, Any], made: str) -> None:
+    """Raises UserError when a network found now, by its fingerprint, is not the recorded one that `made` something."""
+    if found != recorded["fingerprint"]:
+        raise UserError(
+            f"the {what} at {recorded['config']} is not the one that made {made} (its fingerprint differs): restore "
+            "it, or make the data again with gen1-data"
+        )
+
+
+def resolve_precision(device: torch.device, precision: str = "auto") -> str:
+    """`fp32`, `fp16` or `bf16`; `auto` is fp16 on a GPU (ours: it has three bits more than bf16), fp32 on a CPU.
+
+    Raises UserError for an unknown one, and for fp16 on a CPU.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(f"precision={precision} is not one of {', '.join(PRECISIONS)}")
+    if precision == "fp16" and device.type == "cpu":
+        raise UserError("precision=fp16 needs a GPU: use auto, fp32 or bf16 on a CPU")
+    if precision == "auto":
+        return "fp32" if device.type == "cpu" else "fp16"
+    return precision
+
+
+def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
+    """The precision in which frozen networks work inside a `with`; what they return is float32 all the same.
+
+    It holds for the thread that enters it alone, and in place of any autocast around it. Raises as resolve_precision.
+    """
+    chosen = resolve_precision(device, precision)
+    if chosen == "fp32":
+        return torch.autocast(device.type, enabled=False)
+    return torch.autocast(device.type, torch.float16 if chosen == "fp16" else torch.bfloat16)
+
+
+def finite(run: Callable[[], Tensor], device: torch.device) -> Tensor:
+    """What `run` returns, as float32; run again in fp32 where fp16's range was too small for it."""
+    made = run().float()
+    in_fp16 = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.float16
+    if in_fp16 and not made.isfinite().all():
+        with torch.autocast(device.type, enabled=False):
+            made = run().float()
+    return made
 
 
 def pick_device(name: str) -> torch.device:

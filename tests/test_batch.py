@@ -169,7 +169,10 @@ def test_collate_stacks_and_brings_structure_to_0_1() -> None:
     assert (batch.kind, batch.step, batch.slots, batch.keys) == ("video", 7, [4, 9], ["k0", "k1"])
     assert batch.moments.shape == (2, 3, 8, 2, 3) and batch.embeddings.shape == (2, 3, 64)
     assert batch.structure_latents.shape == (2, 3, 4, 2, 3) and batch.structure.shape == (2, 3, 16, 24)
-    assert all(v.dtype == torch.float32 for v in vars(batch).values() if isinstance(v, torch.Tensor))
+    tensors = {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+    assert all((v.dtype == torch.uint8) == (k == "frames") for k, v in tensors.items())
+    assert all(v.dtype == torch.float32 for k, v in tensors.items() if k != "frames")
+    np.testing.assert_array_equal(batch.frames[1].numpy(), samples[1].frames)
     assert batch.structure[0, 0, 0, :2].tolist() == [0, 1]
     assert batch.structure.min() >= 0 and batch.structure.max() <= 1
     np.testing.assert_array_equal(batch.moments[1].numpy(), samples[1].moments.astype(np.float32))
@@ -182,6 +185,8 @@ def test_collate_leaves_out_what_was_not_read() -> None:
     sample = make_sample("k", IMAGE, 0)
     batch = collate("image", 0, [0], [replace(sample, structure=None, structure_latent=None)])
     assert batch.structure is None and batch.structure_latents is None and batch.moments.shape[1] == 1
+    online = collate("image", 0, [0], [replace(sample, moments=None)])
+    assert online.moments is None and online.frames.shape == (1, 1, 16, 24, 3)
 
 
 def test_to_moves_every_tensor_and_nothing_else() -> None:

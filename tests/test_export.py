@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 MODEL = UNetConfig(**{**SD1, "layers": 1, "max_frames": 4})
 ESTIMATORS = {
     "autoencoder": {"config": {"path": "none"}, "fingerprint": "made", "scale": 0.5, "factor": 8},
-    "structure": {"kind": "depth", "config": {"path": "none"}, "fingerprint": "made"},
+    "structure": {"kind": "depth", "config": {"path": "none"}, "fingerprint": "made", "normalise": "1 is nearest"},
     "clip": {"config": {"model": "none"}, "fingerprint": "made", "width": 24},
 }
 
@@ -169,6 +169,7 @@ def test_an_edit_by_it_is_an_edit_by_the_checkpoint(tmp_path: Path, monkeypatch:
     }
     configs = {"autoencoder": autoencoder, "structure": depth, "clip": clip}
     described = {k: {"config": asdict(configs[k]), "fingerprint": networks[k].fingerprint} for k in networks}
+    described["structure"]["kind"] = "depth"
     monkeypatch.setattr(f"{__name__}.ESTIMATORS", described)
     source = write_checkpoint(tmp_path / "run", "5", replace(MODEL, content_dim=64))
     export(ExportConfig(str(source), str(tmp_path / "out")))
@@ -189,7 +190,13 @@ def test_others_may_read_it(exported: Path) -> None:
 def test_the_card_tells_what_it_is(exported: Path, tmp_path: Path) -> None:
     text = (exported / "README.md").read_text()
     assert text.startswith("# Gen-1 UNet, stage 5\n") and "step 10000 of 10000" in text
-    for fact in ("times 0.5", "v = alpha_t eps - sigma_t x", "| 0-3 |", "| 4-7 |", '- clip: `{"model": "none"}`'):
+    for fact in (
+        "times 0.5",
+        "v = alpha_t eps - sigma_t x",
+        "| 0-3 |",
+        "the structure: depth in 0..1 (1 is nearest)",
+        '- clip: `{"model": "none"}`',
+    ):
         assert fact in text
     assert "{" not in re.sub(r"`\{.*\}`", "", text)  # every place was filled
     write_checkpoint(tmp_path / "run", "1")

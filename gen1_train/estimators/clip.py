@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gen1_train.frozen import fingerprint, load_frozen
+from gen1_train.frozen import fingerprint, finite, load_frozen
 
 
 @dataclass
@@ -51,10 +51,14 @@ class ClipEncoder:
     def images(self, frames: np.ndarray) -> Tensor:
         """uint8 frames (n, h, w, 3) -> image embeddings (n, d), float32."""
         pixels = torch.stack([self._preprocess(Image.fromarray(frame)) for frame in frames])
-        parts = [self.network.encode_image(part.to(self.device)) for part in pixels.split(self.config.chunk)]
-        return torch.cat(parts).float().cpu()
+        return finite(lambda: self._encode_images(pixels), self.device).cpu()
+
+    def _encode_images(self, pixels: Tensor) -> Tensor:
+        parts = pixels.split(self.config.chunk)
+        return torch.cat([self.network.encode_image(part.to(self.device)) for part in parts])
 
     @torch.no_grad()
     def texts(self, captions: list[str]) -> Tensor:
         """k captions -> text embeddings (k, d), float32."""
-        return self.network.encode_text(self.tokenizer(captions).to(self.device)).float().cpu()
+        tokens = self.tokenizer(captions).to(self.device)
+        return finite(lambda: self.network.encode_text(tokens), self.device).cpu()

@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gen1_train.frozen import complete, fingerprint, load_frozen
+from gen1_train.frozen import complete, fingerprint, finite, load_frozen
 
 NORMALISATION = "min-max over the clip, inverse depth, 1 is nearest"  # ours; per frame would flicker
-
 
 # transformers makes this layer and never calls it: the first fusion has nothing to fuse with (transformers #28292)
 UNUSED = "neck.fusion_stage.layers.0.residual_layer1."
@@ -26,6 +25,8 @@ class DepthConfig:
 
 class DepthEstimator:
     """uint8 frames -> relative inverse depth, at MiDaS's aspect-keeping size (transformers' processor squashes)."""
+
+    normalisation = NORMALISATION
 
     def __init__(self, config: DepthConfig, device: str | torch.device = "cpu") -> None:
         from transformers import DPTForDepthEstimation
@@ -53,16 +54,19 @@ class DepthEstimator:
     @torch.no_grad()
     def __call__(self, frames: Tensor) -> Tensor:
         """uint8 frames (n, h, w, 3) -> inverse depth (n, h, w), float32, unbounded; larger is nearer."""
+        return torch.cat([self._part(part.to(self.device)).cpu() for part in frames.split(self.config.chunk)])
+
+    def normalise(self, raw: Tensor) -> tuple[Tensor, tuple[float, float]]:
+        """Inverse depth (n, h, w) of one clip -> ([0, 1], the range it had), see normalise_clip."""
+        return normalise_clip(raw)
+
+    def _part(self, frames: Tensor) -> Tensor:
         height, width = frames.shape[1:3]
-        target = self._network_size(height, width)
-        parts = []
-        for part in frames.split(self.config.chunk):
-            pixels = part.to(self.device).movedim(-1, 1).float() / 127.5 - 1  # DPT's mean 0.5, std 0.5
-            pixels = F.interpolate(pixels, size=target, mode="bicubic", antialias=True, align_corners=False)
-            depth = dpt_inverse_depth(self.network, pixels).unsqueeze(1)
-            depth = F.interpolate(depth, size=(height, width), mode="bicubic", align_corners=False)
-            parts.append(depth.squeeze(1).cpu())
-        return torch.cat(parts)
+        pixels = frames.movedim(-1, 1).float() / 127.5 - 1  # DPT's mean 0.5, std 0.5
+        size = self._network_size(height, width)
+        pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False)
+        depth = finite(lambda: dpt_inverse_depth(self.network, pixels), self.device).unsqueeze(1)
+        return F.interpolate(depth, size=(height, width), mode="bicubic", align_corners=False).squeeze(1)
 
     def _network_size(self, height: int, width: int) -> tuple[int, int]:
         scale = self.config.size / min(height, width)

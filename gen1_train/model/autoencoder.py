@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gen1_train.frozen import complete, fingerprint, load_frozen
+from gen1_train.frozen import complete, fingerprint, finite, load_frozen
 
 
 @dataclass
@@ -45,16 +45,18 @@ class Autoencoder(nn.Module):
         return fingerprint(self.kl, self.scale)
 
     def encode_moments(self, frames: Tensor) -> Tensor:
-        """Frames (..., 3, h, w) in [-1, 1] -> moments (..., 2c, h/f, w/f): mean and log-variance, unscaled."""
-        flat = frames.flatten(0, -4)
-        with torch.no_grad():
-            parts = [self.kl.encode(part).latent_dist.parameters for part in flat.split(self.chunk)]
-        moments = torch.cat(parts)
+        """Frames (..., 3, h, w) in [-1, 1] -> moments (..., 2c, h/f, w/f): mean and log-variance, unscaled, float32."""
+        flat = frames.flatten(0, -4).float()  # as the weights are: DeepSpeed hands out bfloat16
+        moments = finite(lambda: self._encode(flat), flat.device)
         return moments.view(*frames.shape[:-3], *moments.shape[1:])
 
-    def encode_structure(self, depth: Tensor) -> Tensor:
-        """Depth (..., h, w) in [0, 1] -> scaled latents (..., c, h/f, w/f) of it as a grey frame (mean, no noise)."""
-        frames = (depth * 2 - 1).unsqueeze(-3).expand(*depth.shape[:-2], 3, *depth.shape[-2:])
+    @torch.no_grad()
+    def _encode(self, frames: Tensor) -> Tensor:
+        return torch.cat([self.kl.encode(part).latent_dist.parameters for part in frames.split(self.chunk)])
+
+    def encode_structure(self, structure: Tensor) -> Tensor:
+        """Structure (..., h, w) in [0, 1] -> scaled latents (..., c, h/f, w/f) of it as a grey frame (the mean)."""
+        frames = (structure * 2 - 1).unsqueeze(-3).expand(*structure.shape[:-2], 3, *structure.shape[-2:])
         return self.encode_moments(frames).chunk(2, dim=-3)[0] * self.scale
 
     def decode(self, latents: Tensor) -> Tensor:

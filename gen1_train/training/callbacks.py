@@ -25,15 +25,21 @@ from gen1_train.training.throughput import gemm_rate, step_flops
 class BatchFlops:
     """The FLOPs of the UNet's step on a batch, forward and backward, nothing twice; a shape is reckoned once.
 
-    Not counted: the optimizer, and the autoencoder that encodes degraded structure while stage 5 trains.
+    Not counted: the optimizer, and the autoencoder where it encodes while training.
     """
 
-    def __init__(self, config: UNetConfig) -> None:
-        self.config = config
+    def __init__(self, config: UNetConfig, factor: int) -> None:
+        """`factor`: pixels per latent, for batches that hold frames instead of latents."""
+        self.config, self.factor = config, factor
         self._known: dict[tuple[str, int, int, int], int] = {}  # of one sample
 
     def __call__(self, batch: Batch) -> int:
-        b, n, _, h, w = batch.moments.shape
+        b, n = batch.embeddings.shape[:2]
+        if batch.moments is not None:
+            h, w = batch.moments.shape[-2:]
+        else:
+            assert batch.frames is not None
+            h, w = (side // self.factor for side in batch.frames.shape[2:4])
         shape = (batch.kind, n, h, w)
         if shape not in self._known:
             self._known[shape] = step_flops(self.config, h, w, n, temporal=batch.kind == "video").total
@@ -53,7 +59,7 @@ class Tally:
     count: dict[str, int] = field(default_factory=dict)  # kind -> samples
 
     def add(self, batch: Batch, loss: float, flops: int) -> None:
-        b, n = batch.moments.shape[:2]
+        b, n = batch.embeddings.shape[:2]
         self.samples += b
         self.frames += b * n
         self.flops += flops

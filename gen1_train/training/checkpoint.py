@@ -18,8 +18,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gen1_train.data.shards import write_atomically
 from gen1_train.errors import UserError
+from gen1_train.files import sync, write_atomically
 from gen1_train.model.pretrained import load_safetensors
 
 UNET, CONFIG, INFO, TRAINER = "unet.safetensors", "config.yaml", "checkpoint.json", "trainer"
@@ -145,12 +145,3 @@ def find_checkpoint(path: Path) -> Checkpoint:
 
 def _named(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
-
-
-def sync(path: Path) -> None:
-    """Returns when a file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

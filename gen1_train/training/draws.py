@@ -24,6 +24,7 @@ class Draws:
 
 def draw(seed: int, batch: Batch, timesteps: int, max_level: int, drop_rate: float) -> Draws:
     """The draws for one micro-batch, the same whichever rank makes them."""
+    assert batch.moments is not None
     _, n, moments, h, w = batch.moments.shape
     keys = [(seed, batch.step, slot) for slot in batch.slots]
     shape = (n, moments // 2, h, w)

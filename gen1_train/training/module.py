@@ -1,7 +1,7 @@
 """The LightningModule around the UNet: a batch in, the v-prediction loss out."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ from gen1_train.diffusion.loss import per_sample_loss
 from gen1_train.diffusion.prediction import v_from
 from gen1_train.diffusion.schedule import NoiseConfig, NoiseSchedule
 from gen1_train.diffusion.structure import degrade, level_channels
-from gen1_train.model.autoencoder import Autoencoder, sample_latents
+from gen1_train.frozen import autocast
+from gen1_train.model.autoencoder import Autoencoder, sample_latents, to_signed
 from gen1_train.model.unet import SpatioTemporalUNet
 from gen1_train.training.draws import draw
 
@@ -54,12 +55,17 @@ class Gen1Module(LightningModule):
         max_level: int,
         latent_scale: float,
         autoencoder: Autoencoder | None = None,
+        cached: bool = True,
     ) -> None:
-        """`structure`: the UNet sees it (from stage 4 on); `max_level` of t_s: above 0 it needs the autoencoder."""
+        """`structure`: the UNet sees it (from stage 4 on). `cached`: the shards hold latents.
+
+        The autoencoder is needed where they do not, and where `max_level` of t_s is above 0.
+        """
         super().__init__()
         self.unet = unet
         self.optim, self.diffusion, self.seed = optim, diffusion, seed
         self.structure, self.max_level, self.latent_scale = structure, max_level, latent_scale
+        self.cached = cached
         # in a tuple, so that the frozen weights are neither sharded, nor saved, nor seen by the optimizer
         self._autoencoder = (autoencoder,)
         self._schedule: NoiseSchedule | None = None
@@ -67,8 +73,14 @@ class Gen1Module(LightningModule):
     @property
     def fields(self) -> tuple[str, ...]:
         """The fields of a sample that training reads."""
-        structure = ("structure",) if self.max_level else ("structure_latent",)
-        return ("moments", "image_embedding", *(structure if self.structure else ()))
+        structure = "structure" if self.encodes_structure else "structure_latent"
+        frames = "moments" if self.cached else "frames"
+        return (frames, "image_embedding", *((structure,) if self.structure else ()))
+
+    @property
+    def encodes_structure(self) -> bool:
+        """The structure goes through the autoencoder in every step: no shard holds it as it is needed."""
+        return self.max_level > 0 or not self.cached
 
     @override
     def on_fit_start(self) -> None:
@@ -83,11 +95,13 @@ class Gen1Module(LightningModule):
     def losses(self, batch: Batch) -> Tensor:
         """The loss of each sample: (b,). A pure function of the weights and of the batch's (seed, step, slots)."""
         assert self._schedule is not None
+        moments = self.moments(batch)
+        batch = replace(batch, moments=moments)
         cpu_draws = draw(
             self.seed, batch, self._schedule.steps, self.max_level if self.structure else 0, self.diffusion.drop_content
         )
-        draws = cpu_draws.to(batch.moments.device)
-        latents = sample_latents(batch.moments, draws.posterior, self.latent_scale)
+        draws = cpu_draws.to(moments.device)
+        latents = sample_latents(moments, draws.posterior, self.latent_scale)
         alpha, sigma = self._schedule.at(draws.timesteps, latents)
         inputs = alpha * latents + sigma * draws.noise
         if self.structure:
@@ -100,14 +114,30 @@ class Gen1Module(LightningModule):
         prediction = self.unet(inputs.to(dtype), draws.timesteps, content.to(dtype), temporal=batch.kind == "video")
         return per_sample_loss(prediction, v_from(latents, draws.noise, alpha, sigma))
 
+    def moments(self, batch: Batch) -> Tensor:
+        """Mean and log-variance of the frames' latents (b, n, 2c, h, w): from the shards if they are there."""
+        if self.cached:
+            assert batch.moments is not None
+            return batch.moments
+        assert batch.frames is not None
+        frames = to_signed(batch.frames)
+        return self._encode(lambda autoencoder: autoencoder.encode_moments(frames))
+
     def structure_latents(self, batch: Batch, levels: Tensor) -> Tensor:
-        """The encoded structure (b, n, c, h, w) at t_s: from the shards where t_s is always 0, else encoded now."""
-        if self.max_level == 0:
+        """The encoded structure (b, n, c, h, w) at t_s: from the shards if they are there and t_s is always 0."""
+        if not self.encodes_structure:
             assert batch.structure_latents is not None
             return batch.structure_latents
+        assert batch.structure is not None
+        with autocast(self.device, "fp32"):  # half precision would blur away the 16 bits
+            structure = degrade(batch.structure.float(), levels)  # DeepSpeed hands it out in bfloat16
+        return self._encode(lambda autoencoder: autoencoder.encode_structure(structure))
+
+    def _encode(self, encode: Callable[[Autoencoder], Tensor]) -> Tensor:
         autoencoder = self._autoencoder[0]
-        assert batch.structure is not None and autoencoder is not None
-        return autoencoder.encode_structure(degrade(batch.structure, levels))
+        assert autoencoder is not None
+        with autocast(self.device):  # as data_tools does, and not in the UNet's bfloat16
+            return encode(autoencoder)
 
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

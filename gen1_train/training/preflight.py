@@ -8,7 +8,9 @@ from gen1_train.config import TrainConfig
 from gen1_train.data.schedule import Schedule
 from gen1_train.data.shards import Manifest, ShardSet
 from gen1_train.errors import UserError
+from gen1_train.frozen import check_fingerprint
 from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig
+from gen1_train.training.stages import predecessor, read_recorded
 
 
 def open_data(config: TrainConfig) -> tuple[ShardSet, Schedule]:
@@ -38,14 +40,38 @@ def check_data(config: TrainConfig, manifest: Manifest) -> None:
         )
 
 
+def check_start(config: TrainConfig, manifest: Manifest) -> None:
+    """Raises UserError when the checkpoint that the stage starts from knows other estimators than the set's.
+
+    The structure's counts only where both stages see structure. Stage 1 was trained on no set and knows none.
+    """
+    if config.stage.predecessor is None:
+        return
+    start = predecessor(config.stage, config.init, config.tree)
+    if not start.info.estimators:
+        return
+    names = ["autoencoder", "clip"]
+    if config.stage.structure and read_recorded(start).stage.structure:
+        names.append("structure")
+    for name in names:
+        before, now = start.info.estimators.get(name, {}), manifest.estimators[name]
+        if any(before.get(part) != now.get(part) for part in ("kind", "fingerprint")):
+            raise UserError(
+                f"the shard set {config.data.root} was made with another {name} estimator than {start.path} was "
+                f"trained with: {_described(now)} instead of {_described(before)}; give a set made with the same, or "
+                "another init.checkpoint="
+            )
+
+
+def _described(estimator: dict[str, Any]) -> str:
+    kind = f"{estimator['kind']} " if "kind" in estimator else ""
+    return f"{kind}{estimator.get('config')} (fingerprint {str(estimator.get('fingerprint'))[:12]})"
+
+
 def load_autoencoder(encoding: dict[str, Any]) -> Autoencoder:
     """The autoencoder that made the set's latents. Raises UserError when the one found there now is another."""
     autoencoder = Autoencoder(AutoencoderConfig(**encoding["config"]))
-    if autoencoder.fingerprint != encoding["fingerprint"]:
-        raise UserError(
-            f"the autoencoder at {encoding['config']} is not the one that encoded the shard set (its fingerprint "
-            "differs): restore it, or make the set again with gen1-data"
-        )
+    check_fingerprint("autoencoder", autoencoder.fingerprint, encoding, "the shard set")
     return autoencoder
 
 

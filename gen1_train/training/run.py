@@ -13,8 +13,9 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from gen1_train.config import LogConfig, TrainConfig, check
 from gen1_train.data.schedule import Schedule
-from gen1_train.data.shards import Manifest, ShardSet, write_atomically
+from gen1_train.data.shards import Manifest, ShardSet
 from gen1_train.errors import UserError
+from gen1_train.files import write_atomically
 from gen1_train.model.pretrained import WeightReport, check_same_family, load_weights
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training import checkpoint
@@ -22,7 +23,7 @@ from gen1_train.training.callbacks import BatchFlops, Measure, SaveCheckpoints
 from gen1_train.training.datamodule import Gen1DataModule
 from gen1_train.training.metrics import MetricsCSV
 from gen1_train.training.module import Gen1Module
-from gen1_train.training.preflight import load_autoencoder, micro_clips, open_data, process_count
+from gen1_train.training.preflight import check_start, load_autoencoder, micro_clips, open_data, process_count
 from gen1_train.training.stages import build_unet, read_recorded, run_folder, stage_unet
 from gen1_train.training.strategy import build_strategy
 from gen1_train.training.throughput import step_flops
@@ -58,11 +59,14 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
     """Stages 2 to 5: everything is checked before a process is started or a file is written."""
     stage = config.stage
     shards, schedule = open_data(config)
+    if resume is None:
+        check_start(config, shards.manifest)
     processes = process_count(config)
     world = processes * config.trainer.nodes
     strategy = build_strategy(config.strategy, world, micro_clips(config, world))
     encoding = shards.manifest.estimators["autoencoder"]
-    autoencoder = load_autoencoder(encoding) if stage.max_level > 0 else None
+    cached = encoding.get("stored", True)
+    autoencoder = load_autoencoder(encoding) if stage.max_level > 0 or not cached else None
     if resume is None:
         unet, report = build_unet(config.model, stage, config.init, config.tree, config.seed)
         open_run(config, run, report)
@@ -77,12 +81,15 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
         max_level=stage.max_level,
         latent_scale=encoding["scale"],
         autoencoder=autoencoder,
+        cached=cached,
     )
     start = resume.info.step if resume else 0
     trainer = build_trainer(config, run, start, processes, strategy, shards)
     data = Gen1DataModule(shards, schedule, module.fields, stage.steps, config.data.workers)
     say(f"stage {stage.name}: steps {start} to {stage.steps} in {run} on {trainer.world_size} processes")
     say(step_cost(unet.config, shards, schedule))
+    if not cached:
+        say(f"{config.data.root} holds no latents: the autoencoder encodes the frames in every step")
     trainer.fit(module, datamodule=data, ckpt_path=str(resume.trainer) if resume else None, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
@@ -107,7 +114,7 @@ def build_trainer(
 ) -> Trainer:
     """Lightning's Trainer with our loggers and callbacks in place of its own checkpoints and bars."""
     stage, manifest = config.stage, shards.manifest
-    flops = BatchFlops(stage_unet(config.model, stage))
+    flops = BatchFlops(stage_unet(config.model, stage), manifest.estimators["autoencoder"]["factor"])
     buckets = [f"{pool.width}x{pool.height}" for pool in shards.pools("video")]
 
     def describe(step: int) -> checkpoint.CheckpointInfo:

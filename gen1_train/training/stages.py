@@ -77,8 +77,6 @@ def build_unet(
                 ".safetensors or .ckpt file"
             )
         return _from_stable_diffusion(config, init.from_)
-    if init.from_ is not None:
-        raise UserError(f"init.from is for stage 1; stage {stage.name} starts from a checkpoint: use init.checkpoint=")
     start = predecessor(stage, init, tree)
     check_same_family(config, read_recorded(start).unet, str(start.path))
     unet = SpatioTemporalUNet(config)
@@ -96,6 +94,8 @@ def _from_stable_diffusion(config: UNetConfig, source: str) -> tuple[SpatioTempo
 
 def predecessor(stage: StageConfig, init: InitConfig, tree: Path) -> Checkpoint:
     """The finished checkpoint that a stage starts from. Raises UserError when there is none."""
+    if init.from_ is not None:
+        raise UserError(f"init.from is for stage 1; stage {stage.name} starts from a checkpoint: use init.checkpoint=")
     if init.checkpoint is not None:
         found = find_checkpoint(Path(init.checkpoint))
         if found.info.stage != stage.predecessor:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from gen1_train.data.schedule import Schedule
 from gen1_train.data.shards import ShardSet
 from gen1_train.diffusion.prediction import v_from
 from gen1_train.diffusion.schedule import NoiseSchedule
-from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig
+from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig, to_signed
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training.draws import draw
 from gen1_train.training.module import DiffusionConfig, Gen1Module, OptimConfig, fill_missing_gradients, warmup
@@ -24,7 +25,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     return ShardSet(make_shard_set(tmp_path_factory.mktemp("set") / "shards"))
 
 
-def make_module(structure: bool = True, max_level: int = 0, drop: float = 0.1) -> Gen1Module:
+def make_module(
+    structure: bool = True, max_level: int = 0, drop: float = 0.1, cached: bool = True, scale: float = 0.5
+) -> Gen1Module:
     torch.manual_seed(0)
     unet = SpatioTemporalUNet(UNetConfig(in_channels=12 if structure else 4, **TINY))
     for parameter in unet.parameters():  # not at the identity: the temporal layers must matter
@@ -36,8 +39,9 @@ def make_module(structure: bool = True, max_level: int = 0, drop: float = 0.1) -
         seed=3,
         structure=structure,
         max_level=max_level,
-        latent_scale=0.5,
-        autoencoder=Autoencoder(AutoencoderConfig(str(WEIGHTS))) if max_level else None,
+        latent_scale=scale,
+        autoencoder=Autoencoder(AutoencoderConfig(str(WEIGHTS))) if max_level or not cached else None,
+        cached=cached,
     )
     module.on_fit_start()
     return module
@@ -97,6 +101,74 @@ def test_structure_from_the_shards_equals_structure_encoded_while_training(shard
     torch.testing.assert_close(encoded, cached.structure_latents(batch, torch.zeros(4, dtype=torch.long)))
     blurred = online.structure_latents(batch, torch.full((4,), 7))
     assert (blurred - encoded).abs().mean() > 0.01
+
+
+def loss_and_gradients(module: Gen1Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    losses = module.losses(batch)
+    losses.mean().backward()
+    return losses.detach(), torch.cat([p.grad.flatten() for p in module.unet.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize(("kind", "structure"), [("video", True), ("image", True), ("video", False)])
+def test_a_set_without_latents_trains_as_one_with_them(tmp_path, kind, structure):
+    """Cached equals online: to the rounding of float32 if the latents were stored so, else to that of float16."""
+    # large enough that no group norm sees one pixel alone: it would make much of any rounding
+    shards = ShardSet(make_shard_set(tmp_path / "set", clips=4, images=16, width=128, height=128, shards=1))
+    scale = Autoencoder(AutoencoderConfig(str(WEIGHTS))).scale
+    online = make_module(structure, cached=False, scale=scale)
+    (batch,) = batches(shards, online, kind, 1)
+    assert batch.moments is None and batch.structure_latents is None and batch.frames.dtype == torch.uint8
+    moments = online._autoencoder[0].encode_moments(to_signed(batch.frames))
+    latents = online._autoencoder[0].encode_structure(batch.structure) if structure else None
+    stored = replace(batch, moments=moments, structure_latents=latents, frames=None, structure=None)
+    rounded = replace(
+        stored,
+        moments=moments.half().float(),
+        structure_latents=latents if latents is None else latents.half().float(),
+    )
+    losses, gradients = loss_and_gradients(online, batch)
+    for cached, bound in ((stored, 1e-6), (rounded, 1e-3)):
+        same_losses, same_gradients = loss_and_gradients(make_module(structure, scale=scale), cached)
+        torch.testing.assert_close(losses, same_losses, rtol=bound, atol=0)
+        assert (gradients - same_gradients).norm() <= bound * gradients.norm() and gradients.norm() > 0
+
+
+@pytest.mark.parametrize(
+    ("structure", "max_level", "cached", "fields"),
+    [
+        (False, 0, True, {"moments"}),
+        (True, 0, True, {"moments", "structure_latent"}),
+        (True, 7, True, {"moments", "structure"}),
+        (False, 0, False, {"frames"}),
+        (True, 0, False, {"frames", "structure"}),
+        (True, 7, False, {"frames", "structure"}),
+    ],
+)
+def test_only_what_is_used_is_read(shards, structure, max_level, cached, fields):
+    module = make_module(structure, max_level, cached=cached)
+    assert set(module.fields) == fields | {"image_embedding"}
+    assert module.losses(batches(shards, module, "video", 1)[0]).isfinite().all()
+
+
+def test_structure_that_deepspeed_rounded_is_encoded_all_the_same(shards):
+    """It hands every tensor of a batch out in bfloat16, and the frozen autoencoder stays in float32."""
+    module = make_module(max_level=7)
+    (batch,) = batches(shards, module, "video", 1)
+    levels = torch.tensor([0, 1, 3, 7])
+    whole = module.structure_latents(batch, levels)
+    rounded = module.structure_latents(replace(batch, structure=batch.structure.bfloat16()), levels)
+    assert rounded.dtype == torch.float32
+    assert (rounded - whole).abs().max() < 2e-2 * whole.abs().max()
+
+
+def test_the_autoencoder_is_not_put_into_the_unet_s_bfloat16(shards):
+    module = make_module(max_level=7, cached=False)
+    (batch,) = batches(shards, module, "video", 1)
+    levels = torch.tensor([0, 1, 3, 7])
+    outside = module.moments(batch), module.structure_latents(batch, levels)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = module.moments(batch), module.structure_latents(batch, levels)
+    assert all(torch.equal(a, b) for a, b in zip(inside, outside))
 
 
 def test_the_loss_is_that_of_v_prediction(shards):

@@ -1,5 +1,7 @@
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,7 +11,7 @@ from gen1_train.errors import UserError
 from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training.checkpoint import CheckpointInfo, begin, commit
-from gen1_train.training.preflight import load_autoencoder, micro_clips, open_data, process_count
+from gen1_train.training.preflight import check_start, load_autoencoder, micro_clips, open_data, process_count
 from gen1_train.training.stages import InitConfig, StageConfig, build_unet, predecessor, run_folder, stage_unet
 from miniature.tiny import write_stable_diffusion
 from tests.made import WIDTH, make_shard_set
@@ -18,6 +20,7 @@ AUTOENCODER = Path(__file__).parents[2] / "miniature" / "weights" / "autoencoder
 STAGES = {
     1: StageConfig("1", None, 0, temporal=False, structure=False, max_level=0, image_ratio=1.0),
     3: StageConfig("3", "2", 10, temporal=True, structure=False, max_level=0, image_ratio=0.125),
+    4: StageConfig("4", "3", 10, temporal=True, structure=True, max_level=0, image_ratio=0.125),
     5: StageConfig("5", "4", 10, temporal=True, structure=True, max_level=7, image_ratio=0.125),
 }
 
@@ -85,8 +88,76 @@ def test_another_autoencoder_than_the_set_s_is_refused():
     same = Autoencoder(AutoencoderConfig(str(AUTOENCODER)))
     encoding = {"config": {"path": str(AUTOENCODER)}, "fingerprint": same.fingerprint}
     assert load_autoencoder(encoding).fingerprint == same.fingerprint
-    with pytest.raises(UserError, match="is not the one that encoded"):
+    with pytest.raises(UserError, match="is not the one that made the shard set"):
         load_autoencoder({**encoding, "fingerprint": "another"})
+
+
+def started(tree: Path, number: int, estimators: dict[str, Any]) -> TrainConfig:
+    """The config of a stage whose predecessor was trained on a set of these estimators."""
+    before = STAGES[number - 1] if number > 3 else replace(STAGES[3], name="2", temporal=False)
+    recorded = TrainConfig(before, model=UNetConfig(content_dim=WIDTH)).to_yaml()
+    info = CheckpointInfo(before.name, before.steps, finished=True, estimators=estimators)
+    commit(begin(run_folder(tree, before.name), before.steps), {}, recorded, info, keep=1)
+    made = replace(config(), stage=STAGES[number], output=str(tree.parent), name=tree.name)
+    made.data.root = "SET"
+    return made
+
+
+def made_by(name: str, **changes: Any) -> Manifest:
+    """A manifest whose estimators are those of tests.made, one of them with these changes."""
+    estimators = deepcopy(ESTIMATORS)
+    estimators[name].update(changes)
+    return Manifest(pools={}, recipe={}, estimators=estimators, plan="")
+
+
+ESTIMATORS: dict[str, dict[str, Any]] = {
+    "autoencoder": {"config": {"path": "ae"}, "fingerprint": "1" * 64, "scale": 0.5, "factor": 8},
+    "structure": {"kind": "depth", "config": {"path": "midas"}, "fingerprint": "2" * 64},
+    "clip": {"config": {"model": "clip"}, "fingerprint": "3" * 64, "width": WIDTH},
+}
+
+
+@pytest.mark.parametrize("number", [3, 4, 5])
+def test_a_stage_starts_on_a_set_of_the_same_estimators(tmp_path, number):
+    here = started(tmp_path / "tree", number, ESTIMATORS)
+    check_start(here, made_by("clip"))
+    # where they lie, and what does not change their values, may differ
+    check_start(here, made_by("clip", config={"model": "elsewhere"}, precision="fp16"))
+
+
+@pytest.mark.parametrize("number", [3, 4, 5])
+@pytest.mark.parametrize("name", ["autoencoder", "clip"])
+def test_a_stage_refuses_a_set_of_other_estimators(tmp_path, number, name):
+    here = started(tmp_path / "tree", number, ESTIMATORS)
+    with pytest.raises(UserError) as error:
+        check_start(here, made_by(name, config={"path": "other"}, fingerprint="4" * 64))
+    line = str(error.value)
+    assert f"the shard set SET was made with another {name} estimator than {tmp_path / 'tree'}" in line
+    before, now = ESTIMATORS[name], "{'path': 'other'} (fingerprint 444444444444)"
+    assert f"{now} instead of {before['config']} (fingerprint {before['fingerprint'][:12]})" in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("change", [{"fingerprint": "5" * 64}, {"kind": "edges"}])
+def test_another_structure_matters_from_the_second_stage_that_sees_it(tmp_path, change):
+    """Stage 4 is the first to see structure: it learns whichever the set has."""
+    for number in (3, 4):
+        check_start(started(tmp_path / f"tree{number}", number, ESTIMATORS), made_by("structure", **change))
+    with pytest.raises(UserError, match=r"another structure estimator .*: (depth|edges) \{.* instead of depth \{"):
+        check_start(started(tmp_path / "tree5", 5, ESTIMATORS), made_by("structure", **change))
+
+
+def test_a_start_without_estimators_is_stage_1_s(tmp_path):
+    check_start(started(tmp_path / "tree", 3, {}), made_by("clip", fingerprint="other"))
+    first = replace(config(), stage=STAGES[1])
+    check_start(first, made_by("clip"))  # it has no predecessor
+
+
+def test_a_start_that_lacks_one_estimator_is_refused(tmp_path):
+    known = {name: value for name, value in ESTIMATORS.items() if name != "structure"}
+    here = started(tmp_path / "tree", 5, known)
+    with pytest.raises(UserError, match="another structure estimator"):
+        check_start(here, made_by("structure"))
 
 
 def test_the_unet_of_a_stage_has_what_the_stage_says():

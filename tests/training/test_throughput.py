@@ -143,11 +143,14 @@ def batch(kind: str, b: int, n: int) -> Batch:
 def test_a_batch_costs_its_samples_and_a_shape_is_reckoned_once(monkeypatch):
     calls = []
     monkeypatch.setattr(callbacks, "step_flops", lambda *args, **more: calls.append(args) or step_flops(*args, **more))
-    flops = BatchFlops(SMALL)
+    flops = BatchFlops(SMALL, 8)
     assert flops(batch("video", 2, 3)) == 2 * step_flops(SMALL, 8, 6, 3).total
     assert flops(batch("video", 5, 3)) == 5 * step_flops(SMALL, 8, 6, 3).total
     assert flops(batch("image", 4, 1)) == 4 * step_flops(SMALL, 8, 6, 1, temporal=False).total
     assert len(calls) == 2
+    frames = torch.zeros(5, 3, 64, 48, 3, dtype=torch.uint8)  # a set without latents: 8 pixels per latent
+    online = replace(batch("video", 5, 3), moments=None, frames=frames)
+    assert flops(online) == flops(batch("video", 5, 3)) and len(calls) == 2
 
 
 def test_a_row_has_the_rate_of_all_ranks_and_its_share_of_their_products():

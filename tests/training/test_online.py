@@ -1,0 +1,138 @@
+"""Whole runs of gen1-train on a shard set without latents: the autoencoder encodes in every step."""
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from gen1_train.batch import Pool, Sample, decode_sample, encode_sample
+from gen1_train.cli import conf_dir
+from gen1_train.config import TrainConfig
+from gen1_train.data.shards import Manifest, read_index
+from gen1_train.errors import UserError
+from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig, to_signed
+from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
+from gen1_train.training.checkpoint import CheckpointInfo, begin, commit, latest
+from gen1_train.training.metrics import read_metrics
+from gen1_train.training.run import train
+from gen1_train.training.stages import StageConfig, stage_unet
+from tests import made
+from tests.running import TRAIN, run_well
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+WEIGHTS = Path(__file__).parents[2] / "miniature" / "weights" / "autoencoder"
+make_sample = made.make_sample
+
+
+@cache
+def autoencoder() -> Autoencoder:
+    return Autoencoder(AutoencoderConfig(str(WEIGHTS)))
+
+
+def encoded_sample(key: str, pool: Pool, seed: int) -> Sample:
+    """A made sample whose latents are those of its frames, as they come out of their JPEGs, and of its structure."""
+    sample = make_sample(key, pool, seed)
+    frames = decode_sample(key, encode_sample(sample)).frames
+    assert frames is not None and sample.structure is not None
+    structure = torch.from_numpy(sample.structure.astype("float32")) / 65535
+    moments = autoencoder().encode_moments(to_signed(torch.from_numpy(frames)))
+    latent = autoencoder().encode_structure(structure)
+    return replace(sample, moments=moments.half().numpy(), structure_latent=latent.half().numpy())
+
+
+def bare_sample(key: str, pool: Pool, seed: int) -> Sample:
+    return replace(make_sample(key, pool, seed), moments=None, structure_latent=None)
+
+
+def make_set(root: Path, stored: bool) -> None:
+    """A shard set of random frames, with the miniature autoencoder's latents of them or without any."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(made, "make_sample", encoded_sample if stored else bare_sample)
+        made.make_shard_set(root, width=64, height=64)
+    manifest = Manifest.load(root)
+    manifest.estimators["autoencoder"] = {
+        "config": {"path": str(WEIGHTS)},
+        "fingerprint": autoencoder().fingerprint,
+        "scale": autoencoder().scale,
+        "factor": autoencoder().factor,
+        "stored": stored,
+    }
+    manifest.save(root)
+
+
+def make_start(tree: Path, estimators: dict[str, Any]) -> Path:
+    """The run folder of a stage 4 that has finished, with random weights."""
+    model, stage = (yaml.safe_load((conf_dir() / name).read_text()) for name in ("model/tiny.yaml", "stage/4.yaml"))
+    config = TrainConfig(StageConfig(**stage), model=UNetConfig(**model))
+    torch.manual_seed(0)
+    weights = SpatioTemporalUNet(stage_unet(config.model, config.stage)).state_dict()
+    info = CheckpointInfo("4", 10, finished=True, data="made", estimators=estimators)
+    commit(begin(tree / "stage4", 10), weights, config.to_yaml(), info, keep=1)
+    return tree / "stage4"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sets of the same frames, with latents and without, and a stage 4 to start from."""
+    root = tmp_path_factory.mktemp("online")
+    make_set(root / "cached", stored=True)
+    make_set(root / "online", stored=False)
+    make_start(root / "first", Manifest.load(root / "online").estimators)
+    return root
+
+
+def run_stage_5(place: Path, name: str, output: str, *more: str) -> str:
+    """Three steps of stage 5, ZeRO-2 on two processes, image steps among them; returns what was said."""
+    places = [f"data.root={place / name}", f"output={place / output}", f"init.checkpoint={place / 'first' / 'stage4'}"]
+    return run_well("gen1_train.train", "stage=5", *TRAIN, *places, "stage.steps=3", "data.image_ratio=0.5", *more)
+
+
+def losses(place: Path, output: str) -> dict[str, float]:
+    rows = read_metrics(place / output / "demo" / "stage5" / "metrics.csv")
+    return {f"step {row['step']}, {'image' if 'loss_image' in row else 'video'}": float(row["loss"]) for row in rows}
+
+
+@pytest.fixture(scope="module")
+def online(place: Path) -> dict[str, float]:
+    """The losses of a run on the set without latents, in float32."""
+    said = run_stage_5(place, "online", "online")
+    assert "holds no latents: the autoencoder encodes the frames in every step" in said
+    return losses(place, "online")
+
+
+def test_the_set_without_latents_holds_none(place):
+    (tar, *_) = sorted((place / "online" / "shards").glob("video-*.tar"))
+    members = read_index(tar)[0].members
+    assert "frame00.jpg" in members and "structure00.png" in members and "image_embedding.npy" in members
+    assert "moments.npy" not in members and "structure_latent.npy" not in members
+
+
+def test_a_run_on_it_takes_the_steps_of_one_with_latents(place, online):
+    """The difference is the rounding of the stored latents to float16."""
+    assert "holds no latents" not in run_stage_5(place, "cached", "cached")
+    assert len(online) == 3 and {"image", "video"} == {name.split()[-1] for name in online}
+    assert online == pytest.approx(losses(place, "cached"), rel=1e-3)
+    found = latest(place / "online" / "demo" / "stage5")
+    assert found is not None and found.info.finished and found.info.estimators["autoencoder"]["stored"] is False
+
+
+def test_in_bfloat16_under_zero_the_autoencoder_stays_in_float32(place, online):
+    """DeepSpeed hands out batches in bfloat16, which the frozen autoencoder cannot take as they are."""
+    run_stage_5(place, "online", "half", "trainer.precision=bf16-mixed")
+    assert losses(place, "half") == pytest.approx(online, rel=3e-2)
+
+
+def test_a_set_of_another_autoencoder_is_refused_before_anything_is_written(place, tmp_path):
+    other = {**Manifest.load(place / "online").estimators, "autoencoder": {"config": {}, "fingerprint": "another"}}
+    start = make_start(tmp_path / "first", other)
+    files = ("stage/5.yaml", "model/tiny.yaml")
+    stage, model = (yaml.safe_load((conf_dir() / name).read_text()) for name in files)
+    config = TrainConfig(StageConfig(**stage), output=str(tmp_path / "refused"), model=UNetConfig(**model))
+    config.data.root, config.data.batch_clips, config.init.checkpoint = str(place / "online"), 4, str(start)
+    with pytest.raises(UserError, match="was made with another autoencoder estimator than"):
+        train(config)
+    assert not (tmp_path / "refused").exists()
