@@ -1,39 +1,55 @@
-"""All finished tasks -> the frozen shard set: shards in a keyed random order, indices, and last of all the manifest."""
+"""All finished tasks -> the frozen shard set: shards in a keyed random order, indices, and last of all the manifest.
 
+A sample is copied as it lies in its task's tar, headers and all. A shard that has its index is whole and verified, so a
+freeze that was killed goes on with the next one.
+"""
+
+import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from data_tools.pack import open_tar
+import numpy as np
+from tqdm import tqdm
+
+from data_tools.failures import FAILURES, Failure, to_lines
+from data_tools.pack import PADDING, place
 from data_tools.plan import Plan
 from data_tools.recipe import RecipeConfig
-from data_tools.scan import Failure
+from data_tools.stats import merged
 from data_tools.task import STAGING, TaskResult, load_result, task_folder
-from gen1_train.data.shards import (
-    MANIFEST,
-    Entry,
-    Manifest,
-    PoolShards,
-    Shard,
-    build_index,
-    read_members,
-    write_atomically,
-    write_index,
-)
+from gen1_train.data.shards import MANIFEST, Manifest, PoolShards, Shard, index_path, write_index
 from gen1_train.errors import UserError
-from gen1_train.keyed import permute
+from gen1_train.files import write_atomically
 from gen1_train.video.geometry import parse_bucket
 
-FAILURES = "failures.jsonl"
-PACKAGES = ("av", "decord", "pillow", "numpy", "torch", "diffusers", "transformers", "open_clip_torch", "webdataset")
+STARTED = "freezing"  # in the staging: the hash of what the shards that are there already were made of
+PACKAGES = (
+    "av",
+    "decord",
+    "scenedetect-headless",
+    "opencv-python-headless",
+    "pillow",
+    "numpy",
+    "torch",
+    "diffusers",
+    "transformers",
+    "open_clip_torch",
+    "webdataset",
+)
 
-Staged = tuple[Path, Entry]  # the tar of a task, and one sample in it
+# a sample in the staging: two halves of its place in the random order, and where it and its index line lie
+STAGED = np.dtype(
+    [("high", "u8"), ("low", "u8"), ("task", "u4"), ("start", "u8"), ("size", "u8"), ("line", "u8"), ("length", "u4")]
+)
 
 
 def frozen(output: Path, plan: Plan) -> Manifest | None:
@@ -46,25 +62,40 @@ def frozen(output: Path, plan: Plan) -> Manifest | None:
     return manifest
 
 
-def freeze(plan: Plan, recipe: RecipeConfig, output: Path) -> Manifest:
-    """Writes shards, failures and manifest, and removes the staging. Raises UserError if tasks are missing."""
+def freeze(plan: Plan, recipe: RecipeConfig, output: Path, threads: int = 1) -> Manifest:
+    """Writes shards, failures, numbers and the manifest, and removes the staging. Raises UserError.
+
+    The staging stays if some failures may pass: `retry=transient` needs it.
+    """
     results = finished(plan, output)
-    failures = sorted(plan.failures + [f for result in results for f in result.failures], key=lambda f: f.file)
+    estimators = same_estimators(results)
+    failures = [*plan.read_failures(output), *(failure for result in results for failure in result.failures)]
+    failures.sort(key=lambda failure: (failure.file, failure.start or 0.0, failure.reason))
+    pools, digest = collect(plan, recipe, output)
+    if not pools:
+        raise UserError(f"not one sample came out of the source; {commonest(failures)}")
     try:
-        lines = "".join(json.dumps(asdict(failure), sort_keys=True) + "\n" for failure in failures)
-        write_atomically(output / FAILURES, lines.encode())
-        staged = collect(plan, output)
-        if not staged:
-            raise UserError(f"not one sample came out of the source; {commonest(failures)}")
-        shutil.rmtree(output / "shards", ignore_errors=True)  # of a freeze that was killed
-        (output / "shards").mkdir()
-        pools = {name: write_pool(name, entries, recipe, output) for name, entries in sorted(staged.items())}
-        manifest = Manifest(pools, plan.recipe, same_estimators(results), plan.hash, versions())
+        write_atomically(output / FAILURES, to_lines(failures))
+        stats = merged(result.stats for result in results)
+        for failure in plan.read_failures(output):
+            stats.add_failure(failure)
+        stats.save(output)
+        keep_or_clear(digest, output)
+        shards = write_shards(pools, recipe, output, threads)
+        manifest = Manifest(shards, plan.recipe, estimators, plan.hash, versions())
         manifest.save(output)
     except OSError as error:
-        raise UserError(f"output={output} cannot be written ({error.strerror or error}); run it again") from error
-    shutil.rmtree(output / STAGING, ignore_errors=True)
+        raise UserError(
+            f"output={output} cannot be written ({error.strerror or error}); run it again, what is finished is kept"
+        ) from error
+    if not any(failure.transient for failure in failures):
+        remove_staging(output)
     return manifest
+
+
+def remove_staging(output: Path) -> None:
+    """Frees what only a freeze needs."""
+    shutil.rmtree(output / STAGING, ignore_errors=True)
 
 
 def finished(plan: Plan, output: Path) -> list[TaskResult]:
@@ -79,43 +110,152 @@ def finished(plan: Plan, output: Path) -> list[TaskResult]:
     return [result for result in results if result is not None]
 
 
-def collect(plan: Plan, output: Path) -> dict[str, list[Staged]]:
-    """Pool -> its samples over all tasks, sorted by key: the cut into tasks leaves no trace in the set."""
-    pools: dict[str, list[Staged]] = {}
+def collect(plan: Plan, recipe: RecipeConfig, output: Path) -> tuple[dict[str, np.ndarray], str]:
+    """Pool -> all its samples (STAGED) in their final order: that of a keyed hash of their keys; and a hash of it all.
+
+    So neighbours in a shard come from different videos, and the cut into tasks leaves no trace. 44 bytes a sample.
+    """
+    pools: dict[str, list[np.ndarray]] = {}
+    everything = hashlib.sha256(f"{recipe.shard_megabytes} {recipe.seed}".encode())
     for number in range(len(plan.tasks)):
-        for tar in sorted(task_folder(output, number).glob("*.tar")):
-            pools.setdefault(tar.stem, []).extend((tar, entry) for entry in build_index(tar))
-    return {name: sorted(staged, key=lambda item: item[1].key) for name, staged in pools.items()}
+        for index in sorted(task_folder(output, number).glob("*.index")):
+            lines = index.read_bytes()
+            everything.update(index.name.encode() + lines)
+            pools.setdefault(index.stem, []).append(_staged(lines, number, recipe.seed))
+    ordered = {}
+    for name, parts in sorted(pools.items()):
+        samples = np.concatenate(parts)
+        ordered[name] = samples[np.lexsort((samples["low"], samples["high"]))]
+        same = (np.diff(ordered[name]["high"]) == 0) & (np.diff(ordered[name]["low"]) == 0)
+        if same.any():
+            key = _key(output, name, ordered[name][int(same.argmax())])
+            raise UserError(f"two samples of {name} have the key {key}: give the files other ids, and plan again")
+    return ordered, everything.hexdigest()
 
 
-def write_pool(name: str, staged: list[Staged], recipe: RecipeConfig, output: Path) -> PoolShards:
-    """Writes the shards of one pool in a random order, so that neighbours in a shard come from different videos."""
-    order = [staged[permute(i, len(staged), "freeze", recipe.seed, name)] for i in range(len(staged))]
-    shards = []
-    for number, part in enumerate(split(order, recipe.shard_megabytes << 20)):
-        tar = output / "shards" / f"{name}-{number:06d}.tar"
-        with open_tar(tar) as write:
-            for source, entry in part:
-                write(entry.key, read_members(source, entry, list(entry.members)))
-        entries = build_index(tar)  # from the tar as it lies there: this also checks that it can be read
-        shards.append(Shard(tar.name, len(entries), os.path.getsize(tar), write_index(tar, entries)))
-    kind, _, bucket = name.partition("-")
-    width, height = parse_bucket(bucket)
-    return PoolShards(kind, width, height, recipe.frames if kind == "video" else 1, shards)
+def _key(output: Path, pool: str, row: np.void) -> str:
+    with Staging(output, pool) as staging:
+        return staging.line(row)[0]
 
 
-def split(order: list[Staged], limit: int) -> Iterator[list[Staged]]:
-    """Runs of samples; each is closed once its members have `limit` bytes."""
-    part: list[Staged] = []
-    total = 0
-    for tar, entry in order:
-        part.append((tar, entry))
-        total += sum(size for _, size, _ in entry.members.values())
+def _staged(lines: bytes, task: int, seed: int) -> np.ndarray:
+    """The samples of one tar of one task, by its index."""
+    rows = []
+    offset = 0
+    for line in lines.splitlines(keepends=True):
+        key, start, size, _ = json.loads(line)
+        digest = hashlib.blake2b(f"freeze {seed} {key}".encode(), digest_size=16).digest()
+        high, low = int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")
+        rows.append((high, low, task, start, size, offset, len(line)))
+        offset += len(line)
+    return np.array(rows, STAGED)
+
+
+@dataclass(frozen=True)
+class Work:
+    """One shard to write."""
+
+    pool: str
+    tar: Path
+    samples: np.ndarray  # STAGED
+
+
+def write_shards(
+    pools: dict[str, np.ndarray], recipe: RecipeConfig, output: Path, threads: int
+) -> dict[str, PoolShards]:
+    """Writes all shards that are not there yet, several at a time. Raises OSError."""
+    works = [
+        Work(name, output / "shards" / f"{name}-{number:06d}.tar", part)
+        for name, samples in pools.items()
+        for number, part in enumerate(split(samples, recipe.shard_megabytes << 20))
+    ]
+    total = sum(int(samples["size"].sum()) for samples in pools.values())
+    made: dict[str, list[Shard]] = {name: [] for name in pools}
+    with (
+        ThreadPoolExecutor(threads) as workers,
+        tqdm(total=total, desc="freeze", unit="B", unit_scale=True, leave=False) as progress,
+    ):
+        for work, shard in zip(works, workers.map(lambda work: write_shard(work, output), works)):
+            made[work.pool].append(shard)
+            progress.update(int(work.samples["size"].sum()))
+    described = {}
+    for name, shards in made.items():
+        kind, _, bucket = name.partition("-")
+        frames = recipe.cut.frames if kind == "video" else 1
+        described[name] = PoolShards(kind, *parse_bucket(bucket), frames, shards)
+    return described
+
+
+def keep_or_clear(digest: str, output: Path) -> None:
+    """Keeps the shards of a freeze of exactly these samples that was killed; removes any others."""
+    marker = output / STAGING / STARTED
+    if not marker.exists() or marker.read_text() != digest:
+        shutil.rmtree(output / "shards", ignore_errors=True)
+        write_atomically(marker, digest.encode())
+    (output / "shards").mkdir(exist_ok=True)
+
+
+def write_shard(work: Work, output: Path) -> Shard:
+    """Copies the samples of one shard, verifies it, and writes its index last. Raises OSError."""
+    tar = work.tar
+    if index_path(tar).exists() and tar.exists():
+        data = index_path(tar).read_bytes()
+        return Shard(tar.name, len(work.samples), os.path.getsize(tar), zlib.crc32(data))
+    with Staging(output, work.pool) as staging, place(tar) as (stream, checksums, entries):
+        for row in work.samples:
+            key, members = staging.line(row)
+            checksums[key] = {name: (size, crc32) for name, (_, size, crc32) in members.items()}
+            stream.write(staging.sample(row))
+        stream.write(PADDING)
+    return Shard(tar.name, len(entries), os.path.getsize(tar), write_index(tar, entries))
+
+
+class Staging:
+    """Reads samples and their index lines out of the tasks' folders. Use as a context."""
+
+    def __init__(self, output: Path, pool: str) -> None:
+        self.output, self.pool = output, pool
+        self._descriptors: dict[tuple[int, str], int] = {}
+
+    def __enter__(self) -> "Staging":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+
+    def line(self, row: np.void) -> tuple[str, dict[str, list[int]]]:
+        """Key and members of a sample."""
+        key, _, _, members = json.loads(self._read(int(row["task"]), "index", int(row["line"]), int(row["length"])))
+        return key, members
+
+    def sample(self, row: np.void) -> bytes:
+        """A sample with its headers and padding, as it stands in a tar."""
+        return self._read(int(row["task"]), "tar", int(row["start"]), int(row["size"]))
+
+    def _read(self, task: int, suffix: str, offset: int, size: int) -> bytes:
+        if (task, suffix) not in self._descriptors:
+            if len(self._descriptors) > 100:  # a process may have about a thousand
+                os.close(self._descriptors.pop(next(iter(self._descriptors))))
+            path = task_folder(self.output, task) / f"{self.pool}.{suffix}"
+            self._descriptors[task, suffix] = os.open(path, os.O_RDONLY)
+        data = os.pread(self._descriptors[task, suffix], size, offset)
+        if len(data) != size:
+            path = task_folder(self.output, task) / f"{self.pool}.{suffix}"
+            raise OSError(None, f"{path} is shorter than it was: remove {path.parent} and run it again")
+        return data
+
+
+def split(samples: np.ndarray, limit: int) -> Iterator[np.ndarray]:
+    """Runs of samples; each is closed once it has `limit` bytes."""
+    start, total = 0, 0
+    for position, size in enumerate(samples["size"].tolist()):
+        total += size
         if total >= limit:
-            yield part
-            part, total = [], 0
-    if part:
-        yield part
+            yield samples[start : position + 1]
+            start, total = position + 1, 0
+    if start < len(samples):
+        yield samples[start:]
 
 
 def same_estimators(results: list[TaskResult]) -> dict[str, dict[str, Any]]:
@@ -123,19 +263,19 @@ def same_estimators(results: list[TaskResult]) -> dict[str, dict[str, Any]]:
     described = {json.dumps(result.estimators, sort_keys=True) for result in results}
     if len(described) > 1:
         raise UserError(
-            f"the tasks were made with different weights (their fingerprints differ): remove {STAGING} in the output "
-            "and run them again"
+            f"the tasks were made with different weights or precisions: remove {STAGING} in the output and run "
+            "them again"
         )
-    return results[0].estimators
+    return results[0].estimators if results else {}
 
 
 def commonest(failures: list[Failure]) -> str:
     """One clause about what went wrong most often."""
     if not failures:
         return "no file failed, and none gave a clip"
-    reason, count = Counter(failure.reason for failure in failures).most_common(1)[0]
-    example = next(failure.file for failure in failures if failure.reason == reason)
-    return f"{len(failures)} files failed, {count} of them because: {reason} (for example {example})"
+    kind, count = Counter(failure.category for failure in failures).most_common(1)[0]
+    example = next(failure for failure in failures if failure.category == kind)
+    return f"of {len(failures)} losses {count} are: {kind} (for example {example.file}: {example.reason})"
 
 
 def versions() -> dict[str, str]:

@@ -1,45 +1,40 @@
-"""The plan: which files, cut into which tasks. Written once; everything that follows is a function of it."""
+"""The plan: which files, cut into which tasks. Written once; everything that follows is a function of it.
+
+OUTPUT/plan.jsonl   a line a file, task by task, and then a line for each file that no task will touch
+OUTPUT/plan.json    the recipe, and where in plan.jsonl each task stands, with a checksum: a task reads only its lines
+"""
 
 import hashlib
 import json
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from data_tools.examine import Examiner, MediaFile
+from data_tools.failures import Failure
+from data_tools.places import Scan, Source, SourceFile
 from data_tools.recipe import RecipeConfig
-from data_tools.scan import Failure, Scan, SourceFile, scan
-from gen1_train.data.shards import write_atomically
 from gen1_train.errors import UserError
-from gen1_train.video.decode import PyAVReader, VideoError, probe
-from gen1_train.video.geometry import enlargement, nearest_bucket, parse_bucket
-from gen1_train.video.image import image_size
+from gen1_train.files import write_atomically
 
-FORMAT = 1
-PLAN = "plan.json"
-IMAGE_SECONDS = 0.15  # of a task: an image is one frame, and 0.15 s of video hold about one frame of a clip
+FORMAT = 2
+PLAN, LINES = "plan.json", "plan.jsonl"
 
 
 @dataclass(frozen=True)
-class MediaFile:
-    """A file that can be used, as its header describes it."""
+class Part:
+    """A run of lines in plan.jsonl."""
 
-    path: str  # relative to the source folder, with slashes
-    kind: str  # "video" or "image"
+    offset: int
     bytes: int
-    caption: str | None
-    width: int  # pixels, upright
-    height: int  # pixels, upright
-    frames: int  # as the header says; 1 for an image
-    fps: float  # 0 for an image
-    bucket: str  # of its clips, or of the image
-
-    @property
-    def seconds(self) -> float:
-        return self.frames / self.fps if self.fps else IMAGE_SECONDS
+    files: int
+    seconds: float  # of video, as far as the headers tell
+    sha256: str
 
 
 @dataclass
@@ -47,19 +42,19 @@ class Plan:
     inputs: str  # sha256 over recipe, paths, sizes and captions: tells without probing whether the plan still fits
     recipe: dict[str, Any]
     stills: bool  # one frame of every clip becomes an image sample too
-    files: list[MediaFile]
-    tasks: list[list[int]]  # each a run of indices into files
-    failures: list[Failure]  # files that no task will touch
+    tasks: list[Part]
+    failures: Part
     ignored: dict[str, int] = field(default_factory=dict)  # suffix -> number of files that are no media
     format: int = FORMAT
 
     @property
     def hash(self) -> str:
-        """sha256 over the canonical JSON; the place of the source is not in it."""
-        return _sha256(asdict(self))
+        """sha256 over the canonical JSON, and so over every file's line; where the source lies is not in it."""
+        return _sha256(json.dumps(asdict(self), sort_keys=True).encode())
 
-    def save(self, output: Path) -> None:
-        write_atomically(output / PLAN, json.dumps({**asdict(self), "hash": self.hash}, indent=1).encode())
+    @property
+    def files(self) -> int:
+        return sum(task.files for task in self.tasks)
 
     @classmethod
     def load(cls, output: Path) -> "Plan":
@@ -68,8 +63,10 @@ class Plan:
         try:
             content = json.loads(path.read_bytes())
             stored = content.pop("hash")
-            content["files"] = [MediaFile(**entry) for entry in content["files"]]
-            content["failures"] = [Failure(**entry) for entry in content["failures"]]
+            if content["format"] != FORMAT:
+                raise UserError(f"{path} has format {content['format']}, this version reads {FORMAT}: plan again")
+            content["tasks"] = [Part(**part) for part in content["tasks"]]
+            content["failures"] = Part(**content["failures"])
             plan = cls(**content)
         except FileNotFoundError:
             raise UserError(f"there is no {PLAN} in output={output}; make one with step=plan") from None
@@ -79,84 +76,122 @@ class Plan:
             raise UserError(f"{path} was changed by hand (its hash does not fit); remove it and plan again")
         return plan
 
+    def read_task(self, output: Path, number: int) -> list[MediaFile]:
+        """The files of one task. Raises UserError."""
+        return [MediaFile(**line) for line in _read_part(output, self.tasks[number])]
 
-def make_plan(source: Path, output: Path, recipe: RecipeConfig, workers: int) -> Plan:
+    def read_failures(self, output: Path) -> list[Failure]:
+        """The files that no task will touch. Raises UserError."""
+        return [Failure(**line) for line in _read_part(output, self.failures)]
+
+
+def make_plan(source: Source, output: Path, recipe: RecipeConfig, threads: int) -> Plan:
     """The plan of this source and recipe: the one in the output folder if it fits, else a new one, written there.
 
     Raises UserError when the output folder holds the plan of something else.
     """
-    if source.resolve() == output.resolve():
+    if Path(source.name).resolve() == output.resolve():
         raise UserError("output and source are the same folder: name another output")
-    found = scan(source, output)
-    inputs = _sha256([asdict(recipe), [asdict(file) for file in found.files]])
+    found = source.scan(output)
+    inputs = _sha256(json.dumps([asdict(recipe), [asdict(file) for file in found.files]], sort_keys=True).encode())
     if (output / PLAN).exists():
-        plan = Plan.load(output)
+        plan = load_fitting(output, recipe)
         if plan.inputs != inputs:
             raise UserError(
-                f"output={output} was planned with another recipe or other files: name another output, or remove it"
+                f"output={output} was planned with other files than source={source.name} holds now: name another "
+                "output; or go on with the files of the plan by step=task and then step=freeze"
             )
         return plan
     try:
         output.mkdir(parents=True, exist_ok=True)
-        plan = _new_plan(source, recipe, found, inputs, workers)
-        plan.save(output)
+        plan = _new_plan(source, output, recipe, found, inputs, threads)
+        write_atomically(output / PLAN, json.dumps({**asdict(plan), "hash": plan.hash}, indent=1).encode())
     except OSError as error:
         raise UserError(f"output={output} cannot be written: {error.strerror}") from error
     return plan
 
 
-def _new_plan(source: Path, recipe: RecipeConfig, found: Scan, inputs: str, workers: int) -> Plan:
-    with ThreadPoolExecutor(workers) as pool:  # decoders and PIL work outside the interpreter lock
-        examined = pool.map(lambda file: examine(file, source, recipe), found.files)
-        results = list(tqdm(examined, total=len(found.files), desc="plan", unit="file", leave=False))
-    files = [result for result in results if isinstance(result, MediaFile)]
-    failures = [result for result in results if isinstance(result, Failure)]
-    has_images = any(file.kind == "image" for file in files)
-    return Plan(
-        inputs=inputs,
-        recipe=asdict(recipe),
-        stills=recipe.stills == "always" or (recipe.stills == "auto" and not has_images),
-        files=files,
-        tasks=cut(files, recipe.task_seconds),
-        failures=found.failures + failures,
-        ignored=found.ignored,
-    )
+def load_fitting(output: Path, recipe: RecipeConfig) -> Plan:
+    """The plan in the output folder. Raises UserError when there is none, or it was made by another recipe."""
+    plan = Plan.load(output)
+    if plan.recipe != asdict(recipe):
+        raise UserError(f"output={output} was planned with another recipe: name another output, or remove it")
+    return plan
 
 
-def examine(file: SourceFile, source: Path, recipe: RecipeConfig) -> MediaFile | Failure:
-    """Reads one file's header and says whether, and in which bucket, it can be used."""
-    path = source / file.path
-    frames, fps = 1, 0.0
-    try:
-        if file.kind == "video":
-            info = probe(path)
-            width, height, fps = info.width, info.height, info.fps
-            frames = info.expected_frames or PyAVReader().count(path)
+def _new_plan(source: Source, output: Path, recipe: RecipeConfig, found: Scan, inputs: str, threads: int) -> Plan:
+    """Examines every file and writes plan.jsonl."""
+    files: list[MediaFile] = []
+    # a folder or caption that cannot be read now is not in this plan: trying a task again will not bring it
+    failures = [replace(failure, transient=False) for failure in found.failures]
+    for result in _examined(source, recipe, found.files, threads):
+        if isinstance(result, MediaFile):
+            files.append(result)
         else:
-            width, height = image_size(path)
-    except VideoError as error:
-        return Failure(file.path, str(error), error.transient)
-    if file.kind == "video" and frames < recipe.span:
-        return Failure(file.path, f"{frames} frames, and a clip takes {recipe.span}")
-    bucket = nearest_bucket(width, height, recipe.video_buckets if file.kind == "video" else recipe.image_buckets)
-    factor = enlargement(width, height, *parse_bucket(bucket))
-    if factor > recipe.max_enlargement:
-        return Failure(file.path, f"{width}x{height} would be enlarged {factor:.2g} times to {bucket}")
-    return MediaFile(file.path, file.kind, file.bytes, file.caption, width, height, frames, fps, bucket)
+            failures.append(result)
+    content = bytearray()
+    tasks = []
+    for run in cut(files, recipe.task_seconds):
+        tasks.append(_append(content, run, sum(file.seconds for file in run)))
+    rest = _append(content, sorted(failures, key=lambda failure: failure.file), 0.0)
+    write_atomically(output / LINES, bytes(content))
+    has_images = any(file.kind == "image" for file in files)
+    stills = recipe.stills == "always" or (recipe.stills == "auto" and not has_images)
+    return Plan(inputs, asdict(recipe), stills, tasks, rest, found.ignored)
 
 
-def cut(files: Iterable[MediaFile], task_seconds: float) -> list[list[int]]:
+def _examined(
+    source: Source, recipe: RecipeConfig, files: list[SourceFile], threads: int
+) -> Iterator[MediaFile | Failure]:
+    """What each file's header tells, in the order of the files, read by several threads with a child process each."""
+    local, examiners = threading.local(), []
+
+    def examine(file: SourceFile) -> MediaFile | Failure:
+        if not hasattr(local, "examiner"):
+            local.examiner = Examiner(source, recipe)
+            examiners.append(local.examiner)
+        return local.examiner.examine(file)
+
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            yield from tqdm(pool.map(examine, files), total=len(files), desc="plan", unit="file", leave=False)
+    finally:
+        for examiner in examiners:
+            examiner.close()
+
+
+def cut(files: Iterable[MediaFile], task_seconds: float) -> list[list[MediaFile]]:
     """Runs of neighbouring files, each closed once it holds that many seconds."""
-    tasks: list[list[int]] = []
+    tasks: list[list[MediaFile]] = []
     seconds = task_seconds
-    for number, file in enumerate(files):
+    for file in files:
         if seconds >= task_seconds:
             tasks.append([])
             seconds = 0.0
-        tasks[-1].append(number)
+        tasks[-1].append(file)
         seconds += file.seconds
     return tasks
 
 
-def _sha256(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _append(content: bytearray, entries: list[MediaFile] | list[Failure], seconds: float) -> Part:
+    lines = "".join(json.dumps(asdict(entry)) + "\n" for entry in entries).encode()
+    part = Part(len(content), len(lines), len(entries), round(seconds, 3), _sha256(lines))
+    content += lines
+    return part
+
+
+def _read_part(output: Path, part: Part) -> list[dict[str, Any]]:
+    path = output / LINES
+    try:
+        with open(path, "rb") as stream:
+            stream.seek(part.offset)
+            lines = stream.read(part.bytes)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); plan again in another output") from error
+    if _sha256(lines) != part.sha256:
+        raise UserError(f"{path} is not the one that was planned (its checksum differs); restore it, or plan again")
+    return [json.loads(line) for line in lines.splitlines()]
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

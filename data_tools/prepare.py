@@ -1,148 +1,167 @@
 """`gen1-data`: plan -> tasks -> freeze, each of which also runs alone."""
 
-import json
-import multiprocessing
-import multiprocessing.connection
 import os
-import threading
-from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from omegaconf import MISSING
-from tqdm import tqdm
 
-from data_tools.estimate import load_estimators
-from data_tools.freeze import FAILURES, freeze, frozen
-from data_tools.plan import PLAN, Plan, make_plan
+from data_tools.failures import FAILURES, Failure, read_failures
+from data_tools.freeze import freeze, frozen, remove_staging
+from data_tools.places import Source
+from data_tools.plan import PLAN, Plan, load_fitting, make_plan
 from data_tools.recipe import RecipeConfig, check
-from data_tools.scan import Failure
-from data_tools.task import TaskResult, load_result, run_task
-from gen1_train.cli import run_app
+from data_tools.report import write_report
+from data_tools.sources import open_source
+from data_tools.task import STAGING, forget, is_done, load_result
+from data_tools.workers import Settings, do_tasks
+from gen1_train.cli import INCOMPLETE, run_app
 from gen1_train.data.shards import MANIFEST, Manifest
 from gen1_train.errors import UserError
 
-STEPS = ("all", "plan", "task", "freeze")
+STEPS = ("all", "plan", "task", "freeze", "report")
+RETRY = ("transient",)
 SHOWN = 5  # failures in the summary
+PROBES = 16  # at most this many headers are read at a time
 
 
 @dataclass
 class DataToolsConfig:
-    source: str = MISSING  # folder of videos and images; a caption stands in NAME.txt beside NAME.mp4
+    source: str = MISSING  # folder of videos and images, or a .csv, .jsonl or .parquet list, or a URL of either
     output: str = MISSING  # folder of the shard set
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
-    step: str = "all"  # all, plan, task (with task=K), freeze
+    step: str = "all"  # all, plan, task (all tasks, or those of task= and of=), freeze, report
     task: int | None = None  # number of the task for step=task
-    workers: int = 1  # processes that do tasks; on a CPU each uses one core
-    device: str = "auto"  # of the networks: cpu, cuda, or auto: a GPU if there is one
+    of: int | None = None  # with task=K: all tasks whose number is K modulo this; for job arrays
+    retry: str | None = None  # transient: does those tasks again in which something failed that may pass
+    workers: int = 1  # processes that do tasks
+    readers: int | None = (
+        None  # files that each worker decodes at a time; null: one, or on a GPU its share of the cores
+    )
+    device: str = "auto"  # of the networks: cpu, cuda, or auto: the GPUs if there are any, a worker each in turn
+    precision: str = "auto"  # of the networks: fp32, fp16, bf16, or auto: fp16 on a GPU, else fp32
 
 
 def main() -> None:
     run_app("gen1-data", "data", DataToolsConfig, run)
 
 
-def run(config: DataToolsConfig) -> None:
-    """Does the steps that the config names. Raises UserError for what the user can mend."""
+def run(config: DataToolsConfig) -> int:
+    """Does the steps that the config names; returns the exit code. Raises UserError for what the user can mend."""
+    check_settings(config)
+    check(config.recipe)
+    output = Path(config.output)
+    source = open_source(config.source)
+    if config.step in ("all", "plan"):
+        plan = make_plan(source, output, config.recipe, min(PROBES, cores()))
+    else:  # neither walks the source again, which a thousand tasks would do at once
+        plan = load_fitting(output, config.recipe)
+    if config.retry:
+        reopen(plan, output)
+    if manifest := frozen(output, plan):
+        if not any(failure.transient for failure in read_failures(output)):
+            remove_staging(output)  # of a freeze that was killed at its very end
+        print(f"already frozen: {output / MANIFEST} ({summary(manifest)})")
+        if config.step == "report":
+            print(f"report: {write_report(output)}")
+        return 0
+    return steps(config, plan, source, output)
+
+
+def check_settings(config: DataToolsConfig) -> None:
+    """Raises UserError for settings that do not go together."""
     if config.step not in STEPS:
         raise UserError(f"step={config.step} is not one of {', '.join(STEPS)}")
-    if config.workers < 1:
-        raise UserError(f"workers={config.workers} is not above 0")
-    if (config.step == "task") != (config.task is not None):
-        raise UserError("task=K goes with step=task, and step=task needs it")
-    check(config.recipe)
-    source, output = Path(config.source), Path(config.output)
-    plan = make_plan(source, output, config.recipe, config.workers)
-    if manifest := frozen(output, plan):
-        print(f"already frozen: {output / MANIFEST} ({summary(manifest)})")
-        return
+    for name in ("workers", "readers", "of"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UserError(f"{name}={value} is not above 0")
+    if config.task is not None and config.step != "task":
+        raise UserError("task=K goes with step=task")
+    if config.of is not None and (config.task is None or not 0 <= config.task < config.of):
+        raise UserError(f"of={config.of} needs task=K with K in 0..{config.of - 1}")
+    if config.retry not in (None, *RETRY):
+        raise UserError(f"retry={config.retry} is not {RETRY[0]}")
+    if config.retry and config.step not in ("all", "task"):
+        raise UserError(f"retry={config.retry} goes with step=all or step=task")
+
+
+def steps(config: DataToolsConfig, plan: Plan, source: Source, output: Path) -> int:
+    """What is still to be done of a plan."""
     if config.step == "plan":
-        print(f"{output / PLAN}: {len(plan.files)} files in {len(plan.tasks)} tasks, {len(plan.failures)} failures")
+        lost = plan.failures.files
+        print(f"{output / PLAN}: {plan.files} files in {len(plan.tasks)} tasks, {lost} that no task will touch")
     if config.step in ("all", "task"):
-        do_tasks(config, plan, source, output)
+        todo = [number for number in wanted(config, plan) if not is_done(output, number)]
+        readers = config.readers or (1 if config.device == "cpu" else None)
+        settings = Settings(config.source, output, config.recipe, config.device, config.precision, readers)
+        do_tasks(settings, plan, todo, config.workers)
     if config.step in ("all", "freeze"):
-        report(freeze(plan, config.recipe, output), plan, output)
+        manifest = freeze(plan, config.recipe, output, config.workers)
+        return tell(manifest, plan, output)
+    if config.step == "report":
+        raise UserError(f"output={output} is not frozen yet: run step=all, or step=task and step=freeze")
+    return 0
 
 
-def do_tasks(config: DataToolsConfig, plan: Plan, source: Path, output: Path) -> None:
-    """Does the tasks that are not done yet, with a line of progress."""
-    if config.task is not None and not 0 <= config.task < len(plan.tasks):
-        raise UserError(f"task={config.task} is not in 0..{len(plan.tasks) - 1}")
-    wanted = range(len(plan.tasks)) if config.task is None else [config.task]
-    todo = [number for number in wanted if load_result(output, number, plan.hash) is None]
-    samples = dropped = 0
-    readers: Counter[str] = Counter()
-    with tqdm(total=sum(len(plan.tasks[number]) for number in todo), desc="tasks", unit="file") as progress:
-        for number, result in run_tasks(config, todo, source, output, plan):
-            samples += sum(result.samples.values())
-            dropped += sum(failure.clips == 0 for failure in result.failures)
-            readers.update(result.readers)
-            progress.set_postfix(samples=samples, dropped=dropped)
-            progress.update(len(plan.tasks[number]))
-    if readers:
-        print("clips by decoder: " + ", ".join(f"{name} {count}" for name, count in sorted(readers.items())))
+def wanted(config: DataToolsConfig, plan: Plan) -> list[int]:
+    """The numbers of the tasks that this call is about. Raises UserError."""
+    count = len(plan.tasks)
+    if config.task is None:
+        return list(range(count))
+    if config.of is not None:
+        return list(range(config.task, count, config.of))
+    if not 0 <= config.task < count:
+        raise UserError(f"task={config.task} is not in 0..{count - 1}")
+    return [config.task]
 
 
-def run_tasks(
-    config: DataToolsConfig, todo: list[int], source: Path, output: Path, plan: Plan
-) -> Iterator[tuple[int, TaskResult]]:
-    """Yields (task, result) as they end: here, or in processes of their own when there are several workers."""
-    workers = min(config.workers, len(todo))
-    if workers <= 1:
-        for number in todo:
-            yield number, run_task(plan, number, source, output, load_estimators(config.recipe, config.device))
+def reopen(plan: Plan, output: Path) -> None:
+    """Undoes the tasks in which something failed that may pass, and with them the freezing."""
+    results = {number: load_result(output, number, plan.hash) for number in range(len(plan.tasks))}
+    again = [number for number, result in results.items() if result is not None and result.transient]
+    if not again:
+        print("retry=transient: no finished task has a failure that may pass")
         return
-    context = multiprocessing.get_context("spawn")  # a fork would share decoders, threads and the GPU
-    with ProcessPoolExecutor(workers, context, initializer=end_with_parent) as pool:
-        futures = {pool.submit(work, config, number, source, output): number for number in todo}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a worker process was killed (out of memory?): run it again, finished tasks are kept; fewer workers "
-                "need less memory"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+    (output / MANIFEST).unlink(missing_ok=True)  # first: what is no longer whole must not look like a set
+    for number in again:
+        forget(output, number)
+    print(f"retry=transient: {len(again)} of {len(plan.tasks)} tasks are done again")
 
 
-def end_with_parent() -> None:
-    """Makes a worker process end when its parent is killed; the pool would let it wait for the next task for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
-def work(config: DataToolsConfig, number: int, source: Path, output: Path) -> TaskResult:
-    """One task in a worker process, which keeps its networks for the next one."""
-    return run_task(Plan.load(output), number, source, output, load_estimators(config.recipe, config.device))
-
-
-def report(manifest: Manifest, plan: Plan, output: Path) -> None:
-    """The last lines: what came out, what did not and why, and where it stands."""
-    failures = [Failure(**json.loads(line)) for line in (output / FAILURES).read_text().splitlines()]
+def tell(manifest: Manifest, plan: Plan, output: Path) -> int:
+    """The last lines: what came out, what did not and why, and where it stands. Returns the exit code."""
     print(f"frozen: {output / MANIFEST} ({summary(manifest)})")
     if plan.stills:
         print("the image samples are frames of the clips (recipe.stills)")
-    if failures:
-        print(f"{len(failures)} failures, all in {output / FAILURES}:")
-        for failure in failures[:SHOWN]:
-            kept = f" ({failure.clips} samples kept)" if failure.clips else ""
-            print(f"  {failure.file}: {failure.reason}{kept}")
-        if len(failures) > SHOWN:
-            print(f"  and {len(failures) - SHOWN} more")
-    if transient := sum(failure.transient for failure in failures):
-        print(f"{transient} of the failures may pass: mend the cause, remove {output} and run it again")
+    losses = read_failures(output)
+    failed = [failure for failure in losses if failure.failed]
+    if losses:
+        print(f"{len(failed)} failed, {len(losses) - len(failed)} dropped; all in {output / FAILURES}")
+    show(failed)
+    if transient := sum(failure.transient for failure in failed):
+        print(
+            f"{transient} of the failures may pass: mend the cause and call the same with retry=transient; until then "
+            f"{output / STAGING} is kept (remove it to give them up)"
+        )
     if plan.ignored:
         print("no media: " + ", ".join(f"{count} {suffix}" for suffix, count in plan.ignored.items()))
+    print(f"report: {write_report(output)}")
+    return INCOMPLETE if failed else 0
+
+
+def show(failed: list[Failure]) -> None:
+    """The first failures, a line each."""
+    for failure in failed[:SHOWN]:
+        kept = f" ({failure.clips} samples kept)" if failure.clips else ""
+        print(f"  {failure.file}: {failure.reason}{kept}")
+    if len(failed) > SHOWN:
+        print(f"  and {len(failed) - SHOWN} more")
 
 
 def summary(manifest: Manifest) -> str:

@@ -1,34 +1,30 @@
 """One idempotent unit of work: some files of the plan -> one tar a pool, in a folder that appears when all is done.
 
 OUTPUT/.staging/task-00012/video-448x256.tar
-OUTPUT/.staging/task-00012/done.json          samples, failures, and the networks that made them
+OUTPUT/.staging/task-00012/video-448x256.index   a line a sample: where it lies in the tar, and its members' checksums
+OUTPUT/.staging/task-00012/done.json             failures, numbers, and the networks that made the samples
 """
 
-import hashlib
 import json
 import os
-import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from data_tools.estimate import Estimators, one_thread
-from data_tools.pack import Write, open_tar
-from data_tools.plan import MediaFile, Plan
-from data_tools.recipe import RecipeConfig, windows
-from data_tools.scan import Failure
-from gen1_train.batch import Pool, Sample, SampleError, encode_sample, validate
-from gen1_train.data.shards import write_atomically
+from data_tools.estimate import Estimators
+from data_tools.failures import Failure
+from data_tools.pack import TarPacker, open_tar, sample_range
+from data_tools.pipeline import Made, Pipeline
+from data_tools.plan import Plan
+from data_tools.read import FileEnd, Progress, ReaderPool
+from data_tools.stats import Stats
+from gen1_train.data.shards import Entry, index_path
 from gen1_train.errors import UserError
-from gen1_train.video.decode import VideoError, read_clips
-from gen1_train.video.geometry import enlargement, nearest_bucket, parse_bucket, resize_and_crop
-from gen1_train.video.image import read_image
+from gen1_train.files import sync, write_atomically
 
 STAGING = ".staging"
 DONE = "done.json"
@@ -38,32 +34,70 @@ DONE = "done.json"
 class TaskResult:
     plan: str  # hash of the plan
     estimators: dict[str, dict[str, Any]] = field(default_factory=dict)
-    samples: dict[str, int] = field(default_factory=dict)  # pool -> number of samples
     failures: list[Failure] = field(default_factory=list)
-    readers: dict[str, int] = field(default_factory=dict)  # decoder -> number of clips that it served
+    stats: Stats = field(default_factory=Stats)
+
+    @property
+    def transient(self) -> bool:
+        """Whether something failed that another try may bring."""
+        return any(failure.transient for failure in self.failures)
+
+
+@dataclass
+class Step:
+    """What a task has done since the last word of it: for the progress line."""
+
+    seconds: float = 0.0  # of video, as the plan counts them
+    files: int = 0
+    samples: int = 0
+    lost: Counter[str] = field(default_factory=Counter)  # by category
 
 
 def task_folder(output: Path, number: int) -> Path:
     return output / STAGING / f"task-{number:05d}"
 
 
+def is_done(output: Path, number: int) -> bool:
+    return (task_folder(output, number) / DONE).exists()
+
+
 def load_result(output: Path, number: int, plan: str) -> TaskResult | None:
     """What a finished task left; None if it is not finished. Raises UserError if it belongs to another plan."""
+    path = task_folder(output, number) / DONE
     try:
-        content = json.loads((task_folder(output, number) / DONE).read_bytes())
+        content = json.loads(path.read_bytes())
+        result = TaskResult(
+            content["plan"],
+            content["estimators"],
+            [Failure(**failure) for failure in content["failures"]],
+            Stats.from_json(content["stats"]),
+        )
     except FileNotFoundError:
         return None
-    content["failures"] = [Failure(**failure) for failure in content["failures"]]
-    result = TaskResult(**content)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): remove {path.parent} and do the task again") from error
     if result.plan != plan:
-        raise UserError(f"{task_folder(output, number)} was made by another plan: remove {output / STAGING}")
+        raise UserError(f"{path.parent} was made by another plan: remove {output / STAGING}")
     return result
 
 
-def run_task(plan: Plan, number: int, source: Path, output: Path, estimators: Estimators) -> TaskResult:
+def forget(output: Path, number: int) -> None:
+    """Undoes a task, so that it will be done again."""
+    (task_folder(output, number) / DONE).unlink(missing_ok=True)  # first: a folder without it counts for nothing
+    shutil.rmtree(task_folder(output, number), ignore_errors=True)
+
+
+def run_task(
+    plan: Plan,
+    number: int,
+    output: Path,
+    readers: ReaderPool,
+    estimators: Estimators,
+    on_step: Callable[[Step], object] = lambda step: None,
+) -> TaskResult:
     """Does one task, unless it is done. A killed run leaves nothing that a later one would take for finished.
 
-    Raises UserError when the output cannot be written.
+    Raises UserError when the output cannot be written or the source has gone.
     """
     plan_hash = plan.hash
     if done := load_result(output, number, plan_hash):
@@ -74,17 +108,10 @@ def run_task(plan: Plan, number: int, source: Path, output: Path, estimators: Es
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         result = TaskResult(plan_hash, estimators.description)
-        with ExitStack() as stack:
-            sink = Sink(building, stack, plan, result)
-            stack.enter_context(one_thread())
-            for index in plan.tasks[number]:
-                process_file(plan.files[index], source, plan.stills, estimators, sink)
-        write_atomically(building / DONE, json.dumps(asdict(result), indent=1).encode())
-        try:
-            os.replace(building, folder)
-        except OSError:  # another process finished the same task in the meantime
-            if (done := load_result(output, number, plan_hash)) is None:
-                raise
+        fill(building, plan, number, output, readers, estimators, result, on_step)
+        content = {**asdict(result), "stats": result.stats.to_json()}
+        write_atomically(building / DONE, json.dumps(content, indent=1).encode())
+        if (done := give_name(building, folder, plan_hash)) is not None:
             return done
     except OSError as error:
         raise UserError(
@@ -95,86 +122,135 @@ def run_task(plan: Plan, number: int, source: Path, output: Path, estimators: Es
     return result
 
 
-class Sink:
-    """Takes the samples and failures of a task; opens one tar for each pool that occurs."""
-
-    def __init__(self, folder: Path, stack: ExitStack, plan: Plan, result: TaskResult) -> None:
-        self.folder, self.stack, self.result = folder, stack, result
-        self.jpeg_quality = int(plan.recipe["jpeg_quality"])
-        self._tars: dict[str, Write] = {}
-
-    def write(self, sample: Sample, pool: Pool) -> None:
-        """Checks a sample by the contract and stores it. Raises SampleError."""
-        validate(sample, pool)
-        if pool.name not in self._tars:
-            self._tars[pool.name] = self.stack.enter_context(open_tar(self.folder / f"{pool.name}.tar"))
-        self._tars[pool.name](sample.key, encode_sample(sample, self.jpeg_quality))
-        self.result.samples[pool.name] = self.result.samples.get(pool.name, 0) + 1
-
-    def fail(self, file: MediaFile, reason: str, transient: bool = False, clips: int = 0) -> None:
-        self.result.failures.append(Failure(file.path, reason, transient, clips))
-
-    def count_readers(self, served: Counter[str]) -> None:
-        self.result.readers = dict(sorted((Counter(self.result.readers) + served).items()))
-
-
-def process_file(file: MediaFile, source: Path, stills: bool, estimators: Estimators, sink: Sink) -> None:
-    """Makes all samples of one file. What goes wrong with the file is recorded; what came before is kept."""
-    made = 0
-    served: Counter[str] = Counter()
+def give_name(building: Path, folder: Path, plan: str) -> TaskResult | None:
+    """Makes a finished folder appear; or gives the result of another process that was quicker with the same task."""
+    if folder.exists() and not (folder / DONE).exists():  # what a killed `forget` left
+        shutil.rmtree(folder, ignore_errors=True)
     try:
-        text = estimators.text_embedding(file.caption)
-        for reader, sample, pool in file_samples(file, source, stills, estimators):
-            sample.caption, sample.text_embedding = file.caption, text
-            sink.write(sample, pool)
-            made += pool.kind == file.kind
-            served[reader] += pool.kind == "video"
-    except (VideoError, SampleError) as error:
-        sink.fail(file, str(error), getattr(error, "transient", False), made)
-    sink.count_readers(served)
+        os.replace(building, folder)
+    except OSError:
+        number = int(folder.name.rpartition("-")[2])
+        if (done := load_result(folder.parents[1], number, plan)) is None:
+            raise
+        return done
+    sync(folder.parent)
+    return None
 
 
-def file_samples(
-    file: MediaFile, source: Path, stills: bool, estimators: Estimators
-) -> Iterator[tuple[str, Sample, Pool]]:
-    """Yields (decoder, sample, pool) for every clip of a video, or for an image. Raises VideoError."""
-    path, recipe = source / file.path, estimators.recipe
-    if not path.is_file() or path.stat().st_size != file.bytes:
-        raise VideoError("the file is gone or was changed after it was planned", transient=True)
-    meta = {"source": file.path, "source_size": [file.width, file.height]}
-    if file.kind == "image":
-        frames = read_image(path)[None]
-        yield "pil", *make(sample_key(file.path), "image", frames, file.bucket, meta, estimators)
-        return
-    planned = windows(recipe, file.frames)
-    for window, (reader, frames) in zip(planned, read_clips(path, planned), strict=True):
-        facts = {**meta, "fps": file.fps, "first_frame": window[0], "stride": recipe.stride}
-        key = f"{sample_key(file.path)}-{window[0]:06d}"
-        yield reader, *make(key, "video", frames, file.bucket, facts, estimators)
-        if stills and (bucket := still_bucket(file, recipe)):
-            middle = recipe.frames // 2
-            facts = {**meta, "fps": file.fps, "first_frame": window[middle]}
-            yield reader, *make(f"{key}-still", "image", frames[middle : middle + 1], bucket, facts, estimators)
+def fill(
+    building: Path,
+    plan: Plan,
+    number: int,
+    output: Path,
+    readers: ReaderPool,
+    estimators: Estimators,
+    result: TaskResult,
+    on_step: Callable[[Step], object],
+) -> None:
+    """Makes all samples of the task's files."""
+    files = plan.read_task(output, number)
+    with ExitStack() as stack:
+        pipeline = stack.enter_context(Pipeline(estimators, int(plan.recipe["jpeg_quality"])))
+        tars = stack.enter_context(Tars(building))
+        count = Count(on_step)
+        for item in pipeline.run(readers.read(files)):
+            match item:
+                case Made(clip, members, None):
+                    tars.write(clip.pool.name, clip.key, members)
+                    sizes = {name: len(data) for name, data in members.items()}
+                    result.stats.add_clip(clip.pool.name, clip.meta.get("motion"), sizes, clip.caption is not None)
+                    count.sample(clip.pool.kind, clip.meta.get("decoder"))
+                case Made(clip, _, error):
+                    span = clip.meta.get("seconds", (None, None))
+                    lost = Failure(
+                        clip.meta["source"], "bad sample", f"{clip.key}: {error}", start=span[0], end=span[1]
+                    )
+                    note(result, lost, count)
+                case Failure():
+                    note(result, item, count)
+                case Progress():
+                    count.reach(item.seconds)
+                case FileEnd():
+                    end_of_file(result, item, count)
 
 
-def make(
-    key: str, kind: str, frames: np.ndarray, bucket: str, meta: dict[str, Any], estimators: Estimators
-) -> tuple[Sample, Pool]:
-    """uint8 frames (n, H, W, 3) of any size -> the sample of its bucket, and its pool."""
-    width, height = parse_bucket(bucket)
-    sample = estimators.sample(key, resize_and_crop(frames, width, height), {"kind": kind, **meta})
-    return sample, Pool(kind, width, height, len(frames))
+def note(result: TaskResult, failure: Failure, count: "Count") -> None:
+    result.failures.append(failure)
+    result.stats.add_failure(failure)
+    count.lose(failure.category)
 
 
-def still_bucket(file: MediaFile, recipe: RecipeConfig) -> str | None:
-    """The image bucket of a video's stills; None if they would have to be enlarged too much."""
-    bucket = nearest_bucket(file.width, file.height, recipe.image_buckets)
-    factor = enlargement(file.width, file.height, *parse_bucket(bucket))
-    return bucket if factor <= recipe.max_enlargement else None
+def end_of_file(result: TaskResult, end: FileEnd, count: "Count") -> None:
+    """Counts a file that has been read, as far as it could be."""
+    made = count.made
+    if end.failure is not None:
+        note(result, replace(end.failure, clips=sum(made.values())), count)
+    if end.file.kind == "image" and made:
+        result.stats.add_image()
+    elif end.file.kind == "video" and (made or end.failure is None):
+        result.stats.add_video(end.file.seconds, made["video"], count.decoder)
+    count.end_file(end.file.seconds)
 
 
-def sample_key(path: str) -> str:
-    """A key that is readable, unique for each path, stable, and without the dots that would split it in a tar."""
-    readable = re.sub(r"[^A-Za-z0-9]+", "-", path.rpartition(".")[0]).strip("-")[-60:] or "file"
-    digest = hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=5).hexdigest()
-    return f"{readable}-{digest}"
+class Tars:
+    """The tars of a task, a pool each; opened when the first sample comes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._stack = ExitStack()
+        self._packers: dict[str, TarPacker] = {}
+
+    def __enter__(self) -> "Tars":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+        if error[0] is None:
+            for pool, packer in self._packers.items():
+                write_atomically(index_path(self.folder / f"{pool}.tar"), staged_lines(packer.entries))
+
+    def write(self, pool: str, key: str, members: dict[str, bytes]) -> None:
+        if pool not in self._packers:
+            self._packers[pool] = self._stack.enter_context(open_tar(self.folder / f"{pool}.tar"))
+        self._packers[pool].write(key, members)
+
+
+def staged_lines(entries: list[Entry]) -> bytes:
+    """A line a sample: (key, offset and size in the tar, members with offsets from the sample's start)."""
+    lines = []
+    before = None
+    for entry in entries:
+        start, size = sample_range(entry, before)
+        members = {name: (offset - start, length, crc) for name, (offset, length, crc) in entry.members.items()}
+        lines.append(json.dumps([entry.key, start, size, members]) + "\n")
+        before = entry
+    return "".join(lines).encode()
+
+
+class Count:
+    """What the file at hand has given, and how much of it has been told."""
+
+    def __init__(self, on_step: Callable[[Step], object]) -> None:
+        self.made: Counter[str] = Counter()  # samples of this file, by kind
+        self.decoder: str | None = None  # that they came from
+        self._told = 0.0
+        self._on_step = on_step
+
+    def sample(self, kind: str, decoder: str | None) -> None:
+        self.made[kind] += 1
+        self.decoder = decoder
+        self._on_step(Step(samples=1))
+
+    def lose(self, category: str) -> None:
+        self._on_step(Step(lost=Counter([category])))
+
+    def reach(self, seconds: float) -> None:
+        """So many seconds of the file have been read."""
+        if seconds > self._told:
+            self._on_step(Step(seconds=seconds - self._told))
+            self._told = seconds
+
+    def end_file(self, seconds: float) -> None:
+        """The file is done, whatever its header promised."""
+        self._on_step(Step(seconds=seconds - self._told, files=1))
+        self.made, self.decoder, self._told = Counter(), None, 0.0

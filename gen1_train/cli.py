@@ -14,6 +14,7 @@ from gen1_train.errors import UserError
 
 Config = TypeVar("Config")
 QUOTED = re.compile(r"'([^'\\]|\\.)*'|\"([^\"\\]|\\.)*\"", re.DOTALL)  # the whole of it, by a user who quotes twice
+INCOMPLETE = 3  # exit code of a command that ran to its end, and not everything was good; 2 is the user's mistake
 
 
 def conf_dir() -> Path:
@@ -22,8 +23,11 @@ def conf_dir() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parents[1] / "conf"
 
 
-def run_app(name: str, config_name: str, schema: type[Config], task: Callable[[Config], None]) -> None:
+def run_app(name: str, config_name: str, schema: type[Config], task: Callable[[Config], int | None]) -> None:
     """Runs `task` on the config that Hydra composes from conf/`config_name`.yaml and the command line.
+
+    The task may return the exit code of the process: None or 0 when all is good, INCOMPLETE, ... Of several runs
+    (--multirun) the highest counts.
 
     Whatever the user can mend (UserError, a setting that does not exist or has the wrong type) is printed as one line
     on standard error, and the process ends with exit code 2.
@@ -38,9 +42,11 @@ def run_app(name: str, config_name: str, schema: type[Config], task: Callable[[C
     ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the line below is ours
 
+    codes = [0]  # Hydra drops what a task returns
+
     def run(config: Any) -> None:
         try:
-            task(OmegaConf.to_object(config))  # type: ignore[arg-type]
+            codes.append(task(OmegaConf.to_object(config)) or 0)  # type: ignore[arg-type]
         except Exception as error:  # here, since Hydra would print a line of its own first
             end(name, error, schema)
 
@@ -54,6 +60,8 @@ def run_app(name: str, config_name: str, schema: type[Config], task: Callable[[C
         sys.exit(130)
     except Exception as error:
         end(name, error, schema)
+    if code := max(codes):
+        sys.exit(code)
 
 
 def end(name: str, error: Exception, schema: type) -> None:

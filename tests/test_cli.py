@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from gen1_train.cli import explain, quoted, run_app, settings
+from gen1_train.cli import INCOMPLETE, explain, quoted, run_app, settings
 from gen1_train.config import TrainConfig
 from gen1_train.edit import EditConfig
 from gen1_train.errors import UserError
@@ -31,7 +31,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Run]:
     monkeypatch.chdir(tmp_path)
     schemas = {"train": TrainConfig, "edit": EditConfig, "export": ExportConfig}
 
-    def call(app: str, *arguments: str, task: Callable[[Any], None] | None = None) -> Any:
+    def call(app: str, *arguments: str, task: Callable[[Any], int | None] | None = None) -> Any:
         GlobalHydra.instance().clear()
         monkeypatch.setattr(sys, "argv", [f"gen1-{app}", *arguments])
         received: list[Any] = []
@@ -240,6 +240,29 @@ def test_an_interrupt_is_said_and_ends_with_130(run: Run, capsys: pytest.Capture
     with pytest.raises(SystemExit) as ended:
         run("edit", task=fail(KeyboardInterrupt()))
     assert ended.value.code == 130 and capsys.readouterr().err == "gen1-edit: interrupted\n"
+
+
+@pytest.mark.parametrize("good", [None, 0])
+def test_a_task_that_went_well_ends_without_a_code(run: Run, good: int | None) -> None:
+    run("edit", task=lambda config: good)  # no SystemExit
+
+
+def test_what_a_task_returns_is_the_exit_code(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run("edit", task=lambda config: INCOMPLETE)
+    assert ended.value.code == INCOMPLETE == 3 and capsys.readouterr() == ("", "")
+
+
+def test_of_several_runs_the_highest_code_counts(run: Run) -> None:
+    seeds: list[int] = []
+
+    def task(config: EditConfig) -> int:
+        seeds.append(config.seed)
+        return INCOMPLETE if config.seed == 1 else 0
+
+    with pytest.raises(SystemExit) as ended:
+        run("edit", "--multirun", "seed=0,1,2", task=task)
+    assert ended.value.code == INCOMPLETE and seeds == [0, 1, 2]  # the others still ran
 
 
 def test_the_command_itself_ends_so(tmp_path: Path) -> None:

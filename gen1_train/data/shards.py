@@ -21,6 +21,7 @@ from typing import Any
 
 from gen1_train.batch import Pool, Sample, SampleError, decode_sample, members_of, validate
 from gen1_train.errors import UserError
+from gen1_train.files import write_atomically
 
 FORMAT = 2  # 1 called the structure "depth"
 MANIFEST = "manifest.json"
@@ -75,6 +76,7 @@ class Manifest:
     estimators: dict[str, dict[str, Any]]
     plan: str  # hash of the plan that the set was made by
     versions: dict[str, str] = field(default_factory=dict)  # of the decoders and libraries
+    refreshed: dict[str, str] = field(default_factory=dict)  # layer -> hash of the set whose frames it was made from
     format: int = FORMAT
 
     @property
@@ -112,19 +114,6 @@ class Manifest:
         if manifest.hash != stored:
             raise UserError(f"{path} was changed after it was frozen (its hash does not fit); freeze the set again")
         return manifest
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Temp file, fsync, rename: the file has its whole content or does not exist."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def build_index(tar: Path) -> list[Entry]:
@@ -212,10 +201,14 @@ class ShardSet:
         number = bisect_right(starts, index) - 1
         return self.manifest.pools[pool].shards[number], index - starts[number]
 
+    def entry(self, shard: Shard, row: int) -> Entry:
+        """What the index says of one row of a shard: its key and members. Raises UserError for a damaged index."""
+        return self._index(shard.name, shard.crc32)[row]
+
     def read(self, pool: str, index: int, fields: tuple[str, ...]) -> Sample:
         """Reads the named fields of one sample, checked by crc32 and by the contract. Raises SampleError."""
         shard, row = self.locate(pool, index)
-        entry = self._index(shard.name, shard.crc32)[row]
+        entry = self.entry(shard, row)
         layout = self.manifest.pools[pool].pool
         names = [name for field_ in fields for name in members_of(field_, layout.frames)]
         tar = self.root / "shards" / shard.name

@@ -90,6 +90,15 @@ def test_locate_counts_through_the_shards(made: Path) -> None:
             shards.locate(VIDEO, index)
 
 
+def test_an_entry_is_that_of_the_sample_that_is_read(made: Path) -> None:
+    shards = ShardSet(made)
+    for i in range(7):
+        shard, row = shards.locate(VIDEO, i)
+        entry = shards.entry(shard, row)
+        assert entry == read_index(made / "shards" / shard.name)[row]
+        assert entry.key == shards.read(VIDEO, i, ("caption",)).key == f"video-{i:03d}"
+
+
 def test_pools_of_a_kind_are_sorted(made: Path) -> None:
     shards = ShardSet(made)
     assert [pool.pool for pool in shards.pools("video")] == [Pool("video", 32, 16, 3)]

@@ -2,13 +2,16 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
 from PIL import Image
 
-from data_tools import task
-from data_tools.prepare import DataToolsConfig, work
+from data_tools import read, workers
+from data_tools.cut import CutConfig
+from data_tools.prepare import DataToolsConfig
+from data_tools.read import FileEnd, Item
 from data_tools.recipe import RecipeConfig
 from gen1_train.estimators.clip import ClipConfig
 from gen1_train.estimators.depth import DepthConfig
@@ -20,10 +23,10 @@ WEIGHTS = Path(__file__).parents[2] / "miniature" / "weights"
 
 def quick_recipe(**changes: object) -> RecipeConfig:
     """Clips of 2 frames, 2 apart, at 64x48, at most 3 of a video; the estimators of the miniature."""
+    cut = {"frames": 2, "stride": 2, "clips_per_video": 3}
+    cut |= {entry.name: changes.pop(entry.name) for entry in fields(CutConfig) if entry.name in changes}  # type: ignore[misc]
     values: dict[str, object] = {
-        "frames": 2,
-        "stride": 2,
-        "clips_per_video": 3,
+        "cut": CutConfig(**cut),
         "video_buckets": ["64x48"],
         "image_buckets": ["48x48", "64x48"],
         "task_seconds": 2.0,
@@ -34,9 +37,9 @@ def quick_recipe(**changes: object) -> RecipeConfig:
     return RecipeConfig(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def config(source: Path, output: Path, **changes: object) -> DataToolsConfig:
-    recipe = {entry.name: changes.pop(entry.name) for entry in fields(RecipeConfig) if entry.name in changes}
-    return DataToolsConfig(str(source), str(output), quick_recipe(**recipe), **changes)  # type: ignore[arg-type]
+def config(source: Path | str, output: Path, **changes: object) -> DataToolsConfig:
+    settings = {entry.name: changes.pop(entry.name) for entry in fields(DataToolsConfig) if entry.name in changes}
+    return DataToolsConfig(str(source), str(output), quick_recipe(**changes), **settings)  # type: ignore[arg-type]
 
 
 def make_source(folder: Path) -> Path:
@@ -55,15 +58,15 @@ def make_source(folder: Path) -> Path:
     return folder
 
 
-def work_and_die(settings: DataToolsConfig, number: int, source: Path, output: Path) -> task.TaskResult:
+def work_and_die(settings: workers.Settings, number: int) -> None:
     """A worker that is killed after the second file that it works on, in the middle of that file's task."""
-    process, done = task.process_file, []
+    items = read.FileReader.read
 
-    def dies(*arguments: object) -> None:
-        process(*arguments)  # type: ignore[arg-type]
-        done.append(1)
-        if number == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def dies(reader: read.FileReader, *arguments: object) -> Iterator[Item]:
+        for item in items(reader, *arguments):  # type: ignore[arg-type]
+            if number == 1 and isinstance(item, FileEnd):
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield item
 
-    task.process_file = dies  # type: ignore[assignment]
-    return work(settings, number, source, output)
+    read.FileReader.read = dies  # type: ignore[method-assign]
+    workers.work(settings, number, lambda step: None)

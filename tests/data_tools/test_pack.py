@@ -4,13 +4,15 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from data_tools.pack import open_tar
+from data_tools import pack
+from data_tools.pack import PADDING, open_tar, sample_range
+from gen1_train.data.shards import Entry, build_index
 
 
 def fill(path: Path) -> bytes:
-    with open_tar(path) as write:
-        write("a", {"caption.txt": b"a ball", "meta.json": b"{}"})
-        write("k" * 150, {"caption.txt": b"long keys too"})
+    with open_tar(path) as tar:
+        tar.write("a", {"caption.txt": b"a ball", "meta.json": b"{}"})
+        tar.write("k" * 150, {"caption.txt": b"long keys too"})
     return path.read_bytes()
 
 
@@ -24,7 +26,35 @@ def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_tar_that_was_not_finished_has_no_name(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), open_tar(tmp_path / "a.tar") as write:
-        write("a", {"caption.txt": b"a ball"})
+    with pytest.raises(KeyboardInterrupt), open_tar(tmp_path / "a.tar") as tar:
+        tar.write("a", {"caption.txt": b"a ball"})
         raise KeyboardInterrupt
     assert os.listdir(tmp_path) == []
+
+
+def test_what_is_read_back_otherwise_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that loses a bit between write and read."""
+
+    def flip(path: Path) -> list[Entry]:
+        data = bytearray(path.read_bytes())
+        data[512] ^= 1  # the first byte of the first member
+        path.write_bytes(data)
+        return build_index(path)
+
+    monkeypatch.setattr(pack, "build_index", flip)
+    with pytest.raises(OSError, match="sample a was read back with other bytes"):
+        fill(tmp_path / "a.tar")
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_range_of_a_sample_holds_all_of_it(tmp_path: Path) -> None:
+    """Copied one after the other in another order, the ranges make a tar again; also where names need more headers."""
+    fill(tmp_path / "a.tar")
+    data = (tmp_path / "a.tar").read_bytes()
+    entries = build_index(tmp_path / "a.tar")
+    ranges = [sample_range(entry, before) for entry, before in zip(entries, [None, *entries])]
+    copy = tmp_path / "b.tar"
+    copy.write_bytes(b"".join(data[start : start + size] for start, size in reversed(ranges)) + PADDING)
+    again = list(webdataset.WebDataset(str(copy), shardshuffle=False))
+    assert [sample["__key__"] for sample in again] == ["k" * 150, "a"]
+    assert again[1]["caption.txt"] == b"a ball"

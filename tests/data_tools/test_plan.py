@@ -4,13 +4,26 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.plan import MediaFile, Plan, cut, make_plan
-from data_tools.task import sample_key
+from data_tools import examine
+from data_tools.examine import MediaFile
+from data_tools.plan import Plan, cut, load_fitting, make_plan
+from data_tools.read import file_key
+from data_tools.recipe import RecipeConfig
+from data_tools.sources import open_source
 from gen1_train.batch import KEY
 from gen1_train.errors import UserError
 from gen1_train.video.decode import read_clips
+from gen1_train.video.probe import VideoError
 from tests.data_tools.source import make_source, quick_recipe
 from tests.video.files import make_video
+
+
+def plan_of(source: Path, output: Path, recipe: RecipeConfig | None = None, threads: int = 1) -> Plan:
+    return make_plan(open_source(str(source)), output, recipe or quick_recipe(), threads)
+
+
+def files_of(plan: Plan, output: Path) -> list[MediaFile]:
+    return [file for number in range(len(plan.tasks)) for file in plan.read_task(output, number)]
 
 
 @pytest.fixture(scope="module")
@@ -19,50 +32,63 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_file_is_accounted_for(source: Path, tmp_path: Path) -> None:
-    plan = make_plan(source, tmp_path / "out", quick_recipe(), workers=2)
-    assert [(file.path, file.bucket, file.frames) for file in plan.files] == [
+    plan = plan_of(source, tmp_path, threads=2)
+    assert [(file.path, file.bucket, file.frames) for file in files_of(plan, tmp_path)] == [
         ("a.mp4", "64x48", 60),
         ("photo.png", "64x48", 1),
         ("sub/b.c.mkv", "64x48", 40),
     ]
-    assert {failure.file: failure.reason for failure in plan.failures} == {
-        "broken.mp4": "Invalid data found when processing input",
-        "short.mp4": "2 frames, and a clip takes 3",
-        "tiny.png": "20x20 would be enlarged 2.4 times to 48x48",
+    lost = plan.read_failures(tmp_path)
+    assert {failure.file: (failure.category, failure.failed) for failure in lost} == {
+        "broken.mp4": ("unreadable", True),
+        "short.mp4": ("too short", False),
+        "tiny.png": ("too small", False),
     }
+    reasons = {failure.file: failure.reason for failure in lost}
+    assert reasons["short.mp4"] == "2 frames, and a clip takes 3"
+    assert reasons["tiny.png"] == "20x20 would be enlarged 2.4 times to 48x48"
     assert plan.ignored == {".md": 1}
     assert not plan.stills
-    assert sorted(number for task in plan.tasks for number in task) == [0, 1, 2]
+    assert plan.files == 3
 
 
 def test_a_plan_is_the_same_everywhere_and_is_kept(source: Path, tmp_path: Path) -> None:
-    first = make_plan(source, tmp_path / "one", quick_recipe(), workers=1)
-    second = make_plan(source, tmp_path / "two", quick_recipe(), workers=3)
+    first = plan_of(source, tmp_path / "one")
+    second = plan_of(source, tmp_path / "two", threads=3)
     assert first.hash == second.hash == Plan.load(tmp_path / "one").hash
     written = (tmp_path / "one" / "plan.json").stat().st_mtime_ns
-    assert make_plan(source, tmp_path / "one", quick_recipe(), workers=1) == first
+    assert plan_of(source, tmp_path / "one") == first
     assert (tmp_path / "one" / "plan.json").stat().st_mtime_ns == written
-    assert str(source) not in (tmp_path / "one" / "plan.json").read_text()
+    for name in ("plan.json", "plan.jsonl"):
+        assert str(source) not in (tmp_path / "one" / name).read_text()
 
 
 def test_another_plan_in_the_same_output_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     make_video(source / "a.mp4", frames=20)
-    make_plan(source, tmp_path / "out", quick_recipe(), workers=1)
-    with pytest.raises(UserError, match="another recipe or other files"):
-        make_plan(source, tmp_path / "out", quick_recipe(stride=1), workers=1)
+    plan_of(source, tmp_path / "out")
+    for attempt in (
+        lambda recipe: plan_of(source, tmp_path / "out", recipe),
+        lambda r: load_fitting(tmp_path / "out", r),
+    ):
+        with pytest.raises(UserError, match="with another recipe"):
+            attempt(quick_recipe(stride=1))
     (source / "a.txt").write_text("a caption that was not there")
-    with pytest.raises(UserError, match="another recipe or other files"):
-        make_plan(source, tmp_path / "out", quick_recipe(), workers=1)
+    with pytest.raises(UserError, match="with other files"):
+        plan_of(source, tmp_path / "out")
+    assert load_fitting(tmp_path / "out", quick_recipe()).files == 1  # to go on with the plan as it is
 
 
 def test_a_damaged_plan_is_refused(source: Path, tmp_path: Path) -> None:
-    make_plan(source, tmp_path, quick_recipe(), workers=1)
+    plan_of(source, tmp_path)
     path = tmp_path / "plan.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "stills": True}))
     with pytest.raises(UserError, match="changed by hand"):
+        Plan.load(tmp_path)
+    path.write_text(json.dumps({**content, "format": 1}))
+    with pytest.raises(UserError, match="has format 1"):
         Plan.load(tmp_path)
     path.write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
@@ -72,16 +98,43 @@ def test_a_damaged_plan_is_refused(source: Path, tmp_path: Path) -> None:
         Plan.load(tmp_path)
 
 
+def test_a_damaged_line_of_the_plan_is_refused(source: Path, tmp_path: Path) -> None:
+    plan = plan_of(source, tmp_path)
+    lines = tmp_path / "plan.jsonl"
+    lines.write_text(lines.read_text().replace('"frames": 60', '"frames": 59'))
+    with pytest.raises(UserError, match="its checksum differs"):
+        plan.read_task(tmp_path, 0)
+    assert plan.read_failures(tmp_path)  # the other lines are still good
+
+
+def test_a_file_that_cannot_be_reached_now_keeps_its_place(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object) -> None:
+        raise VideoError("the mount is gone", transient=True)
+
+    monkeypatch.setattr(examine.Examiner, "probe", lost)
+    plan = plan_of(source, tmp_path)
+    assert [(file.path, file.bucket) for file in files_of(plan, tmp_path)] == [
+        ("a.mp4", ""),
+        ("broken.mp4", ""),
+        ("photo.png", "64x48"),
+        ("short.mp4", ""),
+        ("sub/b.c.mkv", ""),
+    ]
+    assert all(file.seconds > 0 for file in files_of(plan, tmp_path))
+
+
 def test_stills_are_taken_only_without_images(source: Path, tmp_path: Path) -> None:
-    assert make_plan(source / "sub", tmp_path / "a", quick_recipe(), workers=1).stills
-    assert not make_plan(source / "sub", tmp_path / "b", quick_recipe(stills="never"), workers=1).stills
-    assert make_plan(source, tmp_path / "c", quick_recipe(stills="always"), workers=1).stills
+    assert plan_of(source / "sub", tmp_path / "a").stills
+    assert not plan_of(source / "sub", tmp_path / "b", quick_recipe(stills="never")).stills
+    assert plan_of(source, tmp_path / "c", quick_recipe(stills="always")).stills
 
 
 def test_tasks_have_about_the_same_length() -> None:
-    files = [MediaFile(f"{i}.mp4", "video", 1, None, 64, 48, 250, 25.0, "64x48") for i in range(10)]
-    assert cut(files, 30.0) == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
-    assert cut(files, 1.0) == [[i] for i in range(10)]
+    files = [MediaFile(f"{i}.mp4", "video", 1, None, None, 64, 48, 250, 25.0, 1.0, "64x48") for i in range(10)]
+    assert cut(files, 30.0) == [files[0:3], files[3:6], files[6:9], files[9:]]
+    assert cut(files, 1.0) == [[file] for file in files]
     assert cut([], 1.0) == []
 
 
@@ -90,17 +143,17 @@ def test_names_that_are_no_text_do_no_harm(tmp_path: Path) -> None:
     source.mkdir()
     make_video(source / "a.mp4", frames=20).rename(Path(os.fsdecode(os.fsencode(source) + b"/\xff.mp4")))
     make_video(source / "ok: yes?.mp4", frames=20)
-    plan = make_plan(source, tmp_path / "out", quick_recipe(), workers=1)
-    assert [file.path for file in plan.files] == ["ok: yes?.mp4", "\udcff.mp4"]
-    assert Plan.load(tmp_path / "out") == plan
-    for file in plan.files:
-        assert KEY.fullmatch(sample_key(file.path))
+    plan = plan_of(source, tmp_path / "out")
+    files = files_of(plan, tmp_path / "out")
+    assert [file.path for file in files] == ["ok: yes?.mp4", "\udcff.mp4"]
+    for file in files:
+        assert KEY.fullmatch(file_key(file))
         assert len(list(read_clips(source / file.path, [[0, 2]]))) == 1
 
 
 def test_an_output_that_cannot_be_is_refused(source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        make_plan(source, tmp_path / "file", quick_recipe(), workers=1)
+        plan_of(source, tmp_path / "file")
     with pytest.raises(UserError, match="same folder"):
-        make_plan(source, source, quick_recipe(), workers=1)
+        plan_of(source, source)

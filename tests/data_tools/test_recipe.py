@@ -1,4 +1,6 @@
+import json
 import re
+from dataclasses import asdict
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -6,46 +8,38 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from data_tools.prepare import DataToolsConfig
-from data_tools.recipe import RecipeConfig, check, windows
+from data_tools.recipe import RecipeConfig, check, recorded
 from gen1_train.cli import conf_dir
 from gen1_train.errors import UserError
-
-
-def test_windows_do_not_overlap_and_stay_inside() -> None:
-    recipe = RecipeConfig(frames=8, stride=4)
-    assert recipe.span == 29
-    assert windows(recipe, 28) == []
-    assert windows(recipe, 29) == [[0, 4, 8, 12, 16, 20, 24, 28]]
-    assert [window[0] for window in windows(recipe, 93)] == [0, 32, 64]
-    assert windows(recipe, 93)[-1][-1] == 92
-
-
-def test_a_cap_spreads_the_clips_over_the_video() -> None:
-    recipe = RecipeConfig(frames=8, stride=4, clips_per_video=3)
-    assert [window[0] // 32 for window in windows(recipe, 32 * 10)] == [0, 3, 6]
-    assert len(windows(recipe, 64)) == 2
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("frames", 0),
-        ("frames", 100),
-        ("stride", 0),
-        ("clips_per_video", 0),
+        ("cut.frames", 0),
+        ("cut.frames", 100),
+        ("cut.stride", 0),
+        ("cut.clips_per_video", 0),
         ("stills", "sometimes"),
         ("jpeg_quality", 0),
         ("shard_megabytes", 0),
         ("task_seconds", 0.0),
         ("max_enlargement", -1.0),
+        ("cut.trim", -1),
+        ("structure", "normals"),
+        ("decoders", []),
+        ("decoders", ["vlc"]),
         ("video_buckets", []),
         ("image_buckets", ["448"]),
         ("video_buckets", ["448x256", "448x256"]),
     ],
 )
 def test_nonsense_is_refused_by_name(name: str, value: object) -> None:
+    recipe = RecipeConfig()
+    section, _, entry = name.rpartition(".")
+    setattr(getattr(recipe, section) if section else recipe, entry, value)
     with pytest.raises(UserError, match=re.escape(f"recipe.{name}")):
-        check(RecipeConfig(**{name: value}))  # type: ignore[arg-type]
+        check(recipe)
 
 
 @pytest.mark.parametrize("recipe", ["paper", "tiny"])
@@ -56,6 +50,12 @@ def test_the_recipes_in_conf_are_complete_and_sound(recipe: str) -> None:
     config = OmegaConf.to_object(composed)
     assert isinstance(config, DataToolsConfig)
     check(config.recipe)
-    assert (config.recipe.frames, config.recipe.stride) == (8, 4)
+    assert (config.recipe.cut.frames, config.recipe.cut.stride) == (8, 4)
     if recipe == "paper":
         assert config.recipe.video_buckets == ["448x256"]
+    assert recorded(json.loads(json.dumps(asdict(config.recipe))), "here") == config.recipe
+
+
+def test_a_recipe_of_another_version_is_refused() -> None:
+    with pytest.raises(UserError, match="SET was made by another version"):
+        recorded({"frames": 8}, "SET")

@@ -1,0 +1,322 @@
+"""How well gen1-data uses a machine. JSON lines on stdout, a table on stderr.
+
+    python benchmarks/data_tools.py                        # on a rendered video, with the miniature's estimators
+    python benchmarks/data_tools.py --video FILE.mp4       # decoding measured on a file of yours
+    python benchmarks/data_tools.py --device cuda --recipe paper
+
+Four questions, each a ratio of things measured side by side in one run, in turns:
+
+decode   CPU seconds of plain decord in a loop over those of our reader, which also makes the small picture for the
+         shot detector from every frame and the pixels of every fourth
+pipeline clips a second of a whole task (decode, networks, encoding, tar), over those of its slowest stage alone, and
+         over the bound that the cores set: all the work of all stages on all cores without a gap
+workers  seconds of a set with one worker process over those with two
+memory   resident memory of a task over a video, and over one ten times as long
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+
+from data_tools.estimate import Estimators
+from data_tools.examine import Examiner, MediaFile
+from data_tools.pipeline import Clip
+from data_tools.plan import make_plan
+from data_tools.read import FileReader, ReaderPool
+from data_tools.recipe import RecipeConfig
+from data_tools.sources import open_source
+from data_tools.task import run_task
+from gen1_train.batch import Sample, encode_sample
+from gen1_train.estimators.clip import ClipConfig
+from gen1_train.estimators.depth import DepthConfig
+from gen1_train.model.autoencoder import AutoencoderConfig
+
+ROOT = Path(__file__).parents[1]
+WEIGHTS = ROOT / "miniature" / "weights"
+WIDTH, HEIGHT, FPS = 1280, 720, 25
+STAGES = ("read", "structure", "clip", "latents", "encode")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--video", type=Path, help="decode this file instead of a made one")
+    parser.add_argument("--recipe", choices=("miniature", "paper"), default="miniature")
+    parser.add_argument("--bucket", default="448x256")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seconds", type=int, default=20, help="length of the made videos")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=("decode", "pipeline", "workers", "memory"))
+    arguments = parser.parse_args()
+    questions: dict[str, Callable[[argparse.Namespace, Path], Iterator[dict[str, Any]]]] = {
+        "decode": decode,
+        "pipeline": pipeline,
+        "workers": workers,
+        "memory": memory,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for name, ask in questions.items():
+            if arguments.only in (None, name):
+                place = Path(folder) / name
+                place.mkdir()
+                for row in ask(arguments, place):
+                    row = {"question": name, "device": arguments.device, "cores": cores(), **row}
+                    print(json.dumps(row), flush=True)
+                    print("  ".join(f"{key}={value}" for key, value in row.items()), file=sys.stderr)
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+# decode
+
+
+def decode(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    """CPU milliseconds a frame, each contender in a process of its own, in turns."""
+    path = arguments.video or make_video(folder / "made.mp4", arguments.seconds)
+    contenders = {"decord": PLAIN_DECORD, "pyav": OUR_READER, "decord in our reader": OUR_READER}
+    costs: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(arguments.rounds):
+        names = list(contenders)
+        for name in names[number % 3 :] + names[: number % 3]:
+            decoder = "pyav" if name == "pyav" else "decord"
+            call = [sys.executable, "-c", contenders[name], str(path), decoder]
+            costs[name].append(float(subprocess.run(call, check=True, capture_output=True, text=True).stdout))
+    for name, values in costs.items():
+        ratios = [plain / own for plain, own in zip(costs["decord"], values)]
+        yield {"reader": name, "cpu_ms_per_frame": rounded(values), "decord_over_it": rounded(ratios)}
+
+
+CPU = """
+import resource, sys
+def cpu():
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+"""
+PLAIN_DECORD = (
+    CPU
+    + """
+import decord
+decord.logging.set_level(decord.logging.QUIET)
+before = cpu()
+reader = decord.VideoReader(sys.argv[1], num_threads=1)
+for _ in range(len(reader)):
+    reader.next().asnumpy()
+print(1000 * (cpu() - before) / len(reader))
+"""
+)
+OUR_READER = (
+    CPU
+    + """
+from gen1_train.video.frames import read_frames
+if sys.argv[2] == "decord":
+    import decord
+before = cpu()
+for frame in read_frames(sys.argv[1], sys.argv[2]):
+    frame.small()
+    if frame.index % 4 == 0:
+        frame.rgb()
+print(1000 * (cpu() - before) / (frame.index + 1))
+"""
+)
+
+
+# pipeline
+
+
+def pipeline(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    """Each stage alone on the same clips, with one thread, and then all of them as a task runs them."""
+    source = make_source(folder / "source", 1, arguments.seconds)
+    recipe = make_recipe(arguments)
+    estimators = Estimators(recipe, arguments.device)
+    clips, reading = timed(lambda: read_all(source, recipe))
+    alone: dict[str, list[float]] = {name: [] for name in STAGES}
+    whole: list[float] = []
+    torch.set_num_threads(1)
+    for _ in range(arguments.rounds):
+        for name, seconds in stages_alone(source, recipe, estimators, clips).items():
+            alone[name].append(seconds)
+        whole.append(timed(lambda: one_task(source, recipe, estimators, folder))[1])
+    medians = {name: statistics.median(values) for name, values in alone.items()}
+    slowest = max(medians, key=lambda name: medians[name])
+    task, work = statistics.median(whole), sum(medians.values())
+    yield {
+        "clips": len(clips),
+        "first_read_s": round(reading, 2),
+        **{f"{name}_s": round(value, 2) for name, value in medians.items()},
+        "task_s": round(task, 2),
+        "slowest": slowest,
+        "over_slowest": round(medians[slowest] / task, 3),
+        "over_bound": round(max(medians[slowest], work / cores()) / task, 3),
+    }
+
+
+def stages_alone(source: Path, recipe: RecipeConfig, estimators: Estimators, clips: list[Clip]) -> dict[str, float]:
+    """Seconds of each stage on all clips, one after the other."""
+    seconds = dict.fromkeys(STAGES, 0.0)
+    _, seconds["read"] = timed(lambda: read_all(source, recipe))
+    for clip in clips:
+        found, taken = timed(lambda frames=clip.frames: estimators.maps(frames[None])[0])
+        assert isinstance(found, tuple), found
+        seconds["structure"] += taken
+        embedding, taken = timed(lambda frames=clip.frames: estimators.image_embeddings(frames[None])[0])
+        seconds["clip"] += taken
+        moments, taken = timed(lambda frames=clip.frames: estimators.moments(frames[None])[0])
+        latent, more = timed(lambda structure=found[0]: estimators.structure_latents(structure))
+        seconds["latents"] += taken + more
+        sample = Sample(clip.key, clip.frames, found[0], moments, latent, embedding, meta=clip.meta)
+        seconds["encode"] += timed(lambda sample=sample: encode_sample(sample, recipe.jpeg_quality))[1]
+    return seconds
+
+
+def read_all(source: Path, recipe: RecipeConfig) -> list[Clip]:
+    """Every clip of the source: decoding, shots, cropping, and the pipe to this process."""
+    opened = open_source(str(source))
+    reader, examiner = FileReader(opened, recipe, stills=False), Examiner(opened, recipe)
+    clips: list[Clip] = []
+    try:
+        for file in opened.scan(source / "nowhere").files:
+            media = examiner.examine(file)
+            assert isinstance(media, MediaFile), media
+            clips += [item for item in reader.read(media) if isinstance(item, Clip)]
+    finally:
+        reader.close()
+        examiner.close()
+    return clips
+
+
+def one_task(source: Path, recipe: RecipeConfig, estimators: Estimators, folder: Path) -> None:
+    """A task over all of the source."""
+    output = folder / "task"
+    shutil.rmtree(output, ignore_errors=True)
+    opened = open_source(str(source))
+    plan = make_plan(opened, output, recipe, 1)
+    readers = ReaderPool([FileReader(opened, recipe, stills=False)])
+    try:
+        run_task(plan, 0, output, readers, estimators)
+    finally:
+        readers.close()
+
+
+# workers
+
+
+def workers(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    """The command itself, with one worker and with two."""
+    source = make_source(folder / "source", 4, arguments.seconds)
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    for number in range(arguments.rounds):
+        for count in (1, 2) if number % 2 == 0 else (2, 1):
+            output = folder / "set"
+            shutil.rmtree(output, ignore_errors=True)
+            settings = [f"source={source}", f"output={output}", "recipe=tiny", f"workers={count}"]
+            settings += [f'recipe.video_buckets=["{arguments.bucket}"]', "recipe.stills=never"]
+            settings += [f"recipe.task_seconds={arguments.seconds}", f"device={arguments.device}"]
+            call = [sys.executable, "-m", "data_tools.main", *settings]
+            done, taken = timed(lambda call=call: subprocess.run(call, cwd=ROOT, capture_output=True, text=True))
+            assert done.returncode == 0, done.stderr
+            seconds[count].append(taken)
+    gain = [one / two for one, two in zip(seconds[1], seconds[2])]
+    yield {"one_s": rounded(seconds[1]), "two_s": rounded(seconds[2]), "gain": rounded(gain)}
+
+
+# memory
+
+
+def memory(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    """Peaks of this process and of the largest child over a task, for a video and for ten of it in a row."""
+    recipe = make_recipe(arguments)
+    estimators = Estimators(recipe, arguments.device)
+    made = make_video(folder / "made.mp4", arguments.seconds)
+    for times in (1, 1, 10):  # the first one warms up
+        source = folder / f"source-{times}"
+        source.mkdir(exist_ok=True)
+        repeat(made, source / "video.mp4", times)
+        one_task(source, recipe, estimators, folder)
+        own, child = (
+            resource.getrusage(who).ru_maxrss >> 10 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        )
+        yield {"seconds_of_video": times * arguments.seconds, "peak_mib": own, "peak_of_children_mib": child}
+
+
+# made things
+
+
+def make_recipe(arguments: argparse.Namespace) -> RecipeConfig:
+    recipe = RecipeConfig(video_buckets=[arguments.bucket], image_buckets=[arguments.bucket], stills="never")
+    recipe.task_seconds = 1e9
+    if arguments.recipe == "miniature":
+        recipe.autoencoder = AutoencoderConfig(path=str(WEIGHTS / "autoencoder"))
+        recipe.depth = DepthConfig(path=str(WEIGHTS / "depth"), size=192, multiple=16)
+        recipe.clip = ClipConfig(model=f"local-dir:{WEIGHTS / 'clip'}", pretrained=None)
+    return recipe
+
+
+def make_source(folder: Path, videos: int, seconds: int) -> Path:
+    folder.mkdir()
+    first = make_video(folder / "0.mp4", seconds)
+    for number in range(1, videos):
+        shutil.copy(first, folder / f"{number}.mp4")
+    return folder
+
+
+def make_video(path: Path, seconds: int) -> Path:
+    """A 720p H.264 video, as cameras give it in rate: soft blobs and grain that move, a cut every five seconds."""
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"crf": "23", "preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for number in range(seconds * FPS):
+            if number % (5 * FPS) == 0:
+                coarse = rng.integers(0, 256, (12, 40, 3), np.uint8)
+                scene = av.VideoFrame.from_ndarray(coarse, format="rgb24").reformat(2 * WIDTH, HEIGHT).to_ndarray()
+                grain = rng.integers(-6, 7, scene.shape, np.int16)
+                scene = np.clip(scene + grain, 0, 255).astype(np.uint8)
+            left = 6 * (number % (5 * FPS))
+            picture = np.ascontiguousarray(scene[:, left : left + WIDTH])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def repeat(path: Path, target: Path, times: int) -> None:
+    """The same packets several times in a row: a long video without the hours of encoding it."""
+    with av.open(str(target), "w") as output, av.open(str(path)) as first:
+        stream = output.add_stream_from_template(first.streams.video[0])
+        length = first.streams.video[0].duration or 0
+        for number in range(times):
+            with av.open(str(path)) as source:
+                for packet in source.demux(source.streams.video[0]):
+                    if packet.size:
+                        packet.pts = (packet.pts or 0) + number * length
+                        packet.dts = (packet.dts or 0) + number * length
+                        packet.stream = stream
+                        output.mux(packet)
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    begin = time.perf_counter()
+    result = call()
+    return result, time.perf_counter() - begin
+
+
+def rounded(values: list[float]) -> list[float]:
+    return [round(value, 3) for value in values]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""The child process that decodes for a task: a video's clips, cut, checked and cropped, over a pipe.
+
+| answer of "clips" | array |
+|---|---|
+| `{"is": "clip", "first", "seconds", "motion", "decoder"}` | uint8 (n, h, w, 3) of the bucket's size |
+| `{"is": "still", "first", "decoder"}`: of the clip before | uint8 (1, h, w, 3) of the image bucket's size |
+| `{"is": "drop", "category", "reason", "seconds"}` | |
+| `{"is": "progress", "seconds"}` | |
+"""
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from data_tools.cut import Clip, CutConfig, Drop, cut_clips
+from gen1_train.video.frames import read_any
+from gen1_train.video.geometry import resize_and_crop
+from gen1_train.video.probe import VideoError
+from gen1_train.video.sandbox import Answer, serve
+
+
+def clips(request: dict[str, Any]) -> Iterator[Answer]:
+    """Decodes one file from its start to its end. Raises VideoError."""
+    frames = read_any(request["path"], request["decoders"])
+    first = next(frames, None)
+    if first is None:
+        raise VideoError("no frame can be decoded")
+    aspect, (width, height), still_size = request["pixel_aspect"], request["size"], request["still_size"]
+
+    def crop(rgb: np.ndarray) -> np.ndarray:
+        return resize_and_crop(rgb[None], width, height, aspect)[0]
+
+    def still(rgb: np.ndarray) -> np.ndarray:
+        return resize_and_crop(rgb[None], still_size[0], still_size[1], aspect)
+
+    config = CutConfig(**request["cut"])
+    for item in cut_clips(chain([first], frames), config, request["frames"], crop, still if still_size else None):
+        if isinstance(item, Clip):
+            where = {"first": item.first, "decoder": item.decoder}
+            yield {"is": "clip", "seconds": item.seconds, "motion": item.motion, **where}, item.frames
+            if item.still is not None:
+                yield {"is": "still", **where}, item.still
+        elif isinstance(item, Drop):
+            yield {"is": "drop", "category": item.category, "reason": item.reason, "seconds": item.seconds}, None
+        else:
+            yield {"is": "progress", "seconds": item.seconds}, None
+
+
+if __name__ == "__main__":
+    serve({"clips": clips})

@@ -1,0 +1,154 @@
+"""Clips through the networks and into members of a tar, each network and the encoding in threads of their own.
+
+    reader threads -> structure ─┬─> encoder threads -> samples, in the order in which the clips came
+                   -> latents  <─┘
+                   -> CLIP
+
+So the slowest of them sets the pace. Nothing waits in long queues: memory is bounded by a few batches.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from data_tools.estimate import LAYERS, Estimators
+from gen1_train.batch import Pool, Sample, SampleError, encode_sample, validate
+
+AHEAD = 3  # batches that may be under way at a time
+
+
+@dataclass
+class Clip:
+    """Frames on their way to a sample; an image is a clip of one frame."""
+
+    key: str
+    pool: Pool
+    frames: np.ndarray  # uint8 (n, h, w, 3), of the pool's size
+    caption: str | None
+    meta: dict[str, Any]
+    structure: np.ndarray | None = None  # uint16 (n, h, w), where it is not estimated but there already
+    kept: dict[str, bytes] = field(default_factory=dict)  # members that are there already and stay as they are
+
+
+@dataclass
+class Made:
+    """A clip that went through: its members as bytes, or what was wrong with it."""
+
+    clip: Clip
+    members: dict[str, bytes] = field(default_factory=dict)
+    error: SampleError | None = None
+
+
+class Pipeline:
+    """Use as a context; it holds a thread for each network and some for encoding."""
+
+    def __init__(
+        self,
+        estimators: Estimators,
+        jpeg_quality: int,
+        layers: Collection[str] = LAYERS,
+        encoders: int | None = None,
+    ) -> None:
+        """`layers`: what is to be made; the rest is not touched. `encoders`: threads; null: up to four."""
+        self.estimators, self.jpeg_quality = estimators, jpeg_quality
+        self.layers = layers if estimators.recipe.latents else [name for name in layers if name != "latents"]
+        self._encoders = encoders or min(4, len(os.sched_getaffinity(0)))
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._structure, self._clip, self._latents = (self._threads(1) for _ in range(3))
+        self._encode = self._threads(self._encoders)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def _threads(self, count: int) -> ThreadPoolExecutor:
+        """Threads in which torch uses one core: sums then have one order, so the bytes are the same for any number of
+        workers; and threads that share cores do not wait for each other, which costs ten times the work.
+        """
+        pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+        self._stack.callback(pool.shutdown, cancel_futures=True)
+        return pool
+
+    def run(self, items: Iterable[Clip | Any]) -> Iterator[Made | Any]:
+        """Yields a Made for every Clip, and everything else as it is, in the order in which it came."""
+        waiting: deque[Callable[[], list[Any]]] = deque()
+        batch: list[Clip] = []
+
+        def flush() -> None:
+            if batch:
+                futures = self._submit(list(batch))
+                waiting.append(lambda: [future.result() for future in futures])
+                batch.clear()
+
+        for item in items:
+            if not isinstance(item, Clip):
+                flush()
+                waiting.append(lambda item=item: [item])  # type: ignore[misc]
+            else:
+                if batch and batch[0].pool != item.pool:
+                    flush()
+                batch.append(item)
+                if len(batch) == self.estimators.batch:
+                    flush()
+            while len(waiting) > AHEAD:
+                yield from waiting.popleft()()
+        flush()
+        while waiting:
+            yield from waiting.popleft()()
+
+    def _submit(self, clips: list[Clip]) -> list[Future[Made]]:
+        """Hands a batch of one pool to all threads."""
+        estimators = self.estimators
+        frames = np.stack([clip.frames for clip in clips])
+        shared: dict[str, Future[Any]] = {}
+        texts: dict[str, Future[Any]] = {}
+        if "structure" in self.layers:
+            shared["structure"] = self._structure.submit(estimators.maps, frames)
+        if "latents" in self.layers:
+            shared["moments"] = self._latents.submit(estimators.moments, frames)
+        if "clip" in self.layers:
+            shared["image_embedding"] = self._clip.submit(estimators.image_embeddings, frames)
+            captions = sorted({clip.caption for clip in clips if clip.caption is not None})
+            texts = {caption: self._clip.submit(estimators.text_embedding, caption) for caption in captions}
+        return [self._encode.submit(self._make, clip, row, shared, texts) for row, clip in enumerate(clips)]
+
+    def _make(self, clip: Clip, row: int, shared: dict[str, Future[Any]], texts: dict[str, Future[Any]]) -> Made:
+        """Waits for the networks, checks the sample by the contract and encodes what is new in it."""
+        try:
+            sample = self._sample(clip, row, shared, texts)
+            validate(replace(sample, frames=clip.frames), clip.pool)
+            return Made(clip, {**clip.kept, **encode_sample(sample, self.jpeg_quality)})
+        except SampleError as error:
+            return Made(clip, error=error)
+
+    def _sample(self, clip: Clip, row: int, shared: dict[str, Future[Any]], texts: dict[str, Future[Any]]) -> Sample:
+        """The new fields of one sample. Raises SampleError."""
+        estimators = self.estimators
+        sample = Sample(clip.key, None if clip.kept else clip.frames, meta=clip.meta)
+        sample.caption = None if clip.kept else clip.caption
+        structure = clip.structure
+        if "structure" in shared:
+            found = shared["structure"].result()[row]
+            if isinstance(found, SampleError):
+                raise found
+            structure, extent = found
+            kind, normalise = estimators.recipe.structure, estimators.structure.normalisation
+            sample.meta = {**clip.meta, "structure": kind, "normalise": normalise, "structure_range": extent}
+            sample.structure = structure
+        if structure is not None and estimators.recipe.latents and {"structure", "latents"} & set(self.layers):
+            sample.structure_latent = self._latents.submit(estimators.structure_latents, structure).result()
+        for name in ("moments", "image_embedding"):
+            if name in shared:
+                setattr(sample, name, shared[name].result()[row])
+        if clip.caption in texts:
+            sample.text_embedding = texts[clip.caption].result()
+        return sample

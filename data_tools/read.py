@@ -1,0 +1,211 @@
+"""The files of a task as clips, in order: reader threads, each with a child process that decodes."""
+
+import hashlib
+import queue
+import re
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_tools.examine import Examiner, MediaFile
+from data_tools.failures import Failure
+from data_tools.pipeline import Clip
+from data_tools.places import Source
+from data_tools.recipe import RecipeConfig, choose_bucket
+from gen1_train.batch import Pool
+from gen1_train.video.geometry import parse_bucket, resize_and_crop
+from gen1_train.video.image import read_image
+from gen1_train.video.probe import VideoError
+from gen1_train.video.sandbox import Sandbox
+
+AHEAD = 4  # clips that each reader may hold ready
+
+
+@dataclass(frozen=True)
+class Progress:
+    """So much of the file has been read."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FileEnd:
+    """Nothing more comes of this file."""
+
+    file: MediaFile
+    failure: Failure | None = None  # of the whole file
+
+
+Item = Clip | Failure | Progress | FileEnd
+
+
+class FileReader:
+    """Reads one file after the other. Each thread needs its own."""
+
+    def __init__(self, source: Source, recipe: RecipeConfig, stills: bool) -> None:
+        self.source, self.recipe, self.stills = source, recipe, stills
+        self.sandbox = Sandbox("data_tools.clip_worker")
+        self.examiner = Examiner(source, recipe)
+
+    def close(self) -> None:
+        self.sandbox.close()
+        self.examiner.close()
+
+    def read(self, file: MediaFile) -> Generator[Item]:
+        """Every clip of a file, what was dropped of it, and at last a FileEnd. Never raises for a bad file."""
+        failure = None
+        try:
+            if not file.bucket:  # its header could not be reached when it was planned
+                described = self.examiner.describe(file)
+                if isinstance(described, Failure):
+                    yield FileEnd(file, described)
+                    return
+                file = described
+            with self.source.local(file.path, file.bytes) as path:
+                if file.kind == "image":
+                    yield self.image(file, path)
+                else:
+                    for header, frames in self.sandbox.stream(self.request(file, path)):
+                        yield from self.items(file, header, frames)
+        except VideoError as error:
+            failure = Failure(file.path, category(error), str(error), transient=error.transient)
+        except OSError as error:
+            failure = Failure(file.path, "not there", str(error.strerror or error), transient=True)
+        yield FileEnd(file, failure)
+
+    def image(self, file: MediaFile, path: Path) -> Clip:
+        """The clip of one frame that an image is. Raises VideoError."""
+        width, height = parse_bucket(file.bucket)
+        frames = resize_and_crop(read_image(path)[None], width, height)
+        return Clip(file_key(file), Pool("image", width, height, 1), frames, file.caption, self.facts(file))
+
+    def request(self, file: MediaFile, path: Path) -> dict[str, Any]:
+        still = self.still_bucket(file)
+        return {
+            "do": "clips",
+            "path": str(path),
+            "decoders": self.recipe.decoders,
+            "cut": asdict(self.recipe.cut),
+            "frames": file.frames,
+            "size": parse_bucket(file.bucket),
+            "still_size": parse_bucket(still) if still else None,
+            "pixel_aspect": file.pixel_aspect,
+        }
+
+    def still_bucket(self, file: MediaFile) -> str | None:
+        """The image bucket of a video's stills; None if there are none, or they would be enlarged too much."""
+        bucket, factor = choose_bucket(self.recipe, "image", file.width, file.height)
+        return bucket if self.stills and factor <= self.recipe.max_enlargement else None
+
+    def items(self, file: MediaFile, header: dict[str, Any], frames: np.ndarray | None) -> Iterator[Item]:
+        """One answer of the child as what it means."""
+        seconds: Any = header.get("seconds")
+        match header["is"]:
+            case "clip":
+                facts = {"stride": self.recipe.cut.stride, "seconds": seconds, "motion": header["motion"]}
+                yield self.cut_out(file, "video", header, frames, facts)
+                yield Progress(seconds[1])
+            case "still":
+                yield self.cut_out(file, "image", header, frames, {})
+            case "drop":
+                reason, kind = header["reason"], header["category"]
+                yield Failure(file.path, kind, reason, failed=False, start=seconds[0], end=seconds[1])
+            case "progress":
+                yield Progress(seconds)
+
+    def cut_out(
+        self, file: MediaFile, kind: str, header: dict[str, Any], frames: np.ndarray | None, facts: dict[str, Any]
+    ) -> Clip:
+        """A clip of a video, or its still, with what its meta.json tells."""
+        assert frames is not None
+        first = shown = header["first"]
+        key = f"{file_key(file)}-{first:06d}"
+        if kind == "image":
+            key, shown = f"{key}-still", first + self.recipe.cut.frames // 2 * self.recipe.cut.stride
+        pool = Pool(kind, frames.shape[2], frames.shape[1], len(frames))
+        common = {"kind": kind, "fps": file.fps, "first_frame": shown, "decoder": header["decoder"]}
+        return Clip(key, pool, frames, file.caption, {**self.facts(file), **facts, **common})
+
+    def facts(self, file: MediaFile) -> dict[str, Any]:
+        return {"kind": file.kind, "source": file.path, "source_size": [file.width, file.height]}
+
+
+def category(error: VideoError) -> str:
+    """What to count a reader's error by."""
+    return "not read this time" if error.transient else "unreadable"
+
+
+def file_key(file: MediaFile) -> str:
+    """A key that is readable, unique for each file, stable, and without the dots that would split it in a tar."""
+    name = file.path.rpartition(".")[0] if file.id is None else file.id
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[-60:] or "file"
+    digest = hashlib.blake2b((file.id or file.path).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+    return f"{readable}-{digest}"
+
+
+class ReaderPool:
+    """Several FileReaders at work on the files of a task; what they give comes in the order of the files."""
+
+    def __init__(self, readers: list[FileReader]) -> None:
+        self.readers = readers
+        self._stop = threading.Event()
+
+    def close(self) -> None:
+        for reader in self.readers:
+            reader.close()
+
+    def read(self, files: list[MediaFile]) -> Iterator[Item]:
+        """Yields all items of all files. Raises UserError when the whole source has gone."""
+        count = len(self.readers)
+        queues: list[queue.Queue[Item | BaseException]] = [queue.Queue(AHEAD) for _ in self.readers]
+        self._stop.clear()
+        threads = [
+            threading.Thread(target=self._work, args=(reader, files[row::count], queues[row]), daemon=True)
+            for row, reader in enumerate(self.readers)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            for row in range(len(files)):
+                yield from self._items_of_file(queues[row % count])
+        finally:
+            self._stop.set()
+            for thread in threads:
+                thread.join()
+
+    def _items_of_file(self, ready: "queue.Queue[Item | BaseException]") -> Iterator[Item]:
+        """All that one reader gives for one file."""
+        while True:
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            if isinstance(item, FileEnd):
+                if item.failure is not None and item.failure.transient:
+                    self.readers[0].source.check_present()
+                yield item
+                return
+            yield item
+
+    def _work(self, reader: FileReader, files: list[MediaFile], ready: "queue.Queue[Item | BaseException]") -> None:
+        """A reader's thread: puts what it reads where it is waited for; a bug ends the task, not just the thread."""
+        try:
+            for file in files:
+                with closing(reader.read(file)) as items:
+                    for item in items:
+                        if not self._put(ready, item):
+                            return
+        except BaseException as error:
+            self._put(ready, error)
+
+    def _put(self, ready: "queue.Queue[Item | BaseException]", item: Item | BaseException) -> bool:
+        """False if nobody will take it any more."""
+        while not self._stop.is_set():
+            with suppress(queue.Full):
+                ready.put(item, timeout=0.2)
+                return True
+        return False

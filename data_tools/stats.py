@@ -1,0 +1,209 @@
+"""Numbers of a prepared set: each task collects its own, freeze merges them into OUTPUT/stats.json.
+
+Everything in it is a count (seconds are kept as whole milliseconds), so that merging is exact and the order in which
+tasks are merged leaves no trace.
+"""
+
+import json
+import re
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_tools.failures import Failure
+from gen1_train.errors import UserError
+from gen1_train.files import write_atomically
+
+STATS = "stats.json"
+FORMAT = 1
+MEMBER_KINDS = (
+    "frame",
+    "structure",
+    "moments",
+    "structure_latent",
+    "image_embedding",
+    "text_embedding",
+    "caption",
+    "meta",
+)
+
+# Edges of the histograms (ours); they stand in stats.json too.
+DURATION_EDGES = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400)  # seconds of a video
+MOTION_EDGES = (0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64)  # mean absolute luma difference of neighbours, 0..255
+CLIPS_EDGES = (1, 2, 3, 5, 9, 17, 33, 65, 129, 257)  # clips of a video: 0, 1, 2, 3-4, 5-8, 9-16, ...
+
+
+@dataclass
+class Histogram:
+    """Counts between fixed edges: bin 0 is below the first edge, bin i holds edge i - 1 <= value < edge i."""
+
+    edges: tuple[float, ...]
+    counts: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.counts = self.counts or [0] * (len(self.edges) + 1)
+
+    def add(self, value: float) -> None:
+        self.counts[bisect_right(self.edges, value)] += 1
+
+    def merge(self, other: "Histogram") -> None:
+        if self.edges != other.edges:
+            raise ValueError(f"histograms with edges {self.edges} and {other.edges} cannot be merged")
+        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+
+
+@dataclass
+class Loss:
+    """What one category took from the set."""
+
+    count: int = 0  # files, and spans of videos
+    milliseconds: int = 0  # of the spans; a whole file counts none
+    transient: int = 0  # of the count: what another try may save
+
+    def add(self, other: "Loss") -> None:
+        self.count += other.count
+        self.milliseconds += other.milliseconds
+        self.transient += other.transient
+
+
+@dataclass
+class Stats:
+    """Numbers of a prepared set, or of a part of it."""
+
+    videos: int = 0  # files used
+    images: int = 0  # files used
+    milliseconds: int = 0  # of video decoded
+    captioned: int = 0  # samples with a caption
+    samples: Counter[str] = field(default_factory=Counter)  # clips or images, by pool
+    decoders: Counter[str] = field(default_factory=Counter)  # clips, by decoder
+    bytes: Counter[str] = field(default_factory=Counter)  # of the members, by kind (MEMBER_KINDS)
+    drops: dict[str, Loss] = field(default_factory=dict)  # read and not wanted, by category
+    failures: dict[str, Loss] = field(default_factory=dict)  # something was wrong, by category
+    durations: Histogram = field(default_factory=lambda: Histogram(DURATION_EDGES))  # of the videos, in seconds
+    motions: Histogram = field(default_factory=lambda: Histogram(MOTION_EDGES))  # of the clips
+    clips_per_video: Histogram = field(default_factory=lambda: Histogram(CLIPS_EDGES))
+
+    def add_video(self, seconds: float, clips: int, decoder: str | None) -> None:
+        """A video that was decoded: how long it is, how many clips came of it, and who decoded them."""
+        self.videos += 1
+        self.milliseconds += round(seconds * 1000)
+        self.durations.add(seconds)
+        self.clips_per_video.add(clips)
+        if decoder is not None:
+            self.decoders[decoder] += clips
+
+    def add_image(self) -> None:
+        """An image file that was used."""
+        self.images += 1
+
+    def add_clip(self, pool: str, motion: float | None, member_bytes: dict[str, int], captioned: bool) -> None:
+        """A sample of a video or image pool; `member_bytes` by the names in the tar (frame00.jpg) or by their kinds."""
+        self.samples[pool] += 1
+        self.captioned += captioned
+        if motion is not None:
+            self.motions.add(motion)
+        for name, size in member_bytes.items():
+            self.bytes[member_kind(name)] += size
+
+    def add_failure(self, failure: Failure) -> None:
+        """A file or span of which nothing was made: a failure, or a drop if nothing was wrong with it."""
+        spanned = failure.start is not None and failure.end is not None
+        milliseconds = round((failure.end - failure.start) * 1000) if spanned else 0  # type: ignore[operator]
+        losses = self.failures if failure.failed else self.drops
+        losses.setdefault(failure.category, Loss()).add(Loss(1, milliseconds, int(failure.transient)))
+
+    def merge(self, other: "Stats") -> None:
+        """Adds the numbers of another part of the set to these."""
+        for name, value in vars(other).items():
+            mine = getattr(self, name)
+            if isinstance(value, int):
+                setattr(self, name, mine + value)
+            elif isinstance(value, Counter):
+                mine.update(value)
+            elif isinstance(value, Histogram):
+                mine.merge(value)
+            else:
+                for category, loss in value.items():
+                    mine.setdefault(category, Loss()).add(loss)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts with sorted keys; `from_json` gives the same Stats again."""
+        content: dict[str, Any] = {"format": FORMAT}
+        for name, value in vars(self).items():
+            if isinstance(value, Histogram):
+                content[name] = {"edges": list(value.edges), "counts": list(value.counts)}
+            elif isinstance(value, Counter):
+                content[name] = dict(sorted(value.items()))
+            elif isinstance(value, dict):
+                content[name] = {category: dict(vars(loss)) for category, loss in sorted(value.items())}
+            else:
+                content[name] = value
+        return content
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Stats":
+        """What `to_json` gave. Raises ValueError for anything else."""
+        stats = cls()
+        expected = {"format", *vars(stats)}
+        if not isinstance(content, dict) or set(content) != expected or content["format"] != FORMAT:
+            raise ValueError(f"not the numbers of a set in format {FORMAT}")
+        try:
+            for name, empty in list(vars(stats).items()):
+                setattr(stats, name, _read(empty, content[name]))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"not the numbers of a set: {error}") from error
+        return stats
+
+    def save(self, output: Path) -> None:
+        """Writes OUTPUT/stats.json in one step."""
+        write_atomically(output / STATS, (json.dumps(self.to_json(), indent=1) + "\n").encode())
+
+    @classmethod
+    def load(cls, output: Path) -> "Stats":
+        """Reads OUTPUT/stats.json. Raises UserError when it is missing or damaged."""
+        path = output / STATS
+        try:
+            return cls.from_json(json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            raise UserError(
+                f"there is no {STATS} in {output}: the set was made elsewhere, or by an older version"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error}); freeze the set again with gen1-data") from error
+
+
+def merged(parts: Iterable[Stats]) -> Stats:
+    """The numbers of all parts together."""
+    total = Stats()
+    for part in parts:
+        total.merge(part)
+    return total
+
+
+def member_kind(name: str) -> str:
+    """The kind of a member: frame00.jpg -> frame, moments.npy -> moments; a kind is its own."""
+    found = re.match(r"[a-z_]+", name)
+    return found.group() if found else name
+
+
+def _read(empty: Any, value: Any) -> Any:
+    """A field's value from JSON, in the type of its empty value."""
+    if isinstance(empty, Histogram):
+        edges, counts = tuple(value["edges"]), value["counts"]
+        if edges != empty.edges or len(counts) != len(empty.counts):
+            raise ValueError(f"a histogram has the edges {edges}, this version has {empty.edges}")
+        return Histogram(edges, [_count(count) for count in counts])
+    if isinstance(empty, Counter):
+        return Counter({name: _count(count) for name, count in value.items()})
+    if isinstance(empty, dict):
+        return {name: Loss(**{part: _count(count) for part, count in loss.items()}) for name, loss in value.items()}
+    return _count(value)
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is not a count")
+    return value

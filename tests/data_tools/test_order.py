@@ -1,0 +1,197 @@
+"""`gen1-data order`: what it prints is what training reads."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from data_tools.order import COLUMNS, OrderConfig, Settings, read_settings, run
+from gen1_train.data.loader import BatchDataset, Place
+from gen1_train.data.schedule import Schedule
+from gen1_train.data.shards import ShardSet, index_path, read_index
+from gen1_train.errors import UserError
+from tests.made import make_shard_set
+
+ROOT = Path(__file__).parents[2]
+CLIPS, RATIO, SEED, STEPS = 4, 0.25, 3, 8
+SETTINGS: dict[str, Any] = {"seed": SEED, "batch_clips": CLIPS, "image_ratio": RATIO}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shard_set(tmp_path_factory.mktemp("made") / "set", clips=9, images=20, frames=4, shards=3)
+
+
+def table(capsys: pytest.CaptureFixture[str], config: OrderConfig) -> list[dict[str, str]]:
+    """The printed table, a dict a line."""
+    run(config)
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header == "\t".join(COLUMNS)
+    return [dict(zip(COLUMNS, line.split("\t"), strict=True)) for line in lines]
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (2, 2), (4, 1)])
+def test_what_is_printed_is_what_all_ranks_read(
+    made: Path, capsys: pytest.CaptureFixture[str], world: int, accumulate: int
+) -> None:
+    printed = table(capsys, OrderConfig(str(made), step=0, steps=STEPS, **SETTINGS))
+    shards = ShardSet(made)
+    schedule = Schedule(shards, SEED, RATIO, CLIPS)
+    kinds = set()
+    for number in range(STEPS):
+        parts = [
+            BatchDataset(shards, schedule, Place(rank, world, accumulate), ("image_embedding",))[(number, micro)]
+            for micro in range(accumulate)
+            for rank in range(world)
+        ]
+        rows = [row for row in printed if row["step"] == str(number)]
+        assert [row["key"] for row in rows] == [key for part in parts for key in part.keys]
+        assert [int(row["slot"]) for row in rows] == [slot for part in parts for slot in part.slots]
+        assert {row["kind"] for row in rows} == {part.kind for part in parts}
+        kinds |= {part.kind for part in parts}
+    assert kinds == {"image", "video"}
+    assert len(printed) == sum(schedule.at(number).size for number in range(STEPS))
+
+
+def test_the_sample_lies_where_it_says(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = table(capsys, OrderConfig(str(made), step=0, steps=STEPS, **SETTINGS))
+    assert {row["shard"] for row in printed} == {tar.name for tar in (made / "shards").glob("*.tar")}
+    for row in printed:
+        assert read_index(made / "shards" / row["shard"])[int(row["row"])].key == row["key"]
+        assert row["shard"].startswith(row["pool"]) and row["pool"].startswith(row["kind"])
+
+
+def test_an_epoch_has_every_sample_once(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """9 clips in batches of 4: the epochs begin within batches."""
+    settings = {**SETTINGS, "image_ratio": 0.0}
+    printed = table(capsys, OrderConfig(str(made), step=0, steps=9, **settings))
+    for epoch in range(4):
+        keys = [row["key"] for row in printed if row["epoch"] == str(epoch)]
+        assert sorted(keys) == [f"video-{i:03d}" for i in range(9)]
+
+
+def test_a_later_start_prints_the_same_lines(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    straight = table(capsys, OrderConfig(str(made), step=0, steps=STEPS, **SETTINGS))
+    later = table(capsys, OrderConfig(str(made), step=5, **SETTINGS))
+    assert later == [row for row in straight if row["step"] == "5"] != []
+    far = table(capsys, OrderConfig(str(made), step=1_000_000, **SETTINGS))
+    assert len(far) in (CLIPS, 4 * CLIPS)
+
+
+def recorded(folder: Path, **changes: Any) -> Path:
+    """A run folder as gen1-train leaves it, as far as it matters here."""
+    config: dict[str, Any] = {
+        "seed": SEED,
+        "stage": {"name": "3", "image_ratio": RATIO},
+        "data": {"batch_clips": CLIPS, "image_ratio": None},
+        "model": {"max_frames": 4},
+    }
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump({**config, **changes}))
+    return folder
+
+
+def test_the_settings_of_a_run_are_its_recorded_ones(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_folder = recorded(tmp_path / "run")
+    given = table(capsys, OrderConfig(str(made), step=2, steps=4, **SETTINGS))
+    assert table(capsys, OrderConfig(str(made), step=2, steps=4, run=str(run_folder))) == given
+    other = table(capsys, OrderConfig(str(made), step=2, steps=4, run=str(run_folder), seed=4))  # what is given wins
+    assert other == table(capsys, OrderConfig(str(made), step=2, steps=4, **{**SETTINGS, "seed": 4})) != given
+
+
+def test_the_ratio_of_the_data_goes_before_that_of_the_stage(tmp_path: Path) -> None:
+    assert read_settings(recorded(tmp_path / "stage")) == Settings(SEED, CLIPS, RATIO, 4)
+    data = {"batch_clips": CLIPS, "image_ratio": 0.5}
+    assert read_settings(recorded(tmp_path / "data", data=data)) == Settings(SEED, CLIPS, 0.5, 4)
+
+
+def test_the_config_that_gen1_train_records_is_read(tmp_path: Path) -> None:
+    from gen1_train.config import TrainConfig
+    from gen1_train.training.stages import StageConfig
+
+    stage = StageConfig("4", "3", 10, temporal=True, structure=True, max_level=0, image_ratio=0.125)
+    config = TrainConfig(stage, seed=7)
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    wanted = Settings(7, config.data.batch_clips, 0.125, config.model.max_frames)
+    assert read_settings(tmp_path) == wanted
+    assert Settings() == Settings(0, wanted.batch_clips, 0.125, wanted.frames)  # our defaults are its defaults
+
+
+def test_a_run_on_another_set_is_refused(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_folder = recorded(tmp_path / "run")
+    for number, data in ((10, "another"), (20, ShardSet(made).manifest.hash)):
+        folder = run_folder / "checkpoints" / f"step-{number:08d}"
+        folder.mkdir(parents=True)
+        (folder / "checkpoint.json").write_text(json.dumps({"data": data}))
+    config = OrderConfig(str(made), step=0, run=str(run_folder))
+    run(config)  # the newest counts
+    (folder / "checkpoint.json").write_text(json.dumps({"data": "another"}))
+    with pytest.raises(UserError, match="was trained on another shard set"):
+        run(config)
+    (folder / "checkpoint.json").write_text("{")
+    with pytest.raises(UserError, match=r"checkpoint\.json cannot be read"):
+        run(config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"step": -1}, "step=-1 is below 0"),
+        ({"steps": 0}, "steps=0 is below 1"),
+        ({"image_ratio": 1.5}, "image_ratio=1.5 is a share"),
+        ({"batch_clips": 0}, "batch_clips=0 is not above 0"),
+        ({"frames": 0}, "frames=0 is not above 0"),
+        ({"batch_clips": 100}, "fewer than one global batch of 100"),
+        ({"run": "no/such/run"}, "no/such/run/config.yaml cannot be read (No such file or directory): give the folder"),
+    ],
+)
+def test_a_mistake_is_said(made: Path, settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError) as error:
+        run(OrderConfig(**{"output": str(made), "step": 0, **SETTINGS, "image_ratio": 0.0, **settings}))
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "a: [", "seed: 0", "\x00", "!!python/object:a.B {}"])
+def test_a_config_that_is_none_is_said_in_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match="is not the config of a run") as error:
+        read_settings(tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("seed", ["x", True, None, 1.5])
+def test_a_setting_of_the_wrong_type_is_said(tmp_path: Path, seed: Any) -> None:
+    with pytest.raises(UserError, match="is not of type int"):
+        read_settings(recorded(tmp_path / "run", seed=seed))
+
+
+def test_a_damaged_index_is_said(tmp_path: Path) -> None:
+    root = make_shard_set(tmp_path / "set", clips=4, images=0, shards=1)
+    path = index_path(root / "shards" / "video-32x16-000000.tar")
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(UserError, match="not the index that was frozen"):
+        run(OrderConfig(str(root), step=0, batch_clips=4, image_ratio=0.0))
+
+
+def test_a_reader_that_has_enough_ends_it_quietly(made: Path) -> None:
+    arguments = [f"output={made}", "step=0", "steps=10000", "batch_clips=4"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "data_tools.main", "order", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline() == "\t".join(COLUMNS) + "\n"
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait(timeout=120)) == ("", 0)
+    process.stderr.close()
