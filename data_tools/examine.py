@@ -68,7 +68,7 @@ class Examiner:
             info = self.probe(place)
             span = self.recipe.cut.span
             if info.frames is not None and info.frames < span:
-                reason = f"{info.frames} frames, and a clip takes {span}"
+                reason = f"it has {info.frames} of the {span} frames that a clip takes"
                 return Failure(media.path, "too short", reason, failed=False)
             media = replace(
                 media,

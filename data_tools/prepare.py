@@ -11,7 +11,7 @@ from data_tools.freeze import freeze, frozen, remove_staging
 from data_tools.places import Source
 from data_tools.plan import PLAN, Plan, load_fitting, make_plan
 from data_tools.recipe import RecipeConfig, check
-from data_tools.report import write_report
+from data_tools.report import REPORT, write_report
 from data_tools.sources import open_source
 from data_tools.task import STAGING, forget, is_done, load_result
 from data_tools.workers import Settings, do_tasks
@@ -59,12 +59,7 @@ def run(config: DataToolsConfig) -> int:
     if config.retry:
         reopen(plan, output)
     if manifest := frozen(output, plan):
-        if not any(failure.transient for failure in read_failures(output)):
-            remove_staging(output)  # of a freeze that was killed at its very end
-        print(f"already frozen: {output / MANIFEST} ({summary(manifest)})")
-        if config.step == "report":
-            print(f"report: {write_report(output)}")
-        return 0
+        return already_frozen(config, manifest, output)
     return steps(config, plan, source, output)
 
 
@@ -102,6 +97,19 @@ def steps(config: DataToolsConfig, plan: Plan, source: Source, output: Path) -> 
     if config.step == "report":
         raise UserError(f"output={output} is not frozen yet: run step=all, or step=task and step=freeze")
     return 0
+
+
+def already_frozen(config: DataToolsConfig, manifest: Manifest, output: Path) -> int:
+    """Nothing is to be done, but for the page. The exit code is that of the run that froze the set."""
+    losses = read_failures(output)
+    if not any(failure.transient for failure in losses):
+        remove_staging(output)  # of a freeze that was killed at its very end
+    failed = sum(failure.failed for failure in losses)
+    print(f"already frozen: {output / MANIFEST} ({summary(manifest)}); {failed} failed, all in {output / FAILURES}")
+    # without a page the freeze was killed at its very end, or had no room for it
+    if config.step == "report" or (config.step in ("all", "freeze") and not (output / REPORT).exists()):
+        print(f"report: {write_report(output)}")
+    return INCOMPLETE if failed else 0
 
 
 def wanted(config: DataToolsConfig, plan: Plan) -> list[int]:
@@ -159,7 +167,9 @@ def show(failed: list[Failure]) -> None:
     """The first failures, a line each."""
     for failure in failed[:SHOWN]:
         kept = f" ({failure.clips} samples kept)" if failure.clips else ""
-        print(f"  {failure.file}: {failure.reason}{kept}")
+        # a name may hold line ends, and bytes that are no text, which print refuses
+        name = failure.file if failure.file.isprintable() else ascii(failure.file)
+        print(f"  {name}: {failure.reason}{kept}")
     if len(failed) > SHOWN:
         print(f"  and {len(failed) - SHOWN} more")
 

@@ -45,7 +45,7 @@ def test_every_file_is_accounted_for(source: Path, tmp_path: Path) -> None:
         "tiny.png": ("too small", False),
     }
     reasons = {failure.file: failure.reason for failure in lost}
-    assert reasons["short.mp4"] == "2 frames, and a clip takes 3"
+    assert reasons["short.mp4"] == "it has 2 of the 3 frames that a clip takes"
     assert reasons["tiny.png"] == "20x20 would be enlarged 2.4 times to 48x48"
     assert plan.ignored == {".md": 1}
     assert not plan.stills
