@@ -35,9 +35,7 @@ class DataToolsConfig:
     of: int | None = None  # with task=K: all tasks whose number is K modulo this; for job arrays
     retry: str | None = None  # transient: does those tasks again in which something failed that may pass
     workers: int = 1  # processes that do tasks
-    readers: int | None = (
-        None  # files that each worker decodes at a time; null: one, or on a GPU its share of the cores
-    )
+    readers: int | None = None  # files that a worker decodes at a time; null: one, or on a GPU its share of cores
     device: str = "auto"  # of the networks: cpu, cuda, or auto: the GPUs if there are any, a worker each in turn
     precision: str = "auto"  # of the networks: fp32, fp16, bf16, or auto: fp16 on a GPU, else fp32
 

@@ -11,10 +11,10 @@ from gen1_train.estimators.depth import DepthConfig
 from gen1_train.estimators.edges import EdgesConfig
 from gen1_train.estimators.structure import STRUCTURES
 from gen1_train.model.autoencoder import AutoencoderConfig
+from gen1_train.video.frames import DECODERS
 from gen1_train.video.geometry import enlargement, nearest_bucket, parse_bucket
 
 STILLS = ("auto", "always", "never")
-DECODERS = ("pyav", "decord")
 
 
 @dataclass
@@ -22,13 +22,10 @@ class RecipeConfig:
     cut: CutConfig = field(default_factory=CutConfig)  # how clips are cut out of videos
     video_buckets: list[str] = field(default_factory=lambda: ["448x256"])  # width x height in pixels
     image_buckets: list[str] = field(default_factory=lambda: ["448x256"])  # width x height in pixels
-    # Image steps need images. "always": the middle frame of each clip is stored as an image too; "never"; "auto": only
-    # when the source has no usable image of its own.
-    stills: str = "auto"
+    stills: str = "auto"  # images out of clips' middle frames: always, never, auto (only if the source has no images)
     max_enlargement: float = 2.0  # a file that would have to be enlarged more than this is dropped
-    # Tried in this order; the next one only if the one before cannot read the file at all. decord takes damaged frames
-    # for good ones, PyAV sees them; their good frames are equal.
-    decoders: list[str] = field(default_factory=lambda: ["pyav", "decord"])
+    # decord takes damaged frames for good ones, PyAV sees most of them; their good frames are equal
+    decoders: list[str] = field(default_factory=lambda: list(DECODERS))  # in this order, the next if one cannot read it
     structure: str = "depth"  # what the model is shown of a clip: depth or edges
     latents: bool = True  # store the autoencoder's latents; without them training encodes in every step
     jpeg_quality: int = 95  # of the stored frames, 1..100

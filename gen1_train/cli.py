@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -37,7 +38,8 @@ def run_app(name: str, config_name: str, schema: type[Config], task: Callable[[C
     from omegaconf import OmegaConf
 
     if {"--help", "-h"} & set(sys.argv[1:]):
-        print(help_text(name, conf_dir() / f"{config_name}.yaml", schema))
+        with suppress(BrokenPipeError):  # `--help | head`
+            print(help_text(name, conf_dir() / f"{config_name}.yaml", schema), flush=True)
         return
     ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the line below is ours

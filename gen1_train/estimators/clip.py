@@ -14,8 +14,8 @@ from gen1_train.frozen import fingerprint, finite, load_frozen
 
 @dataclass
 class ClipConfig:
-    # open_clip's name (OpenAI's weights want QuickGELU), or `local-dir:FOLDER` with open_clip_config.json and weights
-    model: str = "ViT-L-14-quickgelu"
+    # OpenAI's weights want QuickGELU; a FOLDER holds open_clip_config.json and the weights
+    model: str = "ViT-L-14-quickgelu"  # open_clip's name, or local-dir:FOLDER
     pretrained: str | None = "openai"  # open_clip's tag, or a .safetensors file; null for local-dir
     chunk: int = 64  # frames that go through the tower at a time; bounds memory, changes no value
 
