@@ -67,8 +67,9 @@ class Manifest:
     """What a frozen set is: its pools, and everything that made them.
 
     `estimators` holds, for each of "autoencoder", "structure" and "clip", the section of the recipe that loads it
-    (path, size, ...) as `config`, and its `fingerprint`; for the autoencoder `scale` (of the latents) and `factor`
-    (pixels per latent) too; for clip `width` (of an embedding).
+    (path, size, ...) as `config`, its `fingerprint`, and the `precision` they ran in; for the autoencoder also
+    `scale` (of the latents), `factor` (pixels per latent) and `stored` (whether the samples hold latents); for the
+    structure its `kind` and `normalise` (what 0 and 1 mean); for clip `width` (of an embedding).
     """
 
     pools: dict[str, PoolShards]
