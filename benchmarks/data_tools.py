@@ -14,18 +14,22 @@ workers  seconds of a set with one worker process over those with two
 memory   resident memory of a task over a video, and over one ten times as long
 """
 
+# ruff: noqa: E402
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[0] = str(ROOT)  # in place of this folder, where this file would be taken for the package data_tools
+
 import argparse
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import av
@@ -45,7 +49,6 @@ from gen1_train.estimators.clip import ClipConfig
 from gen1_train.estimators.depth import DepthConfig
 from gen1_train.model.autoencoder import AutoencoderConfig
 
-ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "miniature" / "weights"
 WIDTH, HEIGHT, FPS = 1280, 720, 25
 STAGES = ("read", "structure", "clip", "latents", "encode")
@@ -199,17 +202,26 @@ def read_all(source: Path, recipe: RecipeConfig) -> list[Clip]:
     return clips
 
 
-def one_task(source: Path, recipe: RecipeConfig, estimators: Estimators, folder: Path) -> None:
-    """A task over all of the source."""
+def one_task(source: Path, recipe: RecipeConfig, estimators: Estimators, folder: Path) -> int:
+    """A task over all of the source; the peak of its decoding process in MiB."""
     output = folder / "task"
     shutil.rmtree(output, ignore_errors=True)
     opened = open_source(str(source))
     plan = make_plan(opened, output, recipe, 1)
-    readers = ReaderPool([FileReader(opened, recipe, stills=False)])
+    reader = FileReader(opened, recipe, stills=False)
+    readers = ReaderPool([reader])
     try:
         run_task(plan, 0, output, readers, estimators)
+        assert reader.sandbox._process is not None
+        return peak(reader.sandbox._process.pid)
     finally:
         readers.close()
+
+
+def peak(process: int) -> int:
+    """The most memory that a process has held so far, in MiB."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) >> 10
 
 
 # workers
@@ -232,13 +244,33 @@ def workers(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, A
             seconds[count].append(taken)
     gain = [one / two for one, two in zip(seconds[1], seconds[2])]
     yield {"one_s": rounded(seconds[1]), "two_s": rounded(seconds[2]), "gain": rounded(gain)}
+    alone, together = (statistics.median(side_by_side(count) for _ in range(3)) for count in (1, 2))
+    yield {"what": "two processes of plain products", "gain": round(2 * alone / together, 3)}
+
+
+def side_by_side(count: int) -> float:
+    """Seconds of that many processes that each do the same convolutions on one thread: what the cores allow."""
+    code = (
+        "import time, torch; torch.set_num_threads(1); x = torch.ones(8, 64, 128, 224); w = torch.ones(64, 64, 3, 3)\n"
+        "torch.conv2d(x, w); input(); t = time.perf_counter()\n"
+        "for _ in range(20): torch.conv2d(x, w)\n"
+        "print(time.perf_counter() - t)"
+    )
+    call = [sys.executable, "-c", code]
+    processes = [subprocess.Popen(call, stdin=-1, stdout=-1, text=True) for _ in range(count)]
+    time.sleep(10)  # until all of them wait for the word
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    return max(float(process.communicate()[0]) for process in processes)
 
 
 # memory
 
 
 def memory(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
-    """Peaks of this process and of the largest child over a task, for a video and for ten of it in a row."""
+    """Peaks of this process and of its decoding child over a task, for a video and for ten of it in a row."""
     recipe = make_recipe(arguments)
     estimators = Estimators(recipe, arguments.device)
     made = make_video(folder / "made.mp4", arguments.seconds)
@@ -246,11 +278,8 @@ def memory(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, An
         source = folder / f"source-{times}"
         source.mkdir(exist_ok=True)
         repeat(made, source / "video.mp4", times)
-        one_task(source, recipe, estimators, folder)
-        own, child = (
-            resource.getrusage(who).ru_maxrss >> 10 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-        )
-        yield {"seconds_of_video": times * arguments.seconds, "peak_mib": own, "peak_of_children_mib": child}
+        child = one_task(source, recipe, estimators, folder)
+        yield {"seconds_of_video": times * arguments.seconds, "peak_mib": peak(os.getpid()), "decoder_mib": child}
 
 
 # made things

@@ -5,6 +5,21 @@ import multiprocessing.connection
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Processes that are started in this block hear of Ctrl-C once they begin, and this one after the block.
+
+    Otherwise each would die in the midst of its imports, with a traceback.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def begin_worker() -> None:
@@ -13,6 +28,7 @@ def begin_worker() -> None:
     A ProcessPoolExecutor would let it wait for the next task for ever.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback from every worker
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     parent = multiprocessing.parent_process()
     assert parent is not None
     sentinel = parent.sentinel

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_tools.children import begin_worker
+from data_tools.children import begin_worker, interrupts_wait
 from data_tools.estimate import load_estimators
 from data_tools.plan import Plan
 from data_tools.read import FileReader, ReaderPool
@@ -78,7 +78,8 @@ def in_processes(settings: Settings, todo: list[int], workers: int, on_step: Cal
     for rank in range(workers):
         ranks.put(rank)
     with ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(steps, ranks)) as pool:
-        futures = {pool.submit(work_there, settings, number) for number in todo}
+        with interrupts_wait():
+            futures = {pool.submit(work_there, settings, number) for number in todo}
         try:
             while futures:
                 done, futures = wait(futures, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -150,7 +151,7 @@ class Bar:
         self.samples += step.samples
         self.lost.update(step.lost)
         self._tell()
-        self._bar.update(step.seconds)
+        self._bar.update(min(step.seconds, self.total - self._bar.n))  # a sum in another order may be larger
 
     def _tell(self) -> None:
         lost = {kind: str(count) for kind, count in sorted(self.lost.items())}
