@@ -1,11 +1,15 @@
 """The child process that decodes for a task: a video's clips, cut, checked and cropped, over a pipe.
 
-| answer of "clips" | array |
+"clips" answers:
+
+| | array |
 |---|---|
 | `{"is": "clip", "first", "seconds", "motion", "decoder"}` | uint8 (n, h, w, 3) of the bucket's size |
 | `{"is": "still", "first", "decoder"}`: of the clip before | uint8 (1, h, w, 3) of the image bucket's size |
 | `{"is": "drop", "category", "reason", "seconds"}` | |
 | `{"is": "progress", "seconds"}` | |
+
+"image" answers once, with an empty header and uint8 (1, h, w, 3) of the bucket's size.
 """
 
 from collections.abc import Iterator
@@ -17,6 +21,7 @@ import numpy as np
 from data_tools.cut import Clip, CutConfig, Drop, cut_clips
 from gen1_train.video.frames import read_any
 from gen1_train.video.geometry import resize_and_crop
+from gen1_train.video.image import read_image
 from gen1_train.video.probe import VideoError
 from gen1_train.video.sandbox import Answer, serve
 
@@ -48,5 +53,11 @@ def clips(request: dict[str, Any]) -> Iterator[Answer]:
             yield {"is": "progress", "seconds": item.seconds}, None
 
 
+def image(request: dict[str, Any]) -> Iterator[Answer]:
+    """Reads an image file. Raises VideoError."""
+    width, height = request["size"]
+    yield {}, resize_and_crop(read_image(request["path"])[None], width, height)
+
+
 if __name__ == "__main__":
-    serve({"clips": clips})
+    serve({"clips": clips, "image": image})

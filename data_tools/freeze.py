@@ -23,6 +23,7 @@ from tqdm import tqdm
 from data_tools.failures import FAILURES, Failure, to_lines
 from data_tools.pack import PADDING, place
 from data_tools.plan import Plan
+from data_tools.progress import seconds_between
 from data_tools.recipe import RecipeConfig
 from data_tools.stats import merged
 from data_tools.task import STAGING, TaskResult, load_result, task_folder
@@ -72,10 +73,10 @@ def freeze(plan: Plan, recipe: RecipeConfig, output: Path, threads: int = 1) -> 
     failures = [*plan.read_failures(output), *(failure for result in results for failure in result.failures)]
     failures.sort(key=lambda failure: (failure.file, failure.start or 0.0, failure.reason))
     pools, digest = collect(plan, recipe, output)
-    if not pools:
-        raise UserError(f"not one sample came out of the source; {commonest(failures)}")
     try:
         write_atomically(output / FAILURES, to_lines(failures))
+        if not pools:
+            raise UserError(f"not one sample came out of the source; {commonest(failures)}")
         stats = merged(result.stats for result in results)
         for failure in plan.read_failures(output):
             stats.add_failure(failure)
@@ -173,7 +174,7 @@ def write_shards(
     made: dict[str, list[Shard]] = {name: [] for name in pools}
     with (
         ThreadPoolExecutor(threads) as workers,
-        tqdm(total=total, desc="freeze", unit="B", unit_scale=True, leave=False) as progress,
+        tqdm(total=total, desc="freeze", unit="B", unit_scale=True, mininterval=seconds_between()) as progress,
     ):
         for work, shard in zip(works, workers.map(lambda work: write_shard(work, output), works)):
             made[work.pool].append(shard)

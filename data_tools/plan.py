@@ -18,6 +18,7 @@ from tqdm import tqdm
 from data_tools.examine import Examiner, MediaFile
 from data_tools.failures import Failure
 from data_tools.places import Scan, Source, SourceFile
+from data_tools.progress import seconds_between
 from data_tools.recipe import RecipeConfig
 from gen1_train.errors import UserError
 from gen1_train.files import write_atomically
@@ -154,7 +155,8 @@ def _examined(
 
     try:
         with ThreadPoolExecutor(threads) as pool:
-            yield from tqdm(pool.map(examine, files), total=len(files), desc="plan", unit="file", leave=False)
+            results = pool.map(examine, files)
+            yield from tqdm(results, "plan", len(files), unit="file", mininterval=seconds_between())
     finally:
         for examiner in examiners:
             examiner.close()

@@ -98,7 +98,7 @@ def steps(config: DataToolsConfig, plan: Plan, source: Source, output: Path) -> 
 
 
 def already_frozen(config: DataToolsConfig, manifest: Manifest, output: Path) -> int:
-    """Nothing is to be done, but for the page. The exit code is that of the run that froze the set."""
+    """Nothing is to be done, but for the page. The exit code is that of the same step before the set was frozen."""
     losses = read_failures(output)
     if not any(failure.transient for failure in losses):
         remove_staging(output)  # of a freeze that was killed at its very end
@@ -107,7 +107,7 @@ def already_frozen(config: DataToolsConfig, manifest: Manifest, output: Path) ->
     # without a page the freeze was killed at its very end, or had no room for it
     if config.step == "report" or (config.step in ("all", "freeze") and not (output / REPORT).exists()):
         print(f"report: {write_report(output)}")
-    return INCOMPLETE if failed else 0
+    return INCOMPLETE if failed and config.step in ("all", "freeze") else 0
 
 
 def wanted(config: DataToolsConfig, plan: Plan) -> list[int]:

@@ -18,8 +18,7 @@ from data_tools.pipeline import Clip
 from data_tools.places import Source
 from data_tools.recipe import RecipeConfig, choose_bucket
 from gen1_train.batch import Pool
-from gen1_train.video.geometry import parse_bucket, resize_and_crop
-from gen1_train.video.image import read_image
+from gen1_train.video.geometry import parse_bucket
 from gen1_train.video.probe import VideoError
 from gen1_train.video.sandbox import Sandbox
 
@@ -80,8 +79,9 @@ class FileReader:
 
     def image(self, file: MediaFile, path: Path) -> Clip:
         """The clip of one frame that an image is. Raises VideoError."""
-        width, height = parse_bucket(file.bucket)
-        frames = resize_and_crop(read_image(path)[None], width, height)
+        width, height = size = parse_bucket(file.bucket)
+        ((_, frames),) = self.sandbox.stream({"do": "image", "path": str(path), "size": size})
+        assert frames is not None
         return Clip(file_key(file), Pool("image", width, height, 1), frames, file.caption, self.facts(file))
 
     def request(self, file: MediaFile, path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from data_tools.estimate import LAYERS, Estimators
 from data_tools.failures import FAILURES
 from data_tools.pack import open_tar
 from data_tools.pipeline import Clip, Made, Pipeline
+from data_tools.progress import seconds_between
 from data_tools.recipe import RecipeConfig, check, recorded
 from data_tools.report import write_report
 from data_tools.stats import Stats, member_kind
@@ -155,7 +156,7 @@ def refresh(source: Path, output: Path, old: Manifest, estimators: Estimators, l
     total = sum(pool.samples for pool in old.pools.values())
     with (
         Pipeline(estimators, estimators.recipe.jpeg_quality, [layer]) as pipeline,
-        tqdm(total=total, desc="refresh", unit="sample") as progress,
+        tqdm(total=total, desc="refresh", unit="sample", mininterval=seconds_between()) as progress,
     ):
         for name, pool in old.pools.items():
             shards = []

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_tools.children import begin_worker
+from data_tools.children import begin_worker, interrupts_wait
 from data_tools.shard_check import Problem, Rules, ShardReport, check_shard, key_hash
 from gen1_train.data.shards import MANIFEST, Manifest, Shard, index_path, read_index
 from gen1_train.errors import UserError
@@ -101,7 +101,8 @@ def in_processes(jobs: list[Job], workers: int, show: Callable[[int], Any]) -> I
     context = multiprocessing.get_context("spawn")  # a fork would share the threads of this process
     done = context.Value("Q", 0)
     with ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(done,)) as pool:
-        futures = [pool.submit(work, job) for job in jobs]
+        with interrupts_wait():
+            futures = [pool.submit(work, job) for job in jobs]
         try:
             for future in futures:
                 while True:

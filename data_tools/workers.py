@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import queue
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from data_tools.children import begin_worker, interrupts_wait
 from data_tools.estimate import load_estimators
 from data_tools.plan import Plan
+from data_tools.progress import seconds_between
 from data_tools.read import FileReader, ReaderPool
 from data_tools.recipe import RecipeConfig
 from data_tools.sources import open_source
@@ -138,9 +138,7 @@ class Bar:
     lost: Counter[str] = field(default_factory=Counter)
 
     def __enter__(self) -> "Bar":
-        # a log file gets a line a minute, not ten a second
-        often = 0.1 if sys.stderr.isatty() else 60.0
-        self._bar = tqdm(total=self.total, desc="tasks", unit="s", bar_format=BAR, mininterval=often)
+        self._bar = tqdm(total=self.total, desc="tasks", unit="s", bar_format=BAR, mininterval=seconds_between())
         return self
 
     def __exit__(self, *error: object) -> None:

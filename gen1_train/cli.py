@@ -1,6 +1,7 @@
 """The frame of every command: Hydra composes and checks the config, a mistake ends in one line and exit code 2."""
 
 import difflib
+import io
 import os
 import re
 import sys
@@ -33,6 +34,10 @@ def run_app(name: str, config_name: str, schema: type[Config], task: Callable[[C
     Whatever the user can mend (UserError, a setting that does not exist or has the wrong type) is printed as one line
     on standard error, and the process ends with exit code 2.
     """
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
     import hydra
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf

@@ -1,6 +1,7 @@
 """Image files: whatever PIL can read becomes upright sRGB of 8 bits."""
 
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ SIDEWAYS = {5, 6, 7, 8}  # EXIF orientations that exchange width and height
 # What PIL may take a file for, by its content; among the others is PostScript, which it would have run.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF")
 SRGB = ImageCms.createProfile("sRGB")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # it comes at half of what PIL refuses
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

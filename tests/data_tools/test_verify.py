@@ -360,7 +360,7 @@ def frozen_member(name: str, data: bytes) -> list[tuple[str, Members]]:
     [
         ("frame00.jpg", b"GIF?", "cannot be decoded: cannot identify image file"),
         ("meta.json", b"{", "cannot be decoded: "),
-        ("meta.json", b"[" * 100_000, "cannot be decoded: RecursionError"),
+        ("meta.json", b"[" * 100_000, "cannot be decoded: maximum recursion depth exceeded"),
         ("caption.txt", b"\xff", "cannot be decoded: "),
         ("moments.npy", b"PK\x03\x04", "cannot be decoded: "),
         ("depth00.png", b"", "is no member that a sample of this pool has"),
@@ -379,7 +379,9 @@ def test_a_picture_that_says_it_is_huge_is_named(own: Path, check: Check) -> Non
     png[29:33] = zlib.crc32(png[12:29]).to_bytes(4, "big")
     refreeze(own, frozen_member("structure00.png", bytes(png)))
     [line] = check()
-    assert line.startswith(f"shards/{TAR}: {KEY}.structure00.png: cannot be decoded: DecompressionBombError")
+    assert line.startswith(
+        f"shards/{TAR}: {KEY}.structure00.png: cannot be decoded: Image size (3600000000 pixels) exceeds"
+    )
 
 
 def test_a_key_that_cannot_be_one_is_named(own: Path, check: Check) -> None:
