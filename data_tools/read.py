@@ -159,7 +159,7 @@ class ReaderPool:
         for reader in self.readers:
             reader.close()
 
-    def read(self, files: list[MediaFile]) -> Iterator[Item]:
+    def read(self, files: list[MediaFile]) -> Generator[Item]:
         """Yields all items of all files. Raises UserError when the whole source has gone."""
         count = len(self.readers)
         queues: list[queue.Queue[Item | BaseException]] = [queue.Queue(AHEAD) for _ in self.readers]

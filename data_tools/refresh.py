@@ -36,6 +36,7 @@ from gen1_train.data.shards import (
     write_index,
 )
 from gen1_train.errors import UserError
+from gen1_train.estimators.structure import STRUCTURES
 from gen1_train.files import write_atomically
 
 STARTED = "refresh.json"  # in the output until it is finished: what is being made of what
@@ -51,7 +52,7 @@ ESTIMATORS = {"structure": ("structure",), "clip": ("clip",), "latents": ("autoe
 class RefreshConfig:
     source: str = MISSING  # the frozen set
     output: str = MISSING  # folder of the new set
-    layer: str = MISSING  # structure (and its latent), clip (image and text embeddings), latents
+    layer: str = MISSING  # structure (its latent too; also by its kind: depth, edges), clip (images and texts), latents
     recipe: RecipeConfig = field(default_factory=RecipeConfig)  # of it only the layer's own sections count
     device: str = "auto"  # of the networks: cpu, cuda, or auto: a GPU if there is one
     precision: str = "auto"  # of the networks: fp32, fp16, bf16, or auto: fp16 on a GPU, else fp32
@@ -63,8 +64,10 @@ def main() -> None:
 
 def run(config: RefreshConfig) -> int:
     """Makes the new set, or goes on with it. Raises UserError."""
+    if config.layer in STRUCTURES:
+        config.recipe.structure, config.layer = config.layer, "structure"
     if config.layer not in LAYERS:
-        raise UserError(f"layer={config.layer} is not one of {', '.join(LAYERS)}")
+        raise UserError(f"layer={config.layer} is not one of {', '.join([*LAYERS, *STRUCTURES])}")
     source, output = Path(config.source), Path(config.output)
     if source.resolve() == output.resolve():
         raise UserError("source and output are the same folder: a frozen set is never changed, name another output")

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -153,7 +153,8 @@ def fill(
         pipeline = stack.enter_context(Pipeline(estimators, int(plan.recipe["jpeg_quality"])))
         tars = stack.enter_context(Tars(building))
         count = Count(on_step)
-        for item in pipeline.run(readers.read(files)):
+        items = stack.enter_context(closing(readers.read(files)))  # a full disk must stop the readers too
+        for item in pipeline.run(items):
             match item:
                 case Made(clip, members, None):
                     tars.write(clip.pool.name, clip.key, members)

@@ -16,17 +16,19 @@ import pytest
 import torch
 import webdataset
 
-from data_tools import freeze, workers
+from data_tools import freeze, task, workers
 from data_tools.estimate import load_estimators
 from data_tools.examine import MediaFile
 from data_tools.prepare import main, run
 from data_tools.read import FileReader, Item
 from data_tools.stats import Stats
+from data_tools.task import TaskResult
 from gen1_train.batch import STRUCTURE_MAX
 from gen1_train.cli import INCOMPLETE
 from gen1_train.data.shards import Manifest, Shard, ShardSet, read_index
 from gen1_train.errors import UserError
 from tests.data_tools.source import config, make_source, quick_recipe, work_and_die
+from tests.running import ENVIRONMENT, REPOSITORY
 from tests.video.files import is_alive, make_video, number_of
 
 FIELDS = ("frames", "structure", "moments", "structure_latent", "image_embedding", "meta")
@@ -207,6 +209,37 @@ def test_a_killed_freeze_goes_on(
     assert ((shards / "image-64x48-000000.tar").stat().st_mtime_ns == before) == (kept == "the finished shard")
 
 
+def test_two_workers_at_one_task_do_no_harm(
+    source: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one to finish finds the task done, and takes what is there."""
+    run(config(source, tmp_path, step="plan"))
+    name, others = task.give_name, []
+
+    def late(building: Path, folder: Path, plan: str) -> TaskResult | None:
+        if not others:  # meanwhile another process does all of it
+            others.append(folder.name)
+            script = (
+                "import sys; from data_tools.prepare import run; from tests.data_tools.source import config; "
+                "run(config(sys.argv[1], sys.argv[2], step='task'))"
+            )
+            command = [sys.executable, "-c", script, str(source), str(tmp_path)]
+            subprocess.run(command, cwd=REPOSITORY, env=ENVIRONMENT, check=True, capture_output=True)
+            done = folder / "done.json"
+            before = done.stat().st_mtime_ns
+            result = name(building, folder, plan)
+            assert result is not None and done.stat().st_mtime_ns == before
+            return result
+        return name(building, folder, plan)
+
+    monkeypatch.setattr(task, "give_name", late)
+    run(config(source, tmp_path, step="task"))
+    monkeypatch.undo()
+    assert others == ["task-00000"]
+    run(config(source, tmp_path, step="freeze"))
+    assert tar_hashes(tmp_path) == tar_hashes(prepared)
+
+
 def test_what_a_freeze_left_at_its_very_end_is_removed(source: Path, tmp_path: Path) -> None:
     run(config(source, tmp_path))
     (tmp_path / ".staging").mkdir()
@@ -325,6 +358,12 @@ def test_a_source_without_a_usable_file_says_why(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_workers_make_the_same_set(source: Path, prepared: Path, tmp_path: Path) -> None:
     run(config(source, tmp_path, task_seconds=0.1, workers=2))
+    assert tar_hashes(tmp_path) == tar_hashes(prepared)
+
+
+def test_several_readers_make_the_same_set(source: Path, prepared: Path, tmp_path: Path) -> None:
+    """What they read comes in the order of the files, whoever is first."""
+    run(config(source, tmp_path, task_seconds=100.0, readers=3))
     assert tar_hashes(tmp_path) == tar_hashes(prepared)
 
 

@@ -1,0 +1,147 @@
+"""Clips in, samples out: in order, a few at a time, and one bad clip is one bad clip."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_tools.estimate import Estimators, load_estimators
+from data_tools.pipeline import AHEAD, Clip, Made, Pipeline
+from gen1_train.batch import Pool, SampleError, decode_sample
+from tests.data_tools.source import quick_recipe
+from tests.video.files import picture
+
+VIDEO, IMAGE = Pool("video", 64, 48, 2), Pool("image", 64, 48, 1)
+
+
+class FakeEstimators:
+    """Networks whose results tell which clip they were made from."""
+
+    def __init__(self, batch: int = 1, latents: bool = True) -> None:
+        self.batch = batch
+        self.recipe = SimpleNamespace(latents=latents, structure="fake")
+        self.structure = SimpleNamespace(normalisation="none")
+        self.batches: list[int] = []  # sizes of those that were seen
+
+    def maps(self, clips: np.ndarray) -> list[Any]:
+        self.batches.append(len(clips))
+        if clips[0, 0, 0, 0, 0] == 99:
+            raise ZeroDivisionError("a bug")
+        bad = SampleError("not finite")
+        return [bad if clip[0, 0, 0, 0] == 66 else (clip[..., 0].astype(np.uint16), (0.0, 1.0)) for clip in clips]
+
+    def structure_latents(self, structure: np.ndarray) -> np.ndarray:
+        return structure[:, None, ::8, ::8].astype(np.float16)
+
+    def moments(self, clips: np.ndarray) -> np.ndarray:
+        return np.stack([clips[:, :, ::8, ::8, 0]] * 2, axis=2).astype(np.float16)
+
+    def image_embeddings(self, clips: np.ndarray) -> np.ndarray:
+        return clips[:, :, 0, :4, 0].astype(np.float16)
+
+    def text_embedding(self, caption: str) -> np.ndarray:
+        return np.full(4, len(caption), np.float16)
+
+
+def clip(value: int, pool: Pool = VIDEO, caption: str | None = None) -> Clip:
+    frames = np.full((pool.frames, pool.height, pool.width, 3), value, np.uint8)
+    return Clip(f"key-{value}", pool, frames, caption, {"source": f"{value}.mp4"})
+
+
+def run(estimators: Any, items: list[Any], **settings: Any) -> list[Any]:
+    with Pipeline(estimators, 95, **settings) as pipeline:
+        return list(pipeline.run(items))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("encoders", [1, 4])
+def test_everything_comes_in_the_order_in_which_it_went_in(batch: int, encoders: int) -> None:
+    items = [
+        clip(0),
+        "an event",
+        clip(1),
+        clip(2),
+        clip(3, IMAGE),
+        clip(4, IMAGE),
+        "another",
+        "more",
+        *map(clip, range(5, 12)),
+    ]
+    estimators = FakeEstimators(batch)
+    made = run(estimators, items, encoders=encoders)
+    assert [item.clip.key if isinstance(item, Made) else item for item in made] == [
+        item.key if isinstance(item, Clip) else item for item in items
+    ]
+    for item in made:
+        if isinstance(item, Made):
+            value = int(item.clip.key.removeprefix("key-"))
+            sample = decode_sample(item.clip.key, item.members)
+            for array in (sample.structure, sample.structure_latent, sample.moments, sample.image_embedding):
+                assert array is not None and len(array) == item.clip.pool.frames and (array == value).all()
+            assert sample.meta == {
+                "source": f"{value}.mp4",
+                "structure": "fake",
+                "normalise": "none",
+                "structure_range": [0.0, 1.0],
+            }
+    assert max(estimators.batches) == min(batch, 5) and sum(estimators.batches) == 12
+
+
+def test_captions_go_to_their_clips() -> None:
+    made = run(FakeEstimators(3), [clip(1, caption="ball"), clip(2), clip(3, caption="a box")])
+    samples = [decode_sample(item.clip.key, item.members) for item in made]
+    assert [sample.caption for sample in samples] == ["ball", None, "a box"]
+    assert [sample.text_embedding is not None and sample.text_embedding[0] for sample in samples] == [4, False, 5]
+
+
+def test_a_bad_clip_spoils_no_other() -> None:
+    made = run(FakeEstimators(3), [clip(1), clip(66), clip(3)])
+    assert [str(item.error) if item.error else "" for item in made] == ["", "not finite", ""]
+    assert [bool(item.members) for item in made] == [True, False, True]
+
+
+def test_a_bug_in_a_network_ends_the_run() -> None:
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        run(FakeEstimators(), [clip(1), clip(99), clip(3)])
+
+
+def test_without_latents_the_autoencoder_is_not_asked() -> None:
+    (made,) = run(FakeEstimators(latents=False), [clip(1)])
+    assert {name.rpartition(".")[0].rstrip("0123456789") for name in made.members} == {
+        "frame",
+        "structure",
+        "image_embedding",
+        "meta",
+    }
+
+
+def test_no_more_is_taken_in_than_a_few_batches() -> None:
+    taken: list[int] = []
+
+    def endless() -> Iterator[Clip]:
+        for value in range(60):
+            taken.append(value)
+            yield clip(value)
+
+    with Pipeline(FakeEstimators(batch=2), 95) as pipeline:  # type: ignore[arg-type]
+        results = pipeline.run(endless())
+        for count in range(1, 40):
+            next(results)
+            assert len(taken) <= count + 2 * (AHEAD + 1)
+
+
+def test_clips_that_go_together_give_what_each_gives_alone() -> None:
+    """With the real networks: but for rounding, since sums of other shapes have other orders."""
+    estimators: Estimators = load_estimators(quick_recipe(), "cpu")
+    clips = np.stack([np.stack([picture(number), picture(number + 3)]) for number in range(4)])
+    alone = [estimators.moments(one[None])[0] for one in clips]
+    np.testing.assert_allclose(estimators.moments(clips).astype(float), np.stack(alone).astype(float), atol=0.02)
+    embedded = [estimators.image_embeddings(one[None])[0] for one in clips]
+    together = estimators.image_embeddings(clips).astype(float)
+    np.testing.assert_allclose(together, np.stack(embedded).astype(float), atol=0.01)
+    for found, one in zip(estimators.maps(clips), clips, strict=True):
+        (expected,) = estimators.maps(one[None])
+        assert isinstance(found, tuple) and isinstance(expected, tuple)
+        assert np.abs(found[0].astype(int) - expected[0].astype(int)).max() <= 65  # a thousandth of the range
