@@ -142,9 +142,10 @@ def category(error: VideoError) -> str:
 
 def file_key(file: MediaFile) -> str:
     """A key that is readable, unique for each file, stable, and without the dots that would split it in a tar."""
-    name = file.path.rpartition(".")[0] if file.id is None else file.id
-    readable = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[-60:] or "file"
-    digest = hashlib.blake2b((file.id or file.path).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+    if file.id is not None:  # all that already
+        return file.id
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", file.path.rpartition(".")[0]).strip("-")[-60:] or "file"
+    digest = hashlib.blake2b(file.path.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
     return f"{readable}-{digest}"
 
 

@@ -23,13 +23,14 @@ from data_tools.prepare import main, run
 from data_tools.read import FileReader, Item
 from data_tools.stats import Stats
 from data_tools.task import TaskResult
-from gen1_train.batch import STRUCTURE_MAX
+from gen1_train.batch import STRUCTURE_MAX, Sample
 from gen1_train.cli import INCOMPLETE
 from gen1_train.data.shards import Manifest, Shard, ShardSet, read_index
 from gen1_train.errors import UserError
 from tests.data_tools.source import config, make_source, quick_recipe, work_and_die
 from tests.running import ENVIRONMENT, REPOSITORY
 from tests.video.files import is_alive, make_video, number_of
+from tests.video.web import serve
 
 FIELDS = ("frames", "structure", "moments", "structure_latent", "image_embedding", "meta")
 
@@ -254,6 +255,33 @@ def test_videos_alone_give_images_too(source: Path, tmp_path: Path) -> None:
     sample = shards.read("image-64x48", 0, FIELDS)
     assert sample.frames is not None and sample.meta is not None
     assert [number_of(sample.frames[0])] == [sample.meta["first_frame"]]
+
+
+def by_place(root: Path) -> dict[tuple[str, int], Sample]:
+    """The clips of a set by the file's name and the first frame."""
+    shards = ShardSet(root)
+    samples = []
+    for index in range(6):
+        captioned = "caption.txt" in shards.entry(*shards.locate("video-64x48", index)).members
+        fields = ("frames", "meta", *(("caption",) if captioned else ()))
+        samples.append(shards.read("video-64x48", index, fields))
+    return {(s.meta["source"].rpartition("/")[2], s.meta["first_frame"]): s for s in samples if s.meta}
+
+
+def test_a_list_of_files_here_and_on_a_server(source: Path, prepared: Path, tmp_path: Path) -> None:
+    """The samples are those of the folder, under the list's ids and captions."""
+    with serve(source) as web:
+        rows = [f"{source}/a.mp4,first,a ball", f"{web.url}/sub/b.c.mkv,,", f"{web.url}/photo.png,p 1,"]
+        (tmp_path / "list.csv").write_text("\n".join(["path,id,caption", *rows]) + "\n")
+        assert run(config(tmp_path / "list.csv", tmp_path / "set")) == 0
+    found, same = by_place(tmp_path / "set"), by_place(prepared)
+    assert found.keys() == same.keys()
+    for place, sample in found.items():
+        np.testing.assert_array_equal(sample.frames, same[place].frames)
+        ours = place[0] == "a.mp4"
+        assert sample.key.startswith("first-0000" if ours else "http-") and (sample.caption == "a ball") == ours
+    image = ShardSet(tmp_path / "set").read("image-64x48", 0, ("meta",))
+    assert image.key.startswith("p-1-")
 
 
 def test_a_video_that_breaks_keeps_its_whole_clips(tmp_path: Path) -> None:
