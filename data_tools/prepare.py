@@ -86,8 +86,7 @@ def steps(config: DataToolsConfig, plan: Plan, source: Source, output: Path) -> 
         print(f"{output / PLAN}: {plan.files} files in {len(plan.tasks)} tasks, {lost} that no task will touch")
     if config.step in ("all", "task"):
         todo = [number for number in wanted(config, plan) if not is_done(output, number)]
-        readers = config.readers or (1 if config.device == "cpu" else None)
-        settings = Settings(config.source, output, config.recipe, config.device, config.precision, readers)
+        settings = Settings(config.source, output, config.recipe, config.device, config.precision, config.readers)
         do_tasks(settings, plan, todo, config.workers)
     if config.step in ("all", "freeze"):
         manifest = freeze(plan, config.recipe, output, config.workers)
