@@ -6,6 +6,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
+from data_tools.estimate import Estimators, load_estimators
 from data_tools.failures import FAILURES, Failure, read_failures
 from data_tools.freeze import freeze, frozen, remove_staging
 from data_tools.places import Source
@@ -18,6 +19,7 @@ from data_tools.workers import Settings, do_tasks
 from gen1_train.cli import INCOMPLETE, run_app
 from gen1_train.data.shards import MANIFEST, Manifest
 from gen1_train.errors import UserError
+from gen1_train.frozen import pick_device, resolve_precision
 
 STEPS = ("all", "plan", "task", "freeze", "report")
 RETRY = ("transient",)
@@ -50,6 +52,8 @@ def run(config: DataToolsConfig) -> int:
     check(config.recipe)
     output = Path(config.output)
     source = open_source(config.source)
+    if config.step == "all" and not (output / MANIFEST).exists():
+        check_estimators(config)
     if config.step in ("all", "plan"):
         plan = make_plan(source, output, config.recipe, min(PROBES, cores()))
     else:  # neither walks the source again, which a thousand tasks would do at once
@@ -59,6 +63,18 @@ def run(config: DataToolsConfig) -> int:
     if manifest := frozen(output, plan):
         return already_frozen(config, manifest, output)
     return steps(config, plan, source, output)
+
+
+def check_estimators(config: DataToolsConfig) -> None:
+    """Loads the networks before a source is walked: a wrong path is told in seconds, not after an hour of planning.
+
+    Raises UserError.
+    """
+    resolve_precision(pick_device(config.device), config.precision)
+    if config.workers == 1:
+        load_estimators(config.recipe, config.device, config.precision)  # and keeps them for the tasks
+    else:
+        Estimators(config.recipe, "cpu")
 
 
 def check_settings(config: DataToolsConfig) -> None:

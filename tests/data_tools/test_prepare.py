@@ -16,7 +16,7 @@ import pytest
 import torch
 import webdataset
 
-from data_tools import freeze, task, workers
+from data_tools import freeze, prepare, task, workers
 from data_tools.estimate import load_estimators
 from data_tools.examine import MediaFile
 from data_tools.prepare import main, run
@@ -27,6 +27,7 @@ from gen1_train.batch import STRUCTURE_MAX, Sample
 from gen1_train.cli import INCOMPLETE
 from gen1_train.data.shards import Manifest, Shard, ShardSet, read_index
 from gen1_train.errors import UserError
+from gen1_train.model.autoencoder import AutoencoderConfig
 from tests.data_tools.source import config, make_source, quick_recipe, work_and_die
 from tests.running import ENVIRONMENT, REPOSITORY
 from tests.video.files import is_alive, make_video, number_of
@@ -372,6 +373,18 @@ def test_mistakes_are_named(source: Path, tmp_path: Path, changes: dict, message
     run(config(source, tmp_path / "out", step="plan", **{k: v for k, v in changes.items() if k == "video_buckets"}))
     with pytest.raises(UserError, match=message):
         run(config(source, tmp_path / "out", **changes))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_network_that_is_not_there_is_told_before_the_source_is_walked(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr(prepare, "make_plan", lambda *_: pytest.fail("planning may take hours"))
+    with pytest.raises(UserError, match="autoencoder 'nowhere' cannot be loaded"):
+        run(config(source, tmp_path / "out", autoencoder=AutoencoderConfig("nowhere"), workers=workers))
+    with pytest.raises(UserError, match="precision=fp8"):
+        run(config(source, tmp_path / "out", precision="fp8", workers=workers))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_source_without_a_usable_file_says_why(tmp_path: Path) -> None:
