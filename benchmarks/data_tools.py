@@ -36,8 +36,9 @@ import av
 import numpy as np
 import torch
 
+from data_tools.children import cores
 from data_tools.estimate import Estimators
-from data_tools.examine import Examiner, MediaFile
+from data_tools.examine import MediaFile, examine
 from data_tools.pipeline import Clip
 from data_tools.plan import make_plan
 from data_tools.read import FileReader, ReaderPool
@@ -79,10 +80,6 @@ def main() -> None:
                     row = {"question": name, "device": arguments.device, "cores": cores(), **row}
                     print(json.dumps(row), flush=True)
                     print("  ".join(f"{key}={value}" for key, value in row.items()), file=sys.stderr)
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 # decode
@@ -189,16 +186,15 @@ def stages_alone(source: Path, recipe: RecipeConfig, estimators: Estimators, cli
 def read_all(source: Path, recipe: RecipeConfig) -> list[Clip]:
     """Every clip of the source: decoding, shots, cropping, and the pipe to this process."""
     opened = open_source(str(source))
-    reader, examiner = FileReader(opened, recipe, stills=False), Examiner(opened, recipe)
+    reader = FileReader(opened, recipe, stills=False)
     clips: list[Clip] = []
     try:
         for file in opened.scan(source / "nowhere").files:
-            media = examiner.examine(file)
+            media = examine(opened, recipe, file)
             assert isinstance(media, MediaFile), media
             clips += [item for item in reader.read(media) if isinstance(item, Clip)]
     finally:
         reader.close()
-        examiner.close()
     return clips
 
 

@@ -13,7 +13,6 @@
 """
 
 from collections.abc import Iterator
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,16 +21,12 @@ from data_tools.cut import Clip, CutConfig, Drop, cut_clips
 from gen1_train.video.frames import read_any
 from gen1_train.video.geometry import resize_and_crop
 from gen1_train.video.image import read_image
-from gen1_train.video.probe import VideoError
 from gen1_train.video.sandbox import Answer, serve
 
 
 def clips(request: dict[str, Any]) -> Iterator[Answer]:
     """Decodes one file from its start to its end. Raises VideoError."""
     frames = read_any(request["path"], request["decoders"])
-    first = next(frames, None)
-    if first is None:
-        raise VideoError("no frame can be decoded")
     aspect, (width, height), still_size = request["pixel_aspect"], request["size"], request["still_size"]
 
     def crop(rgb: np.ndarray) -> np.ndarray:
@@ -41,7 +36,7 @@ def clips(request: dict[str, Any]) -> Iterator[Answer]:
         return resize_and_crop(rgb[None], still_size[0], still_size[1], aspect)
 
     config = CutConfig(**request["cut"])
-    for item in cut_clips(chain([first], frames), config, request["frames"], crop, still if still_size else None):
+    for item in cut_clips(frames, config, request["frames"], crop, still if still_size else None):
         if isinstance(item, Clip):
             where = {"first": item.first, "decoder": item.decoder}
             yield {"is": "clip", "seconds": item.seconds, "motion": item.motion, **where}, item.frames

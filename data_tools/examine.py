@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 from data_tools.failures import Failure
 from data_tools.places import Source, SourceFile
 from data_tools.recipe import RecipeConfig, choose_bucket
+from gen1_train.video.decode import VideoError, probe
 from gen1_train.video.image import image_size
-from gen1_train.video.probe import VideoError, VideoInfo
-from gen1_train.video.sandbox import Sandbox
 
 IMAGE_SECONDS = 0.15  # of a task: an image is one frame, and 0.15 s of video hold about one frame of a clip
 BYTES_PER_SECOND = 500_000  # of a video whose header does not tell how long it is
@@ -37,55 +36,40 @@ class MediaFile:
         return self.frames / self.fps if self.frames and self.fps else self.bytes / BYTES_PER_SECOND
 
 
-class Examiner:
-    """Reads headers, those of videos in a child process. Each thread needs its own."""
+def examine(source: Source, recipe: RecipeConfig, file: SourceFile) -> MediaFile | Failure:
+    """What a task needs to know of a file, or why no task will touch it.
 
-    def __init__(self, source: Source, recipe: RecipeConfig) -> None:
-        self.source, self.recipe = source, recipe
-        self.sandbox = Sandbox("gen1_train.video.worker")
+    A file that cannot be reached now keeps its place in a task, with nothing known: the task tries again.
+    """
+    media = MediaFile(file.path, file.kind, file.bytes, file.caption, file.id)
+    try:
+        return describe(source, recipe, media)
+    except VideoError as error:
+        return media if error.transient else Failure(file.path, "unreadable", str(error))
 
-    def close(self) -> None:
-        self.sandbox.close()
 
-    def examine(self, file: SourceFile) -> MediaFile | Failure:
-        """What a task needs to know of the file, or why no task will touch it.
-
-        A file that cannot be reached now keeps its place in a task, with nothing known: the task tries again.
-        """
-        media = MediaFile(file.path, file.kind, file.bytes, file.caption, file.id)
-        try:
-            return self.describe(media)
-        except VideoError as error:
-            return media if error.transient else Failure(file.path, "unreadable", str(error))
-
-    def describe(self, media: MediaFile) -> MediaFile | Failure:
-        """The same file with what its header tells. Raises VideoError."""
-        place = self.source.locate(media.path)
-        if media.kind == "image":
-            width, height = image_size(place)
-            media = replace(media, width=width, height=height, frames=1)
-        else:
-            info = self.probe(place)
-            span = self.recipe.cut.span
-            if info.frames is not None and info.frames < span:
-                reason = f"it has {info.frames} of the {span} frames that a clip takes"
-                return Failure(media.path, "too short", reason, failed=False)
-            media = replace(
-                media,
-                width=info.width,
-                height=info.height,
-                frames=info.expected_frames,
-                fps=info.fps,
-                pixel_aspect=info.pixel_aspect,
-            )
-        bucket, factor = choose_bucket(self.recipe, media.kind, media.width, media.height)
-        if factor > self.recipe.max_enlargement:
-            reason = f"{media.width}x{media.height} would be enlarged {factor:.2g} times to {bucket}"
-            return Failure(media.path, "too small", reason, failed=False)
-        return replace(media, bucket=bucket)
-
-    def probe(self, place: str) -> VideoInfo:
-        """What a video's header says. Raises VideoError."""
-        for answer, _ in self.sandbox.stream({"do": "probe", "path": place}):
-            return VideoInfo(**answer)
-        raise VideoError("the header gave no answer")
+def describe(source: Source, recipe: RecipeConfig, media: MediaFile) -> MediaFile | Failure:
+    """The same file with what its header tells. Raises VideoError."""
+    place = source.locate(media.path)
+    if media.kind == "image":
+        width, height = image_size(place)
+        media = replace(media, width=width, height=height, frames=1)
+    else:
+        info = probe(place)
+        span = recipe.cut.span
+        if info.frames is not None and info.frames < span:
+            reason = f"it has {info.frames} of the {span} frames that a clip takes"
+            return Failure(media.path, "too short", reason, failed=False)
+        media = replace(
+            media,
+            width=info.width,
+            height=info.height,
+            frames=info.expected_frames,
+            fps=info.fps,
+            pixel_aspect=info.pixel_aspect,
+        )
+    bucket, factor = choose_bucket(recipe, media.kind, media.width, media.height)
+    if factor > recipe.max_enlargement:
+        reason = f"{media.width}x{media.height} would be enlarged {factor:.2g} times to {bucket}"
+        return Failure(media.path, "too small", reason, failed=False)
+    return replace(media, bucket=bucket)

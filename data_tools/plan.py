@@ -6,7 +6,6 @@ OUTPUT/plan.json    the recipe, and where in plan.jsonl each task stands, with a
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -15,13 +14,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_tools.examine import Examiner, MediaFile
+from data_tools.examine import MediaFile, examine
 from data_tools.failures import Failure
 from data_tools.places import Scan, Source, SourceFile
 from data_tools.progress import seconds_between
 from data_tools.recipe import RecipeConfig
 from gen1_train.errors import UserError
 from gen1_train.files import write_atomically
+from gen1_train.video import decode
 
 FORMAT = 2
 PLAN, LINES = "plan.json", "plan.jsonl"
@@ -145,21 +145,12 @@ def _examined(
     source: Source, recipe: RecipeConfig, files: list[SourceFile], threads: int
 ) -> Iterator[MediaFile | Failure]:
     """What each file's header tells, in the order of the files, read by several threads with a child process each."""
-    local, examiners = threading.local(), []
-
-    def examine(file: SourceFile) -> MediaFile | Failure:
-        if not hasattr(local, "examiner"):
-            local.examiner = Examiner(source, recipe)
-            examiners.append(local.examiner)
-        return local.examiner.examine(file)
-
     try:
         with ThreadPoolExecutor(threads) as pool:
-            results = pool.map(examine, files)
+            results = pool.map(lambda file: examine(source, recipe, file), files)
             yield from tqdm(results, "plan", len(files), unit="file", mininterval=seconds_between())
     finally:
-        for examiner in examiners:
-            examiner.close()
+        decode.close()
 
 
 def cut(files: Iterable[MediaFile], task_seconds: float) -> list[list[MediaFile]]:

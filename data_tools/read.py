@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.examine import Examiner, MediaFile
+from data_tools.examine import MediaFile, describe
 from data_tools.failures import Failure
 from data_tools.pipeline import Clip
 from data_tools.places import Source
@@ -49,18 +49,16 @@ class FileReader:
     def __init__(self, source: Source, recipe: RecipeConfig, stills: bool) -> None:
         self.source, self.recipe, self.stills = source, recipe, stills
         self.sandbox = Sandbox("data_tools.clip_worker")
-        self.examiner = Examiner(source, recipe)
 
     def close(self) -> None:
         self.sandbox.close()
-        self.examiner.close()
 
     def read(self, file: MediaFile) -> Generator[Item]:
         """Every clip of a file, what was dropped of it, and at last a FileEnd. Never raises for a bad file."""
         failure = None
         try:
             if not file.bucket:  # its header could not be reached when it was planned
-                described = self.examiner.describe(file)
+                described = describe(self.source, self.recipe, file)
                 if isinstance(described, Failure):
                     yield FileEnd(file, described)
                     return

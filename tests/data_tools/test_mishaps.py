@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from data_tools import examine, read, report
+from data_tools import read, report
 from data_tools.examine import MediaFile
 from data_tools.main import main
 from data_tools.prepare import run
 from data_tools.read import FileReader, Item
 from gen1_train.cli import INCOMPLETE
 from gen1_train.data.shards import ShardSet
+from gen1_train.video import decode
 from gen1_train.video.sandbox import Sandbox
 from tests.data_tools.bad_files import RECIPE
 from tests.data_tools.source import config, make_source
@@ -256,7 +257,8 @@ def test_decoders_without_memory(
     small = partial(Sandbox, memory=32 * MIB)
     monkeypatch.setattr(read, "Sandbox", small)
     if while_planning:
-        monkeypatch.setattr(examine, "Sandbox", small)
+        monkeypatch.setattr(decode, "Sandbox", small)
+        monkeypatch.setattr(decode, "_idle", [])  # those have more
     assert call(source, tmp_path / "set") == 2  # not one sample: that is no set
     assert not (tmp_path / "set" / "manifest.json").exists()
     lost = failures(tmp_path / "set")

@@ -113,7 +113,7 @@ def test_a_file_that_cannot_be_reached_now_keeps_its_place(
     def lost(*_: object) -> None:
         raise VideoError("the mount is gone", transient=True)
 
-    monkeypatch.setattr(examine.Examiner, "probe", lost)
+    monkeypatch.setattr(examine, "probe", lost)
     plan = plan_of(source, tmp_path)
     assert [(file.path, file.bucket) for file in files_of(plan, tmp_path)] == [
         ("a.mp4", ""),
