@@ -1,4 +1,4 @@
-"""What every worker process of ours begins with."""
+"""Processes of ours: how many the machine has cores for, and what every worker begins with."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -7,6 +7,11 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 @contextmanager

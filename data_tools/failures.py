@@ -1,6 +1,6 @@
 """What did not become a sample, and why: the lines of failures.jsonl."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from json import dumps, loads
 from pathlib import Path
@@ -27,6 +27,11 @@ def to_lines(failures: Iterable[Failure]) -> bytes:
     return "".join(dumps(asdict(failure), sort_keys=True) + "\n" for failure in failures).encode()
 
 
-def read_failures(output: Path) -> list[Failure]:
-    """The failures of a frozen set. Raises OSError, ValueError, TypeError for a file that is no such list."""
-    return [Failure(**loads(line)) for line in (output / FAILURES).read_bytes().splitlines()]
+def read_failures(output: Path) -> Iterator[Failure]:
+    """The failures of a frozen set, line by line: the list may be longer than memory.
+
+    Raises OSError, ValueError, TypeError for a file that is no such list.
+    """
+    with open(output / FAILURES, "rb") as lines:
+        for line in lines:
+            yield Failure(**loads(line))

@@ -70,7 +70,8 @@ def freeze(plan: Plan, recipe: RecipeConfig, output: Path, threads: int = 1) -> 
     """
     results = finished(plan, output)
     estimators = same_estimators(results)
-    failures = [*plan.read_failures(output), *(failure for result in results for failure in result.failures)]
+    untouched = plan.read_failures(output)
+    failures = [*untouched, *(failure for result in results for failure in result.failures)]
     failures.sort(key=lambda failure: (failure.file, failure.start or 0.0, failure.reason))
     pools, digest = collect(plan, recipe, output)
     try:
@@ -78,7 +79,7 @@ def freeze(plan: Plan, recipe: RecipeConfig, output: Path, threads: int = 1) -> 
         if not pools:
             raise UserError(f"not one sample came out of the source; {commonest(failures)}")
         stats = merged(result.stats for result in results)
-        for failure in plan.read_failures(output):
+        for failure in untouched:
             stats.add_failure(failure)
         stats.save(output)
         keep_or_clear(digest, output)

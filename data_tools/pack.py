@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from webdataset import TarWriter
 
-from gen1_train.data.shards import Entry, build_index
+from gen1_train.data.shards import Entry, build_index, padded
 from gen1_train.files import sync
 
 Checksums = dict[str, dict[str, tuple[int, int]]]  # key -> member -> (size, crc32)
@@ -91,4 +91,4 @@ def sample_range(entry: Entry, before: Entry | None) -> tuple[int, int]:
 
 def _end(entry: Entry) -> int:
     offset, size, _ = max(entry.members.values())
-    return offset + -(-size // 512) * 512
+    return padded(offset + size)

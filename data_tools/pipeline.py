@@ -7,7 +7,6 @@
 So the slowest of them sets the pace. Nothing waits in long queues: memory is bounded by a few batches.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from data_tools.children import cores
 from data_tools.estimate import LAYERS, Estimators
 from gen1_train.batch import Pool, Sample, SampleError, encode_sample, validate
 
@@ -59,7 +59,7 @@ class Pipeline:
         """`layers`: what is to be made; the rest is not touched. `encoders`: threads; null: up to four."""
         self.estimators, self.jpeg_quality = estimators, jpeg_quality
         self.layers = layers if estimators.recipe.latents else [name for name in layers if name != "latents"]
-        self._encoders = encoders or min(4, len(os.sched_getaffinity(0)))
+        self._encoders = encoders or min(4, cores())
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:

@@ -1,11 +1,11 @@
 """`gen1-data`: plan -> tasks -> freeze, each of which also runs alone."""
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from omegaconf import MISSING
 
+from data_tools.children import cores
 from data_tools.estimate import Estimators, load_estimators
 from data_tools.failures import FAILURES, Failure, read_failures
 from data_tools.freeze import freeze, frozen, remove_staging
@@ -114,7 +114,7 @@ def steps(config: DataToolsConfig, plan: Plan, source: Source, output: Path) -> 
 
 def already_frozen(config: DataToolsConfig, manifest: Manifest, output: Path) -> int:
     """Nothing is to be done, but for the page. The exit code is that of the same step before the set was frozen."""
-    losses = read_failures(output)
+    losses = list(read_failures(output))
     if not any(failure.transient for failure in losses):
         remove_staging(output)  # of a freeze that was killed at its very end
     failed = sum(failure.failed for failure in losses)
@@ -150,17 +150,12 @@ def reopen(plan: Plan, output: Path) -> None:
     print(f"retry=transient: {len(again)} of {len(plan.tasks)} tasks are done again")
 
 
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def tell(manifest: Manifest, plan: Plan, output: Path) -> int:
     """The last lines: what came out, what did not and why, and where it stands. Returns the exit code."""
     print(f"frozen: {output / MANIFEST} ({summary(manifest)})")
     if plan.stills:
         print("the image samples are frames of the clips (recipe.stills)")
-    losses = read_failures(output)
+    losses = list(read_failures(output))
     failed = [failure for failure in losses if failure.failed]
     if losses:
         print(f"{len(failed)} failed, {len(losses) - len(failed)} dropped; all in {output / FAILURES}")

@@ -6,13 +6,12 @@ page.
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from json import loads
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from data_tools.failures import FAILURES, Failure
+from data_tools.failures import FAILURES, Failure, read_failures
 from data_tools.report_page import (
     NOTHING,
     Child,
@@ -81,7 +80,7 @@ def write_report(root: Path, samples: int = 24, seed: int = 0) -> Path:
 def sections(shards: ShardSet, name: str, sheet: Html) -> Iterator[Html]:
     """The parts of the page in their order. What the set does not have is left out, and said."""
     root, manifest = shards.root, shards.manifest
-    stats, failures = None, read_failures(root)
+    stats, failures = None, gather_failures(root)
     gap = None
     try:
         stats = Stats.load(root)
@@ -221,16 +220,14 @@ class Failures:
         return sum(loss.count for loss in self.counted.failures.values())
 
 
-def read_failures(root: Path) -> Failures:
-    """Reads the list line by line (it may be longer than memory); a missing or damaged one is told in `gap`."""
+def gather_failures(root: Path) -> Failures:
+    """Counts the list and keeps its beginning; a missing or damaged one is told in `gap`."""
     found = Failures()
     try:
-        with open(root / FAILURES, "rb") as lines:
-            for line in lines:
-                failure = Failure(**loads(line))
-                found.counted.add_failure(failure)
-                if failure.failed and len(found.first) < MOST_FAILURES:
-                    found.first.append(failure)
+        for failure in read_failures(root):
+            found.counted.add_failure(failure)
+            if failure.failed and len(found.first) < MOST_FAILURES:
+                found.first.append(failure)
     except FileNotFoundError:
         found.gap = f"There is no {FAILURES} in this set."
     except (OSError, ValueError, TypeError) as error:

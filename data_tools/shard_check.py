@@ -13,10 +13,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from gen1_train.batch import KEY, Pool, Sample, SampleError, decode_member, members_of, validate
-from gen1_train.data.shards import Entry, Manifest, Shard, index_path, read_index
+from gen1_train.data.shards import BLOCK, Entry, Manifest, Shard, index_path, padded, read_index
 from gen1_train.errors import UserError
 
-BLOCK = 512  # a tar's headers and members start at multiples of it
 LISTED = 100  # problems of one shard that are told one by one: a shard with more has to be replaced anyway
 CAPTION, TEXT = "caption.txt", "text_embedding.npy"
 
@@ -128,7 +127,7 @@ def check_tar(
             rest = len(entries) - number - 1
             report.add(f"the tar ends before it does, and before {rest} more samples", entry.key, cut[0])
             return
-        end = max([_padded(offset + length) for offset, length, _ in entry.members.values()], default=start)
+        end = max([padded(offset + length) for offset, length, _ in entry.members.values()], default=start)
         part = stream.read(max(0, end - start))
         advance(len(part))
         check_headers(part, start, entry, report)
@@ -191,7 +190,7 @@ def check_sample(part: bytes, start: int, entry: Entry, rules: Rules, report: Sh
     for name, (offset, size, crc32) in entry.members.items():
         position = offset - start
         data = part[position : position + size] if position >= 0 else b""
-        if any(part[max(0, position + size) : _padded(offset + size) - start]):
+        if any(part[max(0, position + size) : padded(offset + size) - start]):
             report.add("is not followed by zeros up to the next block", entry.key, name)
         if zlib.crc32(data) != crc32:
             report.add("is damaged (its crc32 differs)", entry.key, name)
@@ -241,7 +240,3 @@ def _check_size(name: str, value: np.ndarray, rules: Rules) -> None:
 
 def _optional(pool: Pool) -> list[str]:
     return [member for name in ("moments", "structure_latent") for member in members_of(name, pool.frames)]
-
-
-def _padded(end: int) -> int:
-    return -(-end // BLOCK) * BLOCK

@@ -48,7 +48,6 @@ class Step:
     """What a task has done since the last word of it: for the progress line."""
 
     seconds: float = 0.0  # of video, as the plan counts them
-    files: int = 0
     samples: int = 0
     lost: Counter[str] = field(default_factory=Counter)  # by category
 
@@ -253,5 +252,5 @@ class Count:
 
     def end_file(self, seconds: float) -> None:
         """The file is done, whatever its header promised."""
-        self._on_step(Step(seconds=seconds - self._told, files=1))
+        self._on_step(Step(seconds=seconds - self._told))
         self.made, self.decoder, self._told = Counter(), None, 0.0

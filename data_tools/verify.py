@@ -1,7 +1,6 @@
 """`gen1-data verify`: reads every byte of a frozen set again and lists what is not as it was frozen."""
 
 import json
-import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
+from data_tools.children import cores
 from gen1_train.cli import INCOMPLETE, run_app
 from gen1_train.errors import UserError
 from gen1_train.files import write_atomically
@@ -39,7 +39,7 @@ def run(config: VerifyConfig) -> int | None:
     root = Path(config.output)
     manifest, problems = read_manifest(root)
     if manifest is not None:
-        problems += check_set(root, manifest, config.workers or len(os.sched_getaffinity(0)))
+        problems += check_set(root, manifest, config.workers or cores())
     kept = keep(root, problems)
     if manifest is not None and not problems:
         print(f"{root} is as it was frozen: {describe(manifest)}")

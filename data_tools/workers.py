@@ -1,7 +1,6 @@
 """Tasks in this process or in several, with one line of progress over all of them."""
 
 import multiprocessing
-import os
 import queue
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_tools.children import begin_worker, interrupts_wait
+from data_tools.children import begin_worker, cores, interrupts_wait
 from data_tools.estimate import load_estimators
 from data_tools.plan import Plan
 from data_tools.progress import seconds_between
@@ -59,7 +58,7 @@ def reader_count(device: str, workers: int) -> int:
     """On a CPU the networks are the slowest by far; a GPU waits for all the cores that there are."""
     if pick_device(device).type == "cpu":
         return 1
-    return max(1, min(READERS, len(os.sched_getaffinity(0)) // workers - 1))
+    return max(1, min(READERS, cores() // workers - 1))
 
 
 def work(settings: Settings, number: int, on_step: Callable[[Step], object]) -> None:

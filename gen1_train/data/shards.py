@@ -25,6 +25,7 @@ from gen1_train.files import write_atomically
 
 FORMAT = 2  # 1 called the structure "depth"
 MANIFEST = "manifest.json"
+BLOCK = 512  # a tar's headers and members start at multiples of it
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,11 @@ def build_index(tar: Path) -> list[Entry]:
             if stream is not None:
                 entries.setdefault(key, {})[member] = (info.offset_data, info.size, zlib.crc32(stream.read()))
     return [Entry(key, members) for key, members in entries.items()]
+
+
+def padded(end: int) -> int:
+    """Where the next header of a tar stands if a member's bytes stop at `end`."""
+    return -(-end // BLOCK) * BLOCK
 
 
 def index_path(tar: Path) -> Path:
