@@ -64,17 +64,23 @@ CHOICES = {
     "accelerator": ("auto", "cpu", "cuda"),
     "precision": ("bf16-mixed", "32-true"),
     "wandb": ("auto", "online", "offline", "disabled"),
+    "mix": ("exact", "independent"),
+    "order": ("global", "blocks"),
 }
 
 
 def check(config: TrainConfig) -> None:
     """What the types cannot say. Raises UserError that names the setting and the mend."""
-    for section in (config.trainer, config.log):
+    for section in (config.trainer, config.log, config.data):
         for name, value in vars(section).items():
             if name in CHOICES and value not in CHOICES[name]:
                 raise UserError(f"{name}={value} is not one of {', '.join(CHOICES[name])}")
     positive = {
         "data.batch_clips": config.data.batch_clips,
+        "data.window": config.data.window,
+        "data.lanes": config.data.lanes,
+        "data.stall_seconds": config.data.stall_seconds,
+        "data.cache_gigabytes": config.data.cache_gigabytes,
         "trainer.accumulate": config.trainer.accumulate,
         "trainer.nodes": config.trainer.nodes,
         "checkpoint.every": config.checkpoint.every,
@@ -97,6 +103,8 @@ def check(config: TrainConfig) -> None:
     for name, value in {"data.workers": config.data.workers, "stage.steps": config.stage.steps}.items():
         if value < 0:
             raise UserError(f"{name}={value} must be 0 or above")
+    if config.data.cache is not None and config.data.order != "blocks":
+        raise UserError("data.cache needs data.order=blocks: data.order=global reads from all shards at any time")
     if config.trainer.devices == 0 or config.trainer.devices < -1:
         raise UserError(f"trainer.devices={config.trainer.devices}: give a number of processes, or -1 for every GPU")
     if not 0 <= config.stage.max_level <= MAX_LEVEL:

@@ -168,6 +168,13 @@ REFUSED = [
     "data.batch_clips=0",
     "data.image_ratio=1.5",
     "data.image_ratio=-0.1",
+    "data.mix=shuffled",
+    "data.lanes=0",
+    "data.order=random",
+    "data.window=0",
+    "data.stall_seconds=0",
+    "data.cache=somewhere",  # without data.order=blocks
+    "data.cache_gigabytes=0",
     "data.workers=-1",  # DataLoader's ValueError, with a traceback
     "trainer.accumulate=0",
     "trainer.nodes=0",

@@ -16,10 +16,17 @@ SUBSTITUTES = 4  # bad samples in a row before the set is called broken
 
 @dataclass
 class DataConfig:
-    root: str | None = None  # a shard set frozen by gen1-data
+    root: str | None = None  # a shard set frozen by gen1-data; a URL if there is a cache
     batch_clips: int = 1152  # global batch of a video step, in clips; image steps read clips x frames images
-    workers: int = 4  # loader processes per rank; 0 loads in the training process
     image_ratio: float | None = None  # share of image steps; null: as the stage says
+    mix: str = "exact"  # image steps: exact, their share of every aligned block; or independent draws
+    order: str = "global"  # of samples: global, any of the pool next; or blocks, of few shards at a time
+    window: int = 8  # order=blocks: shards that a lane mixes at a time
+    lanes: int = 8  # order=blocks: parts of the global batch that read shards of their own; a multiple of the nodes
+    workers: int = 4  # loader processes per rank; 0 loads in the training process
+    stall_seconds: float = 300.0  # until a loader worker that brings nothing is called stalled
+    cache: str | None = None  # order=blocks: a folder on each node's own disk into which coming shards are copied
+    cache_gigabytes: float = 200.0  # that the cache may take on each node
 
 
 @dataclass(frozen=True)
@@ -31,9 +38,12 @@ class Place:
     accumulate: int  # micro-batches per optimizer step and rank
 
     def slots(self, size: int, micro: int) -> range:
-        """The slots of a global batch of `size` that this rank reads as micro-batch `micro` of a step."""
+        """The slots of a global batch of `size` that this rank reads as micro-batch `micro` of a step.
+
+        Those of a rank, and of a node, lie side by side: with order=blocks that is what keeps their shards few.
+        """
         each = size // (self.world * self.accumulate)
-        start = (micro * self.world + self.rank) * each
+        start = (self.rank * self.accumulate + micro) * each
         return range(start, start + each)
 
 

@@ -67,7 +67,7 @@ def test_workers_and_a_later_start_change_nothing(made: Path) -> None:
 def test_ranks_and_accumulation_share_the_global_batch(made: Path) -> None:
     straight = batches(dataset(made))
     for number, whole in enumerate(straight):
-        parts = [dataset(made, Place(rank, 2, 2))[(number, micro)] for micro in range(2) for rank in range(2)]
+        parts = [dataset(made, Place(rank, 2, 2))[(number, micro)] for rank in range(2) for micro in range(2)]
         assert {part.kind for part in parts} == {whole.kind}
         assert [slot for part in parts for slot in part.slots] == whole.slots
         assert [key for part in parts for key in part.keys] == whole.keys

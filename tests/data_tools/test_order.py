@@ -46,8 +46,8 @@ def test_what_is_printed_is_what_all_ranks_read(
     for number in range(STEPS):
         parts = [
             BatchDataset(shards, schedule, Place(rank, world, accumulate), ("image_embedding",))[(number, micro)]
-            for micro in range(accumulate)
             for rank in range(world)
+            for micro in range(accumulate)
         ]
         rows = [row for row in printed if row["step"] == str(number)]
         assert [row["key"] for row in rows] == [key for part in parts for key in part.keys]
