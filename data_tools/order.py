@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from gen1_train.cli import run_app
 from gen1_train.errors import UserError
 
 if TYPE_CHECKING:
-    from gen1_train.data.schedule import Schedule
+    from gen1_train.data.schedule import Schedule, Settings, Start
     from gen1_train.data.shards import ShardSet
 
 COLUMNS = ("step", "kind", "pool", "epoch", "slot", "key", "shard", "row")
@@ -27,20 +27,25 @@ class OrderConfig:
     step: int = MISSING  # the optimizer step, from 0
     steps: int = 1  # how many steps, from that one on
     run: str | None = None  # folder of a stage's run, OUTPUT/NAME/stageN: its settings hold where none is given here
+    stage: str | None = None  # name of the stage, on which the order depends; null: as in run=, or 3
     seed: int | None = None  # of the run; null: as in run=, or 0
     batch_clips: int | None = None  # global batch of a video step, in clips; null: as in run=, or 1152
     image_ratio: float | None = None  # share of image steps; null: as in run=, or 0.125
     frames: int | None = None  # of a clip, where the set has no videos to tell; null: as in run=, or 8
+    mix: str | None = None  # exact or independent; null: as in run=, or exact
+    order: str | None = None  # global or blocks; null: as in run=, or global
+    window: int | None = None  # shards, of order=blocks; null: as in run=, or 8
+    lanes: int | None = None  # of order=blocks; null: as in run=, or 8
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What of a run's config decides the order; the defaults are those of gen1-train."""
+class Recorded:
+    """What a run says of its order."""
 
-    seed: int = 0
-    batch_clips: int = 1152
-    image_ratio: float = 0.125
-    frames: int = 8
+    stage: str
+    settings: "Settings"
+    start: "Start | None" = None  # of the newest checkpoint's schedule
+    manifest: str | None = None  # hash of the set that the newest checkpoint was trained on
 
 
 def main() -> None:
@@ -52,14 +57,22 @@ def run(config: OrderConfig) -> None:
     for name, least in (("step", 0), ("steps", 1)):
         if getattr(config, name) < least:
             raise UserError(f"{name}={getattr(config, name)} is below {least}")
-    settings = choose(config)
     from gen1_train.data.schedule import Schedule  # here: --help need not wait for torch
     from gen1_train.data.shards import ShardSet
 
+    recorded = choose(config)
     shards = ShardSet(config.output)
-    if config.run is not None:
-        refuse_another_set(Path(config.run), config.output, shards.manifest.hash)
-    schedule = Schedule(shards, settings.seed, settings.image_ratio, settings.batch_clips, settings.frames)
+    if recorded.manifest not in (None, shards.manifest.hash):
+        raise UserError(
+            f"run={config.run} was trained on another shard set than {config.output} (the manifests differ)"
+        )
+    start = recorded.start
+    if start is not None and config.step < start.step:
+        raise UserError(
+            f"step={config.step} was read before the settings of {config.run} were changed at step {start.step}: give "
+            "a later step, or the old settings without run="
+        )
+    schedule = Schedule(shards, recorded.settings, start)
     try:
         print("\t".join(COLUMNS))
         for step in range(config.step, config.step + config.steps):
@@ -87,31 +100,66 @@ def rows(
         yield (number, step.kind, step.pool, epoch, slot, *places[sample])
 
 
-def choose(config: OrderConfig) -> Settings:
+def choose(config: OrderConfig) -> Recorded:
     """What is given, else what the run recorded, else the defaults. Raises UserError for values that cannot be."""
-    recorded = Settings() if config.run is None else read_settings(Path(config.run))
-    given = {name: getattr(config, name) for name in vars(recorded)}
-    settings = Settings(**{name: old if given[name] is None else given[name] for name, old in vars(recorded).items()})
+    from gen1_train.data.schedule import Settings, stage_seed
+
+    if config.run is None:
+        recorded = Recorded(config.stage or "3", Settings(stage_seed(0, config.stage or "3"), 0.125, 1152))
+    elif config.stage is None:
+        recorded = read_run(Path(config.run))
+    else:
+        raise UserError(f"run={config.run} tells the stage: leave stage= out")
+    names = {"clips": "batch_clips"}
+    given = {name: getattr(config, names.get(name, name)) for name in vars(recorded.settings)}
+    if config.seed is not None:
+        given["seed"] = stage_seed(config.seed, recorded.stage)
+    settings = replace(recorded.settings, **{name: value for name, value in given.items() if value is not None})
     if not 0 <= settings.image_ratio <= 1:
         raise UserError(f"image_ratio={settings.image_ratio} is a share: give a number from 0 to 1")
-    for name in ("batch_clips", "frames"):
+    for name in ("clips", "frames", "window", "lanes"):
         if getattr(settings, name) < 1:
-            raise UserError(f"{name}={getattr(settings, name)} is not above 0")
-    return settings
+            raise UserError(f"{names.get(name, name)}={getattr(settings, name)} is not above 0")
+    for name, choices in (("mix", ("exact", "independent")), ("order", ("global", "blocks"))):
+        if getattr(settings, name) not in choices:
+            raise UserError(f"{name}={getattr(settings, name)} is not one of {', '.join(choices)}")
+    return replace(recorded, settings=settings)
 
 
-def read_settings(folder: Path) -> Settings:
-    """The settings in a run's recorded config. Raises UserError when it is not there or not whole."""
-    path = folder / "config.yaml"
+def read_run(folder: Path) -> Recorded:
+    """What the newest checkpoint of a run says, or its config where there is none. Raises UserError."""
+    from gen1_train.data.schedule import Start
+    from gen1_train.data.state import DataState
+
+    for path in sorted(folder.glob("checkpoints/step-*/checkpoint.json"))[-1:]:
+        try:
+            content = json.loads(path.read_bytes())
+            state, stage = DataState.load(content["data"], str(path)), str(content["stage"])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise UserError(f"{path} cannot be read ({error!r}): remove that checkpoint, or leave run= out") from error
+        return Recorded(stage, state.make_settings(), Start(**state.start), state.manifest)
+    return read_config(folder / "config.yaml")
+
+
+def read_config(path: Path) -> Recorded:
+    """What the config of a run says. Raises UserError when it is not there or not whole."""
+    from gen1_train.data.schedule import Settings, stage_seed
+
     try:
         config = yaml.safe_load(path.read_text())
-        ratio = config["data"]["image_ratio"]
-        return Settings(
-            seed=_number(config["seed"], int),
-            batch_clips=_number(config["data"]["batch_clips"], int),
-            image_ratio=_number(config["stage"]["image_ratio"] if ratio is None else ratio, float),
+        data, stage = config["data"], config["stage"]
+        ratio = data["image_ratio"]
+        settings = Settings(
+            seed=stage_seed(_number(config["seed"], int), str(stage["name"])),
+            image_ratio=_number(stage["image_ratio"] if ratio is None else ratio, float),
+            clips=_number(data["batch_clips"], int),
             frames=_number(config["model"]["max_frames"], int),
+            mix=str(data["mix"]),
+            order=str(data["order"]),
+            window=_number(data["window"], int),
+            lanes=_number(data["lanes"], int),
         )
+        return Recorded(str(stage["name"]), settings)
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror or error}): give the folder of a stage's run, such as "
@@ -122,17 +170,6 @@ def read_settings(folder: Path) -> Settings:
         raise UserError(
             f"{path} is not the config of a run ({what}): leave run= out, and give seed= and the others"
         ) from error
-
-
-def refuse_another_set(folder: Path, output: str, manifest: str) -> None:
-    """Raises UserError when the newest checkpoint of the run says that it was trained on another set."""
-    for path in sorted(folder.glob("checkpoints/step-*/checkpoint.json"))[-1:]:
-        try:
-            trained_on = json.loads(path.read_bytes())["data"]
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise UserError(f"{path} cannot be read ({error!r}): remove that checkpoint, or leave run= out") from error
-        if trained_on not in ("", manifest):
-            raise UserError(f"run={folder} was trained on another shard set than {output} (the manifests differ)")
 
 
 def _number(value: Any, kind: type) -> Any:

@@ -12,7 +12,7 @@ from data_tools.report_page import Child, Html, element, note, number, section, 
 from gen1_train.batch import Sample, SampleError
 from gen1_train.data.shards import ShardSet, read_index
 from gen1_train.errors import UserError
-from gen1_train.keyed import permute
+from gen1_train.keyed import permutation
 
 STRIP_WIDTH = 800  # pixels: of a clip as many frames are shown, evenly spread, as fit in there
 GAP = 3  # pixels between the pictures of a strip
@@ -48,7 +48,7 @@ def draw(shards: ShardSet, samples: int, seed: int) -> dict[str, list[int]]:
         open_pools = [name for name in sizes if parts[name] < sizes[name]]
         parts[min(open_pools, key=parts.__getitem__)] += 1
     return {
-        name: [permute(i, sizes[name], "report", seed, name) for i in range(part)]
+        name: [permutation(sizes[name], "report", seed, name)(i) for i in range(part)]
         for name, part in parts.items()
         if part
     }

@@ -6,7 +6,10 @@ state to save.
 
 import hashlib
 import math
+from functools import lru_cache
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,27 +40,48 @@ def integer(below: int, *parts: int | str) -> int:
     return key(*parts) % below
 
 
-def permute(index: int, size: int, *parts: int | str) -> int:
-    """Where position `index` goes in the keyed permutation of range(size): O(1) memory for pools of any size.
+def uniforms(first: int, count: int, *parts: int | str) -> np.ndarray:
+    """Numbers first..first+count-1 of an endless row in [0, 1) for one key: float64 (count,); millions in a blink."""
+    numbers = np.arange(first, first + count, dtype=np.uint64)
+    return _mix(numbers, key(*parts)) / 2.0**64
+
+
+class Permutation:
+    """A keyed permutation of range(size): O(1) memory for pools of any size.
 
     A four-round Feistel network over the next power of four, walked until it lands inside the range (on average
     fewer than four times).
     """
-    if not 0 <= index < size:
-        raise IndexError(f"{index} is outside of range({size})")
-    half = max(1, math.ceil((size - 1).bit_length() / 2))
-    mask = (1 << half) - 1
-    keys = [key(*parts, round_) for round_ in range(4)]
-    while True:
-        left, right = index >> half, index & mask
-        for round_key in keys:
-            left, right = right, left ^ (_mix(right, round_key) & mask)
-        index = left << half | right
-        if index < size:
-            return index
+
+    def __init__(self, size: int, *parts: int | str) -> None:
+        self.size = size
+        self._half = max(1, math.ceil((size - 1).bit_length() / 2))
+        self._keys = [key(*parts, round_) for round_ in range(4)]
+
+    def __call__(self, index: int) -> int:
+        """Where position `index` goes. Raises IndexError outside of range(size)."""
+        if not 0 <= index < self.size:
+            raise IndexError(f"{index} is outside of range({self.size})")
+        half, mask = self._half, (1 << self._half) - 1
+        while True:
+            left, right = index >> half, index & mask
+            for round_key in self._keys:
+                left, right = right, left ^ (_mix(right, round_key) & mask)
+            index = left << half | right
+            if index < self.size:
+                return index
 
 
-def _mix(value: int, round_key: int) -> int:
+@lru_cache(maxsize=256)
+def permutation(size: int, *parts: int | str) -> Permutation:
+    """A Permutation; its keys cost more than using it, so those in use are kept."""
+    return Permutation(size, *parts)
+
+
+Number = TypeVar("Number", int, np.ndarray)
+
+
+def _mix(value: Number, round_key: int) -> Number:
     """A cheap 64-bit integer hash (the finaliser of splitmix64): blake2b per round would cost ten times as much."""
     x = (value + round_key) & 0xFFFFFFFFFFFFFFFF
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF

@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "gen1_train.cli",
         "gen1_train.data.schedule",
         "gen1_train.data.shards",
+        "gen1_train.data.state",
         "gen1_train.diffusion.structure",
         "gen1_train.estimators",
         "gen1_train.model.autoencoder",

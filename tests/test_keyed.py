@@ -3,36 +3,37 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
-from gen1_train.keyed import generator, integer, key, normal, permute, uniform
+from gen1_train.keyed import generator, integer, key, normal, permutation, uniform, uniforms
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 1000])
-def test_permute_is_a_bijection_for_every_key(size: int) -> None:
+def test_a_permutation_is_a_bijection_for_every_key(size: int) -> None:
     for seed in (0, 1, 2**40):
-        assert sorted(permute(i, size, seed, "sample", "video-448x256", 3) for i in range(size)) == list(range(size))
+        assert sorted(map(permutation(size, seed, "sample", "video-448x256", 3), range(size))) == list(range(size))
 
 
-def test_permute_differs_by_each_part_of_its_key() -> None:
+def test_a_permutation_differs_by_each_part_of_its_key() -> None:
     keys = [(0, "pool", 0), (1, "pool", 0), (0, "loop", 0), (0, "pool", 1)]
-    orders = {tuple(permute(i, 64, *parts) for i in range(64)) for parts in keys}
+    orders = {tuple(map(permutation(64, *parts), range(64))) for parts in keys}
     assert len(orders) == len(keys) and tuple(range(64)) not in orders
 
 
-def test_permute_sends_a_position_everywhere() -> None:
+def test_a_permutation_sends_a_position_everywhere() -> None:
     """A network with too few rounds, or one that ignores a half, would leave places that a position never reaches."""
     counts = torch.zeros(7)
     for seed in range(1400):
-        counts[permute(3, 7, seed)] += 1
+        counts[permutation(7, seed)(3)] += 1
     assert counts.min() > 140 and counts.max() < 260  # 200 expected; standard deviation 13
 
 
 @pytest.mark.parametrize("index", [-1, 7])
-def test_permute_refuses_a_position_outside(index: int) -> None:
+def test_a_permutation_refuses_a_position_outside(index: int) -> None:
     with pytest.raises(IndexError):
-        permute(index, 7, 0)
+        permutation(7, 0)(index)
 
 
 def test_key_tells_types_and_borders_apart() -> None:
@@ -49,9 +50,10 @@ def test_the_stream_is_the_one_that_it_was() -> None:
     """
     assert key(0, "sample", "video-448x256", 3) == 1344311899318608002
     assert key(0) == 6711488920161924273
-    assert [permute(i, 10, 7, "sample", "p", 0) for i in range(10)] == [2, 8, 4, 5, 7, 3, 6, 0, 9, 1]
+    assert list(map(permutation(10, 7, "sample", "p", 0), range(10))) == [2, 8, 4, 5, 7, 3, 6, 0, 9, 1]
     assert integer(1000, 1, "a") == 295
     assert uniform(1, "a") == pytest.approx(0.32195581937403606, abs=0)
+    assert uniforms(5, 2, 1, "a").tolist() == pytest.approx([0.9859177871028355, 0.09222366776903336], abs=0)
     torch.testing.assert_close(normal((3,), 0, 5, 2, "noise"), torch.tensor([0.7601661, 0.5047637, 1.1842294]))
 
 
@@ -91,3 +93,11 @@ def test_draws_have_their_distributions() -> None:
     assert len(counts) == 8 and counts.min() > 400
     noise = normal((4000,), 1)
     assert noise.dtype == torch.float32 and abs(noise.mean()) < 0.06 and abs(noise.std() - 1) < 0.05
+
+
+def test_a_row_of_uniforms_has_its_distribution_and_no_start() -> None:
+    row = uniforms(0, 40_000, 3, "kind")
+    assert 0 <= row.min() and row.max() < 1 and abs(row.mean() - 0.5) < 0.01 and abs(row.var() - 1 / 12) < 0.002
+    assert abs(np.corrcoef(row[1:], row[:-1])[0, 1]) < 0.02  # neighbours are strangers
+    assert (uniforms(39_990, 10, 3, "kind") == row[-10:]).all()
+    assert (uniforms(0, 10, 4, "kind") != row[:10]).all()

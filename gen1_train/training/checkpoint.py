@@ -4,7 +4,7 @@ RUN/config.yaml                   the resolved config
 RUN/checkpoints/step-00000400/    one checkpoint; written under a hidden name, synced, then renamed
     unet.safetensors              all weights, float32
     config.yaml                   the resolved config that made them: editing rebuilds the model from it
-    checkpoint.json               stage, step, finished, sizes of the files, the data's estimators and hash
+    checkpoint.json               stage, step, finished, sizes of the files, the data's estimators and state
     trainer/                      optimizer and loop state, for resuming (not in a stage's imported checkpoint)
 """
 
@@ -38,7 +38,7 @@ class CheckpointInfo:
     stage: str
     step: int  # optimizer steps done
     finished: bool  # the stage's last
-    data: str = ""  # hash of the shard set's manifest; empty for a checkpoint that was not trained
+    data: dict[str, Any] = field(default_factory=dict)  # DataState; empty for a checkpoint that was not trained
     estimators: dict[str, Any] = field(default_factory=dict)  # the manifest's: what editing has to load
     buckets: list[str] = field(default_factory=list)  # WIDTHxHEIGHT of the clips it was trained on
     sizes: dict[str, int] = field(default_factory=dict)  # bytes of every other file, by path in the checkpoint

@@ -5,23 +5,32 @@ from typing import Any
 import torch
 
 from gen1_train.config import TrainConfig
-from gen1_train.data.schedule import Schedule
+from gen1_train.data.schedule import Schedule, Settings, stage_seed
 from gen1_train.data.shards import Manifest, ShardSet
+from gen1_train.data.state import DataState, resume
 from gen1_train.errors import UserError
 from gen1_train.frozen import check_fingerprint
 from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig
+from gen1_train.training.checkpoint import Checkpoint
 from gen1_train.training.stages import predecessor, read_recorded
 
 
-def open_data(config: TrainConfig) -> tuple[ShardSet, Schedule]:
-    """The shard set and the schedule over it. Raises UserError when they do not fit the config."""
+def open_data(config: TrainConfig) -> ShardSet:
+    """The shard set. Raises UserError when there is none, or the model cannot read what it holds."""
     if config.data.root is None:
         raise UserError("data.root is not given: add data.root=FOLDER, a shard set made by gen1-data")
     shards = ShardSet(config.data.root)
-    ratio = config.stage.image_ratio if config.data.image_ratio is None else config.data.image_ratio
-    schedule = Schedule(shards, config.seed, ratio, config.data.batch_clips, config.model.max_frames)
     check_data(config, shards.manifest)
-    return shards, schedule
+    return shards
+
+
+def schedule_settings(config: TrainConfig) -> Settings:
+    """What of the config decides the order in which the shard set is read."""
+    data, stage = config.data, config.stage
+    ratio = stage.image_ratio if data.image_ratio is None else data.image_ratio
+    seed = stage_seed(config.seed, stage.name)
+    frames = config.model.max_frames
+    return Settings(seed, ratio, data.batch_clips, frames, data.mix, data.order, data.window, data.lanes)
 
 
 def check_data(config: TrainConfig, manifest: Manifest) -> None:
@@ -40,6 +49,20 @@ def check_data(config: TrainConfig, manifest: Manifest) -> None:
         )
 
 
+def open_schedule(
+    config: TrainConfig, shards: ShardSet, resumed: Checkpoint | None
+) -> tuple[Schedule, tuple[str, ...]]:
+    """The order in which a run reads the set, from where it stands, and what was changed in it in the run's course.
+
+    Raises UserError where set and config do not fit, or the run cannot go on with them.
+    """
+    settings = schedule_settings(config)
+    if resumed is None:
+        return Schedule(shards, settings), ()
+    check_estimators(config, shards.manifest, resumed, structure=config.stage.structure)
+    return resume(DataState.load(resumed.info.data, str(resumed.path)), shards, settings)
+
+
 def check_start(config: TrainConfig, manifest: Manifest) -> None:
     """Raises UserError when the checkpoint that the stage starts from knows other estimators than the set's.
 
@@ -48,18 +71,20 @@ def check_start(config: TrainConfig, manifest: Manifest) -> None:
     if config.stage.predecessor is None:
         return
     start = predecessor(config.stage, config.init, config.tree)
-    if not start.info.estimators:
-        return
-    names = ["autoencoder", "clip"]
-    if config.stage.structure and read_recorded(start).stage.structure:
-        names.append("structure")
-    for name in names:
+    if start.info.estimators:
+        seen = config.stage.structure and read_recorded(start).stage.structure
+        check_estimators(config, manifest, start, structure=seen)
+
+
+def check_estimators(config: TrainConfig, manifest: Manifest, start: Checkpoint, structure: bool) -> None:
+    """Raises UserError when a checkpoint was trained with other estimators than those that made the set."""
+    for name in ("autoencoder", "clip", *(("structure",) if structure else ())):
         before, now = start.info.estimators.get(name, {}), manifest.estimators[name]
         if any(before.get(part) != now.get(part) for part in ("kind", "fingerprint")):
             raise UserError(
                 f"the shard set {config.data.root} was made with another {name} estimator than {start.path} was "
                 f"trained with: {_described(now)} instead of {_described(before)}; give a set made with the same, or "
-                "another init.checkpoint="
+                "start from another checkpoint"
             )
 
 

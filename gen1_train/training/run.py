@@ -4,6 +4,8 @@ import logging
 import os
 import secrets
 import warnings
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from pytorch_lightning import Trainer
@@ -13,8 +15,8 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from gen1_train.config import LogConfig, TrainConfig, check
 from gen1_train.data.schedule import Schedule
-from gen1_train.data.shards import Manifest, ShardSet
-from gen1_train.errors import UserError
+from gen1_train.data.shards import ShardSet
+from gen1_train.data.state import capture
 from gen1_train.files import write_atomically
 from gen1_train.model.pretrained import WeightReport, check_same_family, load_weights
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
@@ -23,7 +25,14 @@ from gen1_train.training.callbacks import BatchFlops, Measure, SaveCheckpoints
 from gen1_train.training.datamodule import Gen1DataModule
 from gen1_train.training.metrics import MetricsCSV
 from gen1_train.training.module import Gen1Module
-from gen1_train.training.preflight import check_start, load_autoencoder, micro_clips, open_data, process_count
+from gen1_train.training.preflight import (
+    check_start,
+    load_autoencoder,
+    micro_clips,
+    open_data,
+    open_schedule,
+    process_count,
+)
 from gen1_train.training.stages import build_unet, read_recorded, run_folder, stage_unet
 from gen1_train.training.strategy import build_strategy
 from gen1_train.training.throughput import step_flops
@@ -58,7 +67,8 @@ def initialise(config: TrainConfig, run: Path) -> None:
 def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) -> None:
     """Stages 2 to 5: everything is checked before a process is started or a file is written."""
     stage = config.stage
-    shards, schedule = open_data(config)
+    shards = open_data(config)
+    schedule, history = open_schedule(config, shards, resume)
     if resume is None:
         check_start(config, shards.manifest)
     processes = process_count(config)
@@ -71,12 +81,14 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
         unet, report = build_unet(config.model, stage, config.init, config.tree, config.seed)
         open_run(config, run, report)
     else:
-        unet = restore(config, resume, shards.manifest)
+        unet = restore(config, resume)
+        for change in history[len(resume.info.data["history"]) :]:
+            say(f"the data goes on with a change: {change}")
     module = Gen1Module(
         unet,
         config.optim,
         config.diffusion,
-        config.seed,
+        schedule.settings.seed,
         structure=stage.structure,
         max_level=stage.max_level,
         latent_scale=encoding["scale"],
@@ -84,7 +96,15 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
         cached=cached,
     )
     start = resume.info.step if resume else 0
-    trainer = build_trainer(config, run, start, processes, strategy, shards)
+
+    def describe(step: int) -> checkpoint.CheckpointInfo:
+        state = asdict(capture(schedule, step, history))
+        buckets = [f"{pool.width}x{pool.height}" for pool in shards.pools("video")]
+        return checkpoint.CheckpointInfo(
+            stage.name, step, step >= stage.steps, state, shards.manifest.estimators, buckets
+        )
+
+    trainer = build_trainer(config, run, start, processes, strategy, encoding["factor"], describe)
     data = Gen1DataModule(shards, schedule, module.fields, stage.steps, config.data.workers)
     say(f"stage {stage.name}: steps {start} to {stage.steps} in {run} on {trainer.world_size} processes")
     say(step_cost(unet.config, shards, schedule))
@@ -98,7 +118,7 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
 
 def step_cost(unet: UNetConfig, shards: ShardSet, schedule: Schedule) -> str:
     """What a step on the largest pool costs: a video step, or an image step where there is no other."""
-    kind, samples = ("video", "clips") if schedule.ratio < 1 else ("image", "images")
+    kind, samples = ("video", "clips") if schedule.share < 1 else ("image", "images")
     pool = max(shards.pools(kind), key=lambda pool: pool.samples)
     factor, count = shards.manifest.estimators["autoencoder"]["factor"], schedule.batch_size(kind)
     one = step_flops(unet, pool.height // factor, pool.width // factor, pool.frames, temporal=kind == "video")
@@ -110,17 +130,20 @@ def step_cost(unet: UNetConfig, shards: ShardSet, schedule: Schedule) -> str:
 
 
 def build_trainer(
-    config: TrainConfig, run: Path, start: int, processes: int, strategy: Strategy | str, shards: ShardSet
+    config: TrainConfig,
+    run: Path,
+    start: int,
+    processes: int,
+    strategy: Strategy | str,
+    factor: int,
+    describe: Callable[[int], checkpoint.CheckpointInfo],
 ) -> Trainer:
-    """Lightning's Trainer with our loggers and callbacks in place of its own checkpoints and bars."""
-    stage, manifest = config.stage, shards.manifest
-    flops = BatchFlops(stage_unet(config.model, stage), manifest.estimators["autoencoder"]["factor"])
-    buckets = [f"{pool.width}x{pool.height}" for pool in shards.pools("video")]
+    """Lightning's Trainer with our loggers and callbacks in place of its own checkpoints and bars.
 
-    def describe(step: int) -> checkpoint.CheckpointInfo:
-        finished = step >= stage.steps
-        return checkpoint.CheckpointInfo(stage.name, step, finished, manifest.hash, manifest.estimators, buckets)
-
+    `factor`: pixels per latent; `describe` as SaveCheckpoints takes it.
+    """
+    stage = config.stage
+    flops = BatchFlops(stage_unet(config.model, stage), factor)
     quiet()
     return Trainer(
         accelerator=config.trainer.accelerator,
@@ -169,13 +192,8 @@ def open_run(config: TrainConfig, run: Path, report: WeightReport) -> None:
         write_atomically(run / "weights.json", report.to_json().encode())
 
 
-def restore(config: TrainConfig, resume: checkpoint.Checkpoint, manifest: Manifest) -> SpatioTemporalUNet:
-    """The UNet of a run that goes on; refuses another model or another shard set."""
-    if resume.info.data != manifest.hash:
-        raise UserError(
-            f"{resume.path} was trained on another shard set than {config.data.root} (the manifests differ): give "
-            "that set, or start a new run with name="
-        )
+def restore(config: TrainConfig, resume: checkpoint.Checkpoint) -> SpatioTemporalUNet:
+    """The UNet of a run that goes on; refuses another model."""
     unet = SpatioTemporalUNet(stage_unet(config.model, config.stage))
     check_same_family(unet.config, read_recorded(resume).unet, str(resume.path))
     load_weights(unet, resume.weights(), str(resume.path), grow=False)

@@ -9,7 +9,7 @@ from torch._utils import ExceptionWrapper
 from gen1_train.batch import Batch
 from gen1_train.cli import explain
 from gen1_train.data.loader import SUBSTITUTES, BatchDataset, DataConfig, Place, StepSampler, build_loader
-from gen1_train.data.schedule import Schedule
+from gen1_train.data.schedule import Schedule, Settings
 from gen1_train.data.shards import ShardSet, read_index
 from gen1_train.errors import UserError
 from tests.made import make_shard_set
@@ -24,7 +24,7 @@ ALONE = Place(rank=0, world=1, accumulate=1)
 
 def dataset(root: Path, place: Place = ALONE, ratio: float = 0.25, clips: int = 4) -> BatchDataset:
     shards = ShardSet(root)
-    return BatchDataset(shards, Schedule(shards, 3, ratio, clips), place, FIELDS)
+    return BatchDataset(shards, Schedule(shards, Settings(3, ratio, clips)), place, FIELDS)
 
 
 def batches(made: BatchDataset, start: int = 0, stop: int = STEPS, workers: int = 0) -> list[Batch]:

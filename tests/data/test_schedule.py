@@ -3,11 +3,12 @@
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gen1_train.data.loader import Place
-from gen1_train.data.schedule import PERIOD, Schedule, quotas
+from gen1_train.data.schedule import PERIOD, Schedule, Settings, quotas
 from gen1_train.data.shards import PoolShards, Shard
 from gen1_train.errors import UserError
 
@@ -31,8 +32,10 @@ class Pools:
         ]
 
 
-def schedule(ratio: float = 0.125, seed: int = 0, clips: int = CLIPS, pools: Pools | None = None) -> Schedule:
-    return Schedule(pools or Pools(), seed, ratio, clips)  # type: ignore[arg-type]
+def schedule(
+    ratio: float = 0.125, seed: int = 0, clips: int = CLIPS, pools: Pools | None = None, **settings: Any
+) -> Schedule:
+    return Schedule(pools or Pools(), Settings(seed, ratio, clips, **settings))  # type: ignore[arg-type]
 
 
 def kinds(made: Schedule, steps: int) -> list[str]:
@@ -59,7 +62,7 @@ def test_seeds_give_other_streams_and_one_seed_the_same() -> None:
 def test_at_agrees_with_counting_from_step_0() -> None:
     made = schedule()
     uses: Counter[str] = Counter()
-    for number in range(1100):  # two periods of image steps, fifteen of video steps
+    for number in range(4200):  # two periods of image steps, fourteen of video steps
         step = made.at(number)
         assert step.kind == made.kind(number) == step.pool.split("-")[0]
         assert step.size == made.batch_size(step.kind) == (CLIPS * FRAMES if step.kind == "image" else CLIPS)
@@ -78,14 +81,17 @@ def test_at_a_million_agrees_with_what_must_have_come_before() -> None:
         assert step.first == before[step.pool] + uses[step.pool]
         uses[step.pool] += step.size
     assert len(before) == len(IMAGES) + len(VIDEOS)
+    assert made.cursors(start) == before
     assert sum(first for pool, first in before.items() if pool.startswith("image")) == 125_000 * CLIPS * FRAMES
     assert sum(first for pool, first in before.items() if pool.startswith("video")) == 875_000 * CLIPS
     assert made.at(start) == schedule().at(start)  # whatever was asked before
 
 
+@pytest.mark.parametrize("order", [{}, {"order": "blocks", "window": 1, "lanes": 2}, {"order": "blocks"}])
+@pytest.mark.parametrize("mix", ["exact", "independent"])
 @pytest.mark.parametrize("ratio", [0.375, 1])
-def test_every_sample_comes_once_an_epoch(ratio: float) -> None:
-    made = schedule(ratio)
+def test_every_sample_comes_once_an_epoch(ratio: float, mix: str, order: dict[str, Any]) -> None:
+    made = schedule(ratio, mix=mix, **order)
     streams: defaultdict[str, list[int]] = defaultdict(list)
     samples = {}
     for number in range(300):
@@ -116,7 +122,7 @@ def test_pools_of_a_kind_come_up_in_proportion() -> None:
     made = schedule(0, clips=10, pools=Pools(videos=(100, 300)))
     for period in range(3):
         counts = Counter(made.at(period * PERIOD + i).samples for i in range(PERIOD))
-        assert counts == {100: 16, 300: 48}
+        assert counts == {100: PERIOD // 4, 300: PERIOD * 3 // 4}
     orders = {tuple(made.at(p * PERIOD + i).samples for i in range(PERIOD)) for p in range(3)}
     assert len(orders) == 3
 
@@ -175,5 +181,5 @@ def test_every_step_costs_the_same_number_of_frames() -> None:
 
 
 def test_a_set_of_images_alone_reads_as_many_as_one_with_videos_would() -> None:
-    made = Schedule(Pools(videos=()), 0, 1.0, CLIPS, frames=FRAMES)  # type: ignore[arg-type]
+    made = Schedule(Pools(videos=()), Settings(0, 1.0, CLIPS, frames=FRAMES))  # type: ignore[arg-type]
     assert made.batch_size("image") == CLIPS * FRAMES

@@ -4,21 +4,23 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from data_tools.order import COLUMNS, OrderConfig, Settings, read_settings, run
+from data_tools.order import COLUMNS, OrderConfig, choose, read_config, run
 from gen1_train.data.loader import BatchDataset, Place
-from gen1_train.data.schedule import Schedule
+from gen1_train.data.schedule import Schedule, Settings, Start, stage_seed
 from gen1_train.data.shards import ShardSet, index_path, read_index
+from gen1_train.data.state import capture
 from gen1_train.errors import UserError
 from tests.made import make_shard_set
 
 ROOT = Path(__file__).parents[2]
-CLIPS, RATIO, SEED, STEPS = 4, 0.25, 3, 8
+CLIPS, RATIO, SEED, STEPS, STAGE = 4, 0.25, 3, 8, "3"
 SETTINGS: dict[str, Any] = {"seed": SEED, "batch_clips": CLIPS, "image_ratio": RATIO}
 
 
@@ -41,7 +43,7 @@ def test_what_is_printed_is_what_all_ranks_read(
 ) -> None:
     printed = table(capsys, OrderConfig(str(made), step=0, steps=STEPS, **SETTINGS))
     shards = ShardSet(made)
-    schedule = Schedule(shards, SEED, RATIO, CLIPS)
+    schedule = Schedule(shards, Settings(stage_seed(SEED, STAGE), RATIO, CLIPS))
     kinds = set()
     for number in range(STEPS):
         parts = [
@@ -85,14 +87,17 @@ def test_a_later_start_prints_the_same_lines(made: Path, capsys: pytest.CaptureF
 
 def recorded(folder: Path, **changes: Any) -> Path:
     """A run folder as gen1-train leaves it, as far as it matters here."""
+    order = {"mix": "exact", "order": "global", "window": 8, "lanes": 8}
     config: dict[str, Any] = {
         "seed": SEED,
-        "stage": {"name": "3", "image_ratio": RATIO},
-        "data": {"batch_clips": CLIPS, "image_ratio": None},
+        "stage": {"name": STAGE, "image_ratio": RATIO},
+        "data": {"batch_clips": CLIPS, "image_ratio": None, **order},
         "model": {"max_frames": 4},
     }
+    for name, value in changes.items():
+        config[name] = {**config[name], **value} if isinstance(value, dict) else value
     folder.mkdir()
-    (folder / "config.yaml").write_text(yaml.safe_dump({**config, **changes}))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder
 
 
@@ -107,37 +112,75 @@ def test_the_settings_of_a_run_are_its_recorded_ones(
 
 
 def test_the_ratio_of_the_data_goes_before_that_of_the_stage(tmp_path: Path) -> None:
-    assert read_settings(recorded(tmp_path / "stage")) == Settings(SEED, CLIPS, RATIO, 4)
-    data = {"batch_clips": CLIPS, "image_ratio": 0.5}
-    assert read_settings(recorded(tmp_path / "data", data=data)) == Settings(SEED, CLIPS, 0.5, 4)
+    wanted = Settings(stage_seed(SEED, STAGE), RATIO, CLIPS, 4)
+    assert read_config(recorded(tmp_path / "stage") / "config.yaml").settings == wanted
+    other = recorded(tmp_path / "data", data={"image_ratio": 0.5, "order": "blocks", "lanes": 3})
+    assert read_config(other / "config.yaml").settings == replace(wanted, image_ratio=0.5, order="blocks", lanes=3)
 
 
 def test_the_config_that_gen1_train_records_is_read(tmp_path: Path) -> None:
     from gen1_train.config import TrainConfig
+    from gen1_train.training.preflight import schedule_settings
     from gen1_train.training.stages import StageConfig
 
-    stage = StageConfig("4", "3", 10, temporal=True, structure=True, max_level=0, image_ratio=0.125)
+    stage = StageConfig("3", "2", 10, temporal=True, structure=True, max_level=0, image_ratio=0.125)
     config = TrainConfig(stage, seed=7)
     (tmp_path / "config.yaml").write_text(config.to_yaml())
-    wanted = Settings(7, config.data.batch_clips, 0.125, config.model.max_frames)
-    assert read_settings(tmp_path) == wanted
-    assert Settings() == Settings(0, wanted.batch_clips, 0.125, wanted.frames)  # our defaults are its defaults
+    assert read_config(tmp_path / "config.yaml").settings == schedule_settings(config)
+    defaults = choose(OrderConfig("SET", 0, seed=7)).settings
+    assert defaults == schedule_settings(config)  # our defaults are its defaults
 
 
-def test_a_run_on_another_set_is_refused(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_folder = recorded(tmp_path / "run")
-    for number, data in ((10, "another"), (20, ShardSet(made).manifest.hash)):
-        folder = run_folder / "checkpoints" / f"step-{number:08d}"
-        folder.mkdir(parents=True)
-        (folder / "checkpoint.json").write_text(json.dumps({"data": data}))
+def test_stages_read_in_other_orders(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    two, three, four = (
+        table(capsys, OrderConfig(str(made), 0, 4, stage=stage, **SETTINGS)) for stage in ("2", "3", "4")
+    )
+    assert two != three != four and three == table(capsys, OrderConfig(str(made), 0, 4, **SETTINGS))
+
+
+def checkpoint(run_folder: Path, step: int, data: Any) -> Path:
+    path = run_folder / "checkpoints" / f"step-{step:08d}" / "checkpoint.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"stage": STAGE, "data": data}))
+    return path
+
+
+def test_the_newest_checkpoint_goes_before_the_config(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After a change of the global batch, what is read depends on what was read before it."""
+    shards, run_folder = ShardSet(made), recorded(tmp_path / "run")
+    first = Schedule(shards, Settings(stage_seed(SEED, STAGE), RATIO, CLIPS))
+    second = Schedule(shards, replace(first.settings, clips=2), Start(5, first.cursors(5), CLIPS))
+    checkpoint(run_folder, 5, asdict(capture(first, 5)))
+    checkpoint(run_folder, 9, asdict(capture(second, 9, ("from step 5: …",))))
+    printed = table(capsys, OrderConfig(str(made), step=6, steps=6, run=str(run_folder)))
+    wanted = [
+        (str(number), shards.read(step.pool, second.sample(step, slot), ("caption",)).key)
+        for number in range(6, 12)
+        for step in [second.at(number)]
+        for slot in range(step.size)
+    ]
+    assert [(row["step"], row["key"]) for row in printed] == wanted
+    with pytest.raises(UserError, match=r"step=4 was read before the settings of .* were changed at step 5"):
+        run(OrderConfig(str(made), step=4, run=str(run_folder)))
+
+
+def test_a_run_on_another_set_is_refused(made: Path, tmp_path: Path) -> None:
+    shards, run_folder = ShardSet(made), recorded(tmp_path / "run")
+    state = asdict(capture(Schedule(shards, Settings(1, RATIO, CLIPS)), 10))
+    checkpoint(run_folder, 10, {**state, "manifest": "another"})
+    checkpoint(run_folder, 20, state)
     config = OrderConfig(str(made), step=0, run=str(run_folder))
     run(config)  # the newest counts
-    (folder / "checkpoint.json").write_text(json.dumps({"data": "another"}))
+    path = checkpoint(run_folder, 20, {**state, "manifest": "another"})
     with pytest.raises(UserError, match="was trained on another shard set"):
         run(config)
-    (folder / "checkpoint.json").write_text("{")
+    path.write_text("{")
     with pytest.raises(UserError, match=r"checkpoint\.json cannot be read"):
         run(config)
+    with pytest.raises(UserError, match="leave stage= out"):
+        run(OrderConfig(str(made), step=0, run=str(run_folder), stage="4"))
 
 
 @pytest.mark.parametrize(
@@ -148,6 +191,8 @@ def test_a_run_on_another_set_is_refused(made: Path, tmp_path: Path, capsys: pyt
         ({"image_ratio": 1.5}, "image_ratio=1.5 is a share"),
         ({"batch_clips": 0}, "batch_clips=0 is not above 0"),
         ({"frames": 0}, "frames=0 is not above 0"),
+        ({"lanes": 0}, "lanes=0 is not above 0"),
+        ({"order": "random"}, "order=random is not one of global, blocks"),
         ({"batch_clips": 100}, "fewer than one global batch of 100"),
         ({"run": "no/such/run"}, "no/such/run/config.yaml cannot be read (No such file or directory): give the folder"),
     ],
@@ -162,14 +207,14 @@ def test_a_mistake_is_said(made: Path, settings: dict[str, Any], says: str) -> N
 def test_a_config_that_is_none_is_said_in_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(UserError, match="is not the config of a run") as error:
-        read_settings(tmp_path)
+        read_config(tmp_path / "config.yaml")
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("seed", ["x", True, None, 1.5])
 def test_a_setting_of_the_wrong_type_is_said(tmp_path: Path, seed: Any) -> None:
     with pytest.raises(UserError, match="is not of type int"):
-        read_settings(recorded(tmp_path / "run", seed=seed))
+        read_config(recorded(tmp_path / "run", seed=seed) / "config.yaml")
 
 
 def test_a_damaged_index_is_said(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from data_tools.report_sheet import draw, picture
 from data_tools.stats import STATS, Histogram, Stats
 from gen1_train.batch import Pool
 from gen1_train.data.loader import DataConfig
-from gen1_train.data.schedule import Schedule
+from gen1_train.data.schedule import Schedule, Settings
 from gen1_train.data.shards import MANIFEST, Manifest, PoolShards, Shard, ShardSet, index_path, read_index
 from gen1_train.errors import UserError
 from tests.made import make_sample, make_shard_set
@@ -133,7 +133,7 @@ def test_the_stages_are_those_that_are_trained() -> None:
 def test_batches_are_those_that_the_schedule_makes(tmp_path: Path, frames: int) -> None:
     pools = {Pool("video", 448, 256, frames): 2000, Pool("image", 64, 64, 1): 10_000}
     shards = ShardSet(planned_set(tmp_path / "set", pools))
-    schedule = Schedule(shards, seed=0, image_ratio=STAGES["3"][1], clips=BATCH_CLIPS)
+    schedule = Schedule(shards, Settings(0, STAGES["3"][1], BATCH_CLIPS))
     batches = batch_sizes(shards.manifest)
     assert batches == {kind: schedule.batch_size(kind) for kind in ("video", "image")}
     assert batches["image"] == 1152 * frames
@@ -162,16 +162,16 @@ def test_it_warns_of_exactly_what_training_would_refuse(
     lines = list(obstacles(shards.manifest, batch_sizes(shards.manifest)))
     if said is None:
         assert lines == []
-        Schedule(shards, seed=0, image_ratio=0.125, clips=BATCH_CLIPS)
+        Schedule(shards, Settings(0, 0.125, BATCH_CLIPS))
         return
     assert len(lines) == 1 and said in lines[0]
     assert lines[0] in report(shards.root, samples=0).text
     with pytest.raises(UserError):
-        Schedule(shards, seed=0, image_ratio=0.125, clips=BATCH_CLIPS)
+        Schedule(shards, Settings(0, 0.125, BATCH_CLIPS))
     if mended := re.search(r"batch_clips=(\d+)", said):
-        Schedule(shards, seed=0, image_ratio=0.125, clips=int(mended.group(1)))
+        Schedule(shards, Settings(0, 0.125, int(mended.group(1))))
         with pytest.raises(UserError):
-            Schedule(shards, seed=0, image_ratio=0.125, clips=int(mended.group(1)) + 1)
+            Schedule(shards, Settings(0, 0.125, int(mended.group(1)) + 1))
 
 
 NASTY = "<script>alert('1')</script>\"&amp;\x00\x1b\udcff.mp4"

@@ -6,7 +6,7 @@ import torch
 
 from gen1_train.batch import Batch
 from gen1_train.data.loader import BatchDataset, Place
-from gen1_train.data.schedule import Schedule
+from gen1_train.data.schedule import Schedule, Settings
 from gen1_train.data.shards import ShardSet
 from gen1_train.diffusion.prediction import v_from
 from gen1_train.diffusion.schedule import NoiseSchedule
@@ -49,12 +49,12 @@ def make_module(
 
 def batches(shards: ShardSet, module: Gen1Module, kind: str, world: int, accumulate: int = 1) -> list[Batch]:
     """All micro-batches of the first step of a kind, in the order of their slots."""
-    schedule = Schedule(shards, 0, 0.125, 4)
+    schedule = Schedule(shards, Settings(0, 0.125, 4))
     step = next(t for t in range(16) if schedule.kind(t) == kind)
     return [
         BatchDataset(shards, schedule, Place(rank, world, accumulate), module.fields)[step, micro]
-        for micro in range(accumulate)
         for rank in range(world)
+        for micro in range(accumulate)
     ]
 
 

@@ -70,7 +70,7 @@ def make_start(tree: Path, estimators: dict[str, Any]) -> Path:
     config = TrainConfig(StageConfig(**stage), model=UNetConfig(**model))
     torch.manual_seed(0)
     weights = SpatioTemporalUNet(stage_unet(config.model, config.stage)).state_dict()
-    info = CheckpointInfo("4", 10, finished=True, data="made", estimators=estimators)
+    info = CheckpointInfo("4", 10, finished=True, estimators=estimators)
     commit(begin(tree / "stage4", 10), weights, config.to_yaml(), info, keep=1)
     return tree / "stage4"
 

@@ -11,7 +11,14 @@ from gen1_train.errors import UserError
 from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training.checkpoint import CheckpointInfo, begin, commit
-from gen1_train.training.preflight import check_start, load_autoencoder, micro_clips, open_data, process_count
+from gen1_train.training.preflight import (
+    check_start,
+    load_autoencoder,
+    micro_clips,
+    open_data,
+    open_schedule,
+    process_count,
+)
 from gen1_train.training.stages import InitConfig, StageConfig, build_unet, predecessor, run_folder, stage_unet
 from miniature.tiny import write_stable_diffusion
 from tests.made import WIDTH, make_shard_set
@@ -38,12 +45,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_fitting_set_is_opened_with_the_stage_s_share_of_images(root):
-    shards, schedule = open_data(config(root))
+    shards = open_data(config(root))
     assert shards.manifest.hash == Manifest.load(root).hash
+    schedule, history = open_schedule(config(root), shards, None)
+    assert history == ()
     assert [schedule.kind(t) for t in range(8)].count("image") == 1
     own = config(root)
     own.data.image_ratio = 0.0
-    assert {open_data(own)[1].kind(t) for t in range(8)} == {"video"}
+    assert {open_schedule(own, shards, None)[0].kind(t) for t in range(8)} == {"video"}
 
 
 def test_data_that_does_not_fit_is_refused_with_the_mend(root, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from gen1_train.batch import Batch
-from gen1_train.data.schedule import Schedule
+from gen1_train.data.schedule import Schedule, Settings
 from gen1_train.data.shards import ShardSet
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training import callbacks
@@ -186,7 +186,7 @@ def test_the_rate_is_measured_without_touching_the_run_s_random_numbers(dtype):
 def test_a_run_begins_with_what_a_step_costs(tmp_path: Path, ratio, expected):
     shards = ShardSet(make_shard_set(tmp_path / "set"))
     config = replace(SMALL, context_dim=WIDTH, content_dim=WIDTH, temporal=ratio < 1)
-    line = step_cost(config, shards, Schedule(shards, 0, ratio, 4))
+    line = step_cost(config, shards, Schedule(shards, Settings(0, ratio, 4)))
     assert line.startswith(expected) and (" (spatial " in line) == (ratio < 1)
     frames = {"frames": 4} if ratio < 1 else {"frames": 1, "temporal": False}
     total = step_flops(config, 2, 4, **frames).total * (4 if ratio < 1 else 16)
