@@ -1,5 +1,6 @@
 """`gen1-data order`: which samples a training step reads, and where they lie."""
 
+import io
 import json
 import os
 import sys
@@ -10,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from omegaconf import MISSING
+from PIL import Image
 
+from data_tools.order_picture import draw_order
 from gen1_train.cli import run_app
 from gen1_train.errors import UserError
+from gen1_train.files import write_atomically
 
 if TYPE_CHECKING:
     from gen1_train.data.schedule import Schedule, Settings, Start
@@ -36,6 +40,7 @@ class OrderConfig:
     order: str | None = None  # global or blocks; null: as in run=, or global
     window: int | None = None  # shards, of order=blocks; null: as in run=, or 8
     lanes: int | None = None  # of order=blocks; null: as in run=, or 8
+    picture: str | None = None  # a PNG to draw in place of the table: which shards are read in which step, by whom
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ def main() -> None:
 
 
 def run(config: OrderConfig) -> None:
-    """Prints a header line and a line a slot, with tabs between the columns. Raises UserError."""
+    """Prints a header line and a line a slot, with tabs between the columns; or draws. Raises UserError."""
     for name, least in (("step", 0), ("steps", 1)):
         if getattr(config, name) < least:
             raise UserError(f"{name}={getattr(config, name)} is below {least}")
@@ -73,6 +78,9 @@ def run(config: OrderConfig) -> None:
             "a later step, or the old settings without run="
         )
     schedule = Schedule(shards, recorded.settings, start)
+    if config.picture is not None:
+        save(draw_order(shards, schedule, config.step, config.steps), config.picture)
+        return
     try:
         print("\t".join(COLUMNS))
         for step in range(config.step, config.step + config.steps):
@@ -83,6 +91,16 @@ def run(config: OrderConfig) -> None:
         BrokenPipeError
     ):  # whoever reads this, `head` say, has what it wants; Python must not find the pipe at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def save(picture: Image.Image, path: str) -> None:
+    """Writes the picture as a PNG, whole or not at all. Raises UserError."""
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    try:
+        write_atomically(Path(path), stream.getvalue())
+    except OSError as error:
+        raise UserError(f"picture={path} cannot be written ({error.strerror}): give a file in a folder") from error
 
 
 def rows(

@@ -42,7 +42,8 @@ class BlockOrder:
 
     In each epoch the shards are laid in a row in keyed order, and the row is cut into L lanes. A lane is walked from
     its start, window by window, and the samples within a window are permuted. A window has as many samples as `window`
-    shards have on average, so that a lane reads from window + 1 shards or so at any time.
+    shards have on average, so that a lane reads from window + 1 shards or so at any time. The lanes come to their next
+    windows one after the other, so that new shards are fetched in an even flow.
 
     The uses are dealt to the lanes round by round: the first L-th of each `round` uses to the first lane, and so on. A
     round is a global batch, whose slots are shared out to the ranks in order: with at least as many lanes as nodes,
@@ -66,10 +67,11 @@ class BlockOrder:
         row = self._epoch(epoch)
         position = self._dealt(lane, use) - self._dealt(lane, epoch * self.samples)
         length = row.lanes[lane + 1] - row.lanes[lane]
-        window, place = divmod(position, self.window)
-        size = min(self.window, length - window * self.window)
-        mixed = permutation(size, self.seed, "window", self.name, epoch, lane, window)(place)
-        return self._at(row, row.lanes[lane] + window * self.window + mixed)
+        ahead = lane * self.window // self.lanes  # by which its windows begin earlier
+        window = (position + ahead) // self.window
+        begin, end = max(0, window * self.window - ahead), min(length, (window + 1) * self.window - ahead)
+        mixed = permutation(end - begin, self.seed, "window", self.name, epoch, lane, window)(position - begin)
+        return self._at(row, row.lanes[lane] + begin + mixed)
 
     def _at(self, row: Epoch, position: int) -> int:
         """The sample at a position of an epoch's row of shards."""

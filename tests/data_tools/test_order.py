@@ -8,10 +8,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from data_tools.order import COLUMNS, OrderConfig, choose, read_config, run
+from data_tools.order_picture import CELL, GAP, GRID, MARGIN, TOP
 from gen1_train.data.loader import BatchDataset, Place
 from gen1_train.data.schedule import Schedule, Settings, Start, stage_seed
 from gen1_train.data.shards import ShardSet, index_path, read_index
@@ -201,6 +204,25 @@ def test_a_mistake_is_said(made: Path, settings: dict[str, Any], says: str) -> N
     with pytest.raises(UserError) as error:
         run(OrderConfig(**{"output": str(made), "step": 0, **SETTINGS, "image_ratio": 0.0, **settings}))
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_picture_shows_what_the_table_says(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A cell is grey where nothing is read; 12 pixels a step and a shard, the three video shards on top."""
+    settings = {**SETTINGS, "order": "blocks", "window": 1, "lanes": 2}
+    printed = table(capsys, OrderConfig(str(made), step=3, steps=STEPS, **settings))
+    path = tmp_path / "order.png"
+    run(OrderConfig(str(made), step=3, steps=STEPS, picture=str(path), **settings))
+    assert capsys.readouterr().out == "" and [p.name for p in tmp_path.iterdir()] == ["order.png"]
+    pixels = np.asarray(Image.open(path))
+    for pool, top in (("video-32x16", TOP), ("image-32x16", TOP + 3 * CELL + GAP)):
+        for step in range(STEPS):
+            for shard in range(3):
+                colour = pixels[top + shard * CELL + CELL // 2, MARGIN + step * CELL + CELL // 2]
+                name = f"{pool}-{shard:06d}.tar"
+                read = [row for row in printed if row["shard"] == name and row["step"] == str(3 + step)]
+                assert bool(read) == (colour != GRID).any(), (name, step)
+    with pytest.raises(UserError, match="cannot be written"):
+        run(OrderConfig(str(made), step=3, picture=str(tmp_path / "no" / "order.png"), **settings))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "a: [", "seed: 0", "\x00", "!!python/object:a.B {}"])
