@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,13 +20,13 @@ import numpy as np
 from tqdm import tqdm
 
 from data_tools.failures import FAILURES, Failure, to_lines
-from data_tools.pack import PADDING, place
+from data_tools.pack import PADDING, place, seal, sealed
 from data_tools.plan import Plan
 from data_tools.progress import seconds_between
 from data_tools.recipe import RecipeConfig
 from data_tools.stats import merged
 from data_tools.task import STAGING, TaskResult, load_result, task_folder
-from gen1_train.data.shards import MANIFEST, Manifest, PoolShards, Shard, index_path, write_index
+from gen1_train.data.shards import MANIFEST, Manifest, PoolShards, Shard
 from gen1_train.errors import UserError
 from gen1_train.files import write_atomically
 from gen1_train.video.geometry import parse_bucket
@@ -184,7 +183,7 @@ def write_shards(
     for name, shards in made.items():
         kind, _, bucket = name.partition("-")
         frames = recipe.cut.frames if kind == "video" else 1
-        described[name] = PoolShards(kind, *parse_bucket(bucket), frames, shards)
+        described[name] = PoolShards(kind, *parse_bucket(bucket), frames, tuple(shards))
     return described
 
 
@@ -199,17 +198,15 @@ def keep_or_clear(digest: str, output: Path) -> None:
 
 def write_shard(work: Work, output: Path) -> Shard:
     """Copies the samples of one shard, verifies it, and writes its index last. Raises OSError."""
-    tar = work.tar
-    if index_path(tar).exists() and tar.exists():
-        data = index_path(tar).read_bytes()
-        return Shard(tar.name, len(work.samples), os.path.getsize(tar), zlib.crc32(data))
-    with Staging(output, work.pool) as staging, place(tar) as (stream, checksums, entries):
+    if (shard := sealed(work.tar)) is not None:
+        return shard
+    with Staging(output, work.pool) as staging, place(work.tar) as (stream, checksums, entries):
         for row in work.samples:
             key, members = staging.line(row)
             checksums[key] = {name: (size, crc32) for name, (_, size, crc32) in members.items()}
             stream.write(staging.sample(row))
         stream.write(PADDING)
-    return Shard(tar.name, len(entries), os.path.getsize(tar), write_index(tar, entries))
+    return seal(work.tar, entries)
 
 
 class Staging:

@@ -62,7 +62,8 @@ def run(config: OrderConfig) -> None:
     for name, least in (("step", 0), ("steps", 1)):
         if getattr(config, name) < least:
             raise UserError(f"{name}={getattr(config, name)} is below {least}")
-    from gen1_train.data.schedule import Schedule  # here: --help need not wait for torch
+    from gen1_train.batch import SampleError  # here: --help need not wait for torch
+    from gen1_train.data.schedule import Schedule
     from gen1_train.data.shards import ShardSet
 
     recorded = choose(config)
@@ -87,6 +88,8 @@ def run(config: OrderConfig) -> None:
             for row in rows(shards, schedule, step):
                 print("\t".join(map(str, row)))
         sys.stdout.flush()
+    except SampleError as error:
+        raise UserError(f"output={config.output} is damaged ({error}): restore it, or see gen1-data verify") from error
     except (
         BrokenPipeError
     ):  # whoever reads this, `head` say, has what it wants; Python must not find the pipe at its end
@@ -110,7 +113,7 @@ def rows(
     step = schedule.at(number)
     samples = [schedule.sample(step, slot) for slot in range(step.size)]
     places = {}
-    for sample in sorted(set(samples)):  # a shard's samples one after another: its index is read once
+    for sample in sorted(set(samples)):  # a shard's samples one after another: its index is opened once
         shard, row = shards.locate(step.pool, sample)
         places[sample] = (shards.entry(shard, row).key, shard.name, row)
     for slot, sample in enumerate(samples):

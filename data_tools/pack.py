@@ -13,7 +13,9 @@ from typing import BinaryIO
 
 from webdataset import TarWriter
 
-from gen1_train.data.shards import Entry, build_index, padded
+from gen1_train.data.index import Entry, Index, build_index, padded, write_index
+from gen1_train.data.shards import Shard
+from gen1_train.errors import UserError
 from gen1_train.files import sync
 
 Checksums = dict[str, dict[str, tuple[int, int]]]  # key -> member -> (size, crc32)
@@ -81,6 +83,19 @@ def open_tar(path: Path) -> Iterator[TarPacker]:
                 writer.close()
             raise
         writer.close()
+
+
+def seal(tar: Path, entries: list[Entry]) -> Shard:
+    """Ends a shard by writing its index: with that it is whole. Raises OSError."""
+    crc32 = write_index(tar, entries)
+    return Shard(tar.name, len(entries), os.path.getsize(tar), crc32)
+
+
+def sealed(tar: Path) -> Shard | None:
+    """A shard that was ended before; None if there is none, or none of this version. Raises OSError."""
+    with suppress(FileNotFoundError, UserError), Index(tar) as index:
+        return Shard(tar.name, index.rows, os.path.getsize(tar), index.crc32)
+    return None
 
 
 def sample_range(entry: Entry, before: Entry | None) -> tuple[int, int]:

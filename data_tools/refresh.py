@@ -6,7 +6,6 @@ shard.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from data_tools.estimate import LAYERS, Estimators
 from data_tools.failures import FAILURES
-from data_tools.pack import open_tar
+from data_tools.pack import open_tar, seal, sealed
 from data_tools.pipeline import Clip, Made, Pipeline
 from data_tools.progress import seconds_between
 from data_tools.recipe import RecipeConfig, check, recorded
@@ -26,15 +25,9 @@ from data_tools.report import write_report
 from data_tools.stats import Stats, member_kind
 from gen1_train.batch import Pool, SampleError, decode_sample
 from gen1_train.cli import run_app
-from gen1_train.data.shards import (
-    MANIFEST,
-    Manifest,
-    PoolShards,
-    Shard,
-    read_index,
-    read_members,
-    write_index,
-)
+from gen1_train.data.index import read_index
+from gen1_train.data.opened import OpenFile
+from gen1_train.data.shards import MANIFEST, Manifest, PoolShards, Shard, read_members
 from gen1_train.errors import UserError
 from gen1_train.estimators.structure import STRUCTURES
 from gen1_train.files import write_atomically
@@ -166,36 +159,32 @@ def refresh(source: Path, output: Path, old: Manifest, estimators: Estimators, l
             for shard in pool.shards:
                 shards.append(refresh_shard(source, output, pool.pool, shard, pipeline))
                 progress.update(shard.samples)
-            pools[name] = replace(pool, shards=shards)
+            pools[name] = replace(pool, shards=tuple(shards))
     return pools
 
 
 def refresh_shard(source: Path, output: Path, pool: Pool, shard: Shard, pipeline: Pipeline) -> Shard:
     """One shard, its samples in the same order; its index is written last. Raises UserError, OSError."""
     tar = output / "shards" / shard.name
-    with suppress(UserError):  # no index yet
-        entries = read_index(tar)
-        return Shard(tar.name, len(entries), os.path.getsize(tar), write_index(tar, entries))
+    if (done := sealed(tar)) is not None:
+        return done
     with open_tar(tar) as packer:
         for made in pipeline.run(stored(source / "shards" / shard.name, pool, shard)):
             assert isinstance(made, Made)
             if made.error is not None:
                 raise UserError(f"{shard.name}: {made.clip.key}: {made.error}")
             packer.write(made.clip.key, made.members)
-    return Shard(tar.name, len(packer.entries), os.path.getsize(tar), write_index(tar, packer.entries))
+    return seal(tar, packer.entries)
 
 
 def stored(tar: Path, pool: Pool, shard: Shard) -> Iterator[Clip]:
     """The samples of a shard with all their members. Raises SampleError for a damaged one, UserError."""
-    descriptor = os.open(tar, os.O_RDONLY)
-    try:
+    with OpenFile(tar) as file:
         for entry in read_index(tar, shard.crc32):
-            members = read_members(tar, entry, list(entry.members), descriptor)
+            members = read_members(file, entry, list(entry.members))
             sample = decode_sample(entry.key, members)
             assert sample.frames is not None
             yield Clip(entry.key, pool, sample.frames, sample.caption, sample.meta or {}, sample.structure, members)
-    finally:
-        os.close(descriptor)
 
 
 if __name__ == "__main__":

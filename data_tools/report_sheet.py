@@ -10,7 +10,7 @@ from PIL import Image
 
 from data_tools.report_page import Child, Html, element, note, number, section, shorten
 from gen1_train.batch import Sample, SampleError
-from gen1_train.data.shards import ShardSet, read_index
+from gen1_train.data.shards import ShardSet
 from gen1_train.errors import UserError
 from gen1_train.keyed import permutation
 
@@ -74,7 +74,7 @@ def card(shards: ShardSet, pool: str, index: int, limit: int) -> Html:
 def read_sample(shards: ShardSet, pool: str, index: int) -> Sample:
     """What a card shows of a sample. Raises SampleError or UserError when it cannot be read."""
     shard, row = shards.locate(pool, index)
-    entry = read_index(shards.root / "shards" / shard.name, shard.crc32)[row]
+    entry = shards.entry(shard, row)
     fields = ("frames", "structure", "meta")
     return shards.read(pool, index, (*fields, "caption") if "caption.txt" in entry.members else fields)
 

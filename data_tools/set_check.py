@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from data_tools.children import begin_worker, interrupts_wait
 from data_tools.shard_check import Problem, Rules, ShardReport, check_shard, key_hash
-from gen1_train.data.shards import MANIFEST, Manifest, Shard, index_path, read_index
+from gen1_train.data.index import index_path, read_index
+from gen1_train.data.shards import MANIFEST, Manifest, Shard
 from gen1_train.errors import UserError
 
 Job = tuple[Path, Shard, Rules]

@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from gen1_train.batch import KEY, Pool, Sample, SampleError, decode_member, members_of, validate
-from gen1_train.data.shards import BLOCK, Entry, Manifest, Shard, index_path, padded, read_index
+from gen1_train.data.index import BLOCK, Entry, index_path, padded, read_index
+from gen1_train.data.shards import Manifest, Shard
 from gen1_train.errors import UserError
 
 LISTED = 100  # problems of one shard that are told one by one: a shard with more has to be replaced anyway

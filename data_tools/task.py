@@ -22,7 +22,7 @@ from data_tools.pipeline import Made, Pipeline
 from data_tools.plan import Plan
 from data_tools.read import FileEnd, Progress, ReaderPool
 from data_tools.stats import Stats
-from gen1_train.data.shards import Entry, index_path
+from gen1_train.data.index import Entry, index_path
 from gen1_train.errors import UserError
 from gen1_train.files import sync, write_atomically
 

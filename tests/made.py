@@ -6,7 +6,8 @@ import numpy as np
 from webdataset import TarWriter
 
 from gen1_train.batch import Pool, Sample, encode_sample
-from gen1_train.data.shards import Manifest, PoolShards, Shard, build_index, write_index
+from gen1_train.data.index import build_index, write_index
+from gen1_train.data.shards import Manifest, PoolShards, Shard
 
 WIDTH = 64  # of the CLIP embeddings
 FACTOR = 8
@@ -46,7 +47,7 @@ def make_shard_set(
                     writer.write({"__key__": key, **encode_sample(make_sample(key, pool, seed))})
             entries = build_index(tar)
             made.append(Shard(tar.name, len(entries), tar.stat().st_size, write_index(tar, entries)))
-        pools[pool.name] = PoolShards(pool.kind, pool.width, pool.height, pool.frames, made)
+        pools[pool.name] = PoolShards(pool.kind, pool.width, pool.height, pool.frames, tuple(made))
     estimators = {
         "autoencoder": {"config": {"path": "none"}, "fingerprint": "made", "scale": 0.5, "factor": FACTOR},
         "structure": {"kind": "depth", "config": {}, "fingerprint": "made"},

@@ -35,6 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data_tools": LEAVES
     | {
         "gen1_train.cli",
+        "gen1_train.data.index",
+        "gen1_train.data.opened",
         "gen1_train.data.schedule",
         "gen1_train.data.shards",
         "gen1_train.data.state",

@@ -8,9 +8,10 @@ from torch._utils import ExceptionWrapper
 
 from gen1_train.batch import Batch
 from gen1_train.cli import explain
+from gen1_train.data.index import read_index
 from gen1_train.data.loader import SUBSTITUTES, BatchDataset, DataConfig, Place, StepSampler, build_loader
 from gen1_train.data.schedule import Schedule, Settings
-from gen1_train.data.shards import ShardSet, read_index
+from gen1_train.data.shards import ShardSet
 from gen1_train.errors import UserError
 from tests.made import make_shard_set
 

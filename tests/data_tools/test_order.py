@@ -15,9 +15,10 @@ from PIL import Image
 
 from data_tools.order import COLUMNS, OrderConfig, choose, read_config, run
 from data_tools.order_picture import CELL, GAP, GRID, MARGIN, TOP
+from gen1_train.data.index import index_path, read_index
 from gen1_train.data.loader import BatchDataset, Place
 from gen1_train.data.schedule import Schedule, Settings, Start, stage_seed
-from gen1_train.data.shards import ShardSet, index_path, read_index
+from gen1_train.data.shards import ShardSet
 from gen1_train.data.state import capture
 from gen1_train.errors import UserError
 from tests.made import make_shard_set
@@ -245,6 +246,17 @@ def test_a_damaged_index_is_said(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(UserError, match="not the index that was frozen"):
         run(OrderConfig(str(root), step=0, batch_clips=4, image_ratio=0.0))
+
+
+def test_a_damaged_row_of_an_index_is_said(tmp_path: Path) -> None:
+    root = make_shard_set(tmp_path / "set", clips=4, images=0, shards=1)
+    path = index_path(root / "shards" / "video-32x16-000000.tar")
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=rf"is damaged \({path.name}: row 3 is damaged") as error:
+        run(OrderConfig(str(root), step=0, batch_clips=4, image_ratio=0.0))
+    assert "\n" not in str(error.value)
 
 
 def test_a_reader_that_has_enough_ends_it_quietly(made: Path) -> None:

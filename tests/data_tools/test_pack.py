@@ -5,8 +5,8 @@ import pytest
 import webdataset
 
 from data_tools import pack
-from data_tools.pack import PADDING, open_tar, sample_range
-from gen1_train.data.shards import Entry, build_index
+from data_tools.pack import PADDING, open_tar, sample_range, seal, sealed
+from gen1_train.data.index import Entry, build_index, index_path
 
 
 def fill(path: Path) -> bytes:
@@ -45,6 +45,24 @@ def test_what_is_read_back_otherwise_gets_no_name(tmp_path: Path, monkeypatch: p
     with pytest.raises(OSError, match="sample a was read back with other bytes"):
         fill(tmp_path / "a.tar")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_shard_is_whole_once_it_has_its_index(tmp_path: Path) -> None:
+    """A freeze that was killed goes on by this; what it cannot vouch for is made again."""
+    tar = tmp_path / "a.tar"
+    assert sealed(tar) is None
+    fill(tar)
+    assert sealed(tar) is None
+    shard = seal(tar, build_index(tar))
+    assert sealed(tar) == shard
+    assert (shard.name, shard.samples, shard.bytes) == ("a.tar", 2, tar.stat().st_size)
+    whole = index_path(tar).read_bytes()
+    for other in (whole[:-1], b'{"key": "a", "members": {}}\n', b""):
+        index_path(tar).write_bytes(other)
+        assert sealed(tar) is None
+    index_path(tar).write_bytes(whole)
+    tar.unlink()
+    assert sealed(tar) is None
 
 
 def test_the_range_of_a_sample_holds_all_of_it(tmp_path: Path) -> None:

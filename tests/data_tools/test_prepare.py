@@ -25,7 +25,8 @@ from data_tools.stats import Stats
 from data_tools.task import TaskResult
 from gen1_train.batch import STRUCTURE_MAX, Sample
 from gen1_train.cli import INCOMPLETE
-from gen1_train.data.shards import Manifest, Shard, ShardSet, read_index
+from gen1_train.data.index import read_index
+from gen1_train.data.shards import Manifest, Shard, ShardSet
 from gen1_train.errors import UserError
 from gen1_train.model.autoencoder import AutoencoderConfig
 from tests.data_tools.source import config, make_source, quick_recipe, work_and_die
@@ -93,7 +94,7 @@ def test_the_numbers_of_the_set_are_those_of_its_samples(prepared: Path) -> None
 
 def test_captions_reach_the_samples(prepared: Path) -> None:
     shards = ShardSet(prepared)
-    entries = shards._index("video-64x48-000000.tar", shards.manifest.pools["video-64x48"].shards[0].crc32)
+    entries = read_index(prepared / "shards" / "video-64x48-000000.tar")
     with_caption = [row for row, entry in enumerate(entries) if "caption.txt" in entry.members]
     assert len(with_caption) == 3
     sample = shards.read("video-64x48", with_caption[0], ("caption", "text_embedding"))

@@ -16,7 +16,9 @@ from data_tools.refresh import RefreshConfig, run
 from data_tools.stats import Stats
 from data_tools.verify import VerifyConfig
 from data_tools.verify import run as verify
-from gen1_train.data.shards import Manifest, ShardSet, read_index, read_members
+from gen1_train.data.index import read_index
+from gen1_train.data.opened import OpenFile
+from gen1_train.data.shards import Manifest, ShardSet, read_members
 from gen1_train.errors import UserError
 from gen1_train.estimators.depth import DepthConfig
 from gen1_train.model.autoencoder import AutoencoderConfig
@@ -41,7 +43,8 @@ def members(root: Path, prefix: str) -> dict[str, bytes]:
     for tar in sorted((root / "shards").glob("*.tar")):
         for entry in read_index(tar):
             names = [name for name in entry.members if name.startswith(prefix)]
-            found |= {f"{entry.key}.{name}": data for name, data in read_members(tar, entry, names).items()}
+            with OpenFile(tar) as file:
+                found |= {f"{entry.key}.{name}": data for name, data in read_members(file, entry, names).items()}
     return found
 
 

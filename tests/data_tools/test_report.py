@@ -18,9 +18,10 @@ from data_tools.report_page import Html, duration, element, histogram, number, s
 from data_tools.report_sheet import draw, picture
 from data_tools.stats import STATS, Histogram, Stats
 from gen1_train.batch import Pool
+from gen1_train.data.index import index_path, read_index
 from gen1_train.data.loader import DataConfig
 from gen1_train.data.schedule import Schedule, Settings
-from gen1_train.data.shards import MANIFEST, Manifest, PoolShards, Shard, ShardSet, index_path, read_index
+from gen1_train.data.shards import MANIFEST, Manifest, PoolShards, Shard, ShardSet
 from gen1_train.errors import UserError
 from tests.made import make_sample, make_shard_set
 
@@ -80,7 +81,7 @@ def planned_set(root: Path, pools: dict[Pool, int]) -> Path:
     """A set of any size that is all manifest: enough for everything but the contact sheet."""
     shards = {
         pool.name: PoolShards(
-            pool.kind, pool.width, pool.height, pool.frames, [Shard("a.tar", count // 2, 3_000_000, 0)] * 2
+            pool.kind, pool.width, pool.height, pool.frames, (Shard("a.tar", count // 2, 3_000_000, 0),) * 2
         )
         for pool, count in pools.items()
     }

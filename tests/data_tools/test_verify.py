@@ -19,7 +19,8 @@ from data_tools.shard_check import BLOCK, Problem
 from data_tools.verify import SHOWN, VERIFIED, VerifyConfig, run
 from gen1_train.batch import Pool, Sample, encode_sample
 from gen1_train.cli import INCOMPLETE
-from gen1_train.data.shards import MANIFEST, Manifest, Shard, build_index, index_path, read_index, write_index
+from gen1_train.data.index import build_index, index_path, read_index, write_index
+from gen1_train.data.shards import MANIFEST, Manifest, Shard
 from gen1_train.errors import UserError
 from tests.made import make_sample, make_shard_set
 
@@ -81,8 +82,9 @@ def refreeze(own: Path, samples: list[tuple[str, Members]], name: str = TAR) -> 
 
 def refreeze_manifest(own: Path, shard: Shard) -> None:
     manifest = Manifest.load(own)
-    pool = manifest.pools[shard.name.rpartition("-")[0]]
-    pool.shards = [shard if old.name == shard.name else old for old in pool.shards]
+    name = shard.name.rpartition("-")[0]
+    shards = tuple(shard if old.name == shard.name else old for old in manifest.pools[name].shards)
+    manifest.pools[name] = replace(manifest.pools[name], shards=shards)
     manifest.save(own)
 
 

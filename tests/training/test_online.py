@@ -12,7 +12,8 @@ import yaml
 from gen1_train.batch import Pool, Sample, decode_sample, encode_sample
 from gen1_train.cli import conf_dir
 from gen1_train.config import TrainConfig
-from gen1_train.data.shards import Manifest, read_index
+from gen1_train.data.index import read_index
+from gen1_train.data.shards import Manifest
 from gen1_train.errors import UserError
 from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig, to_signed
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
