@@ -4,8 +4,8 @@
     SET/shards/video-448x256-000000.tar     readable by any WebDataset user
     SET/shards/video-448x256-000000.index   a row a sample: key and, of each member, offset, size, crc32
 
-The index turns a tar into random access: a sample costs one read of its row (`gen1_train/data/index.py`), and one for
-each member.
+The index turns a tar into random access: a sample costs one read of its row (`gen1_train/data/index.py`), and one read
+for the members that lie side by side in the tar.
 """
 
 import hashlib
@@ -29,6 +29,9 @@ from gen1_train.files import write_atomically
 FORMAT = 3  # 1 called the structure "depth", 2 had the indices in JSON
 MANIFEST = "manifest.json"
 OPEN = 64  # tars that are kept open, and as many indices
+GAP = 4096  # bytes between two members that are still read in one go; a tar has a header and padding there
+
+Place = tuple[tuple[int, int, int], str]  # of a member: offset, size and crc32; name
 
 F = TypeVar("F", bound=OpenFile)
 
@@ -140,12 +143,29 @@ def read_members(tar: OpenFile, entry: Entry, names: list[str]) -> dict[str, byt
     if absent:
         raise SampleError(f"{tar.path.name}: sample {entry.key} has no member {absent[0]}")
     found = {}
-    for name in names:
-        offset, size, crc32 = entry.members[name]
-        found[name] = tar.read(size, offset)
-        if zlib.crc32(found[name]) != crc32:
-            raise SampleError(f"{tar.path.name}: member {entry.key}.{name} is damaged (its crc32 differs)")
-    return found
+    for run in neighbours(sorted((entry.members[name], name) for name in names)):
+        (start, *_), _ = run[0]
+        (last, length, _), _ = run[-1]
+        data = tar.read(last + length - start, start)
+        for (offset, size, crc32), name in run:
+            member = data[offset - start : offset - start + size]
+            if zlib.crc32(member) != crc32:
+                raise SampleError(f"{tar.path.name}: member {entry.key}.{name} is damaged (its crc32 differs)")
+            found[name] = member
+    return {name: found[name] for name in names}
+
+
+def neighbours(places: list[Place]) -> list[list[Place]]:
+    """Runs of members, given in the order of the tar, with no more than GAP bytes between one and the next."""
+    runs: list[list[Place]] = []
+    end = 0
+    for place in places:
+        (offset, size, _), _ = place
+        if not runs or offset - end > GAP:
+            runs.append([])
+        runs[-1].append(place)
+        end = offset + size
+    return runs
 
 
 class ShardSet:

@@ -1,19 +1,24 @@
-"""How a ShardSet reads: any row alone, with few open files."""
+"""How a ShardSet reads: few reads, few open files."""
 
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gen1_train.batch import SampleError
 from gen1_train.data import shards as module
 from gen1_train.data.index import index_path, read_index, write_index
-from gen1_train.data.shards import Manifest, ShardSet
+from gen1_train.data.opened import OpenFile
+from gen1_train.data.shards import Manifest, ShardSet, neighbours, read_members
 from gen1_train.errors import UserError
 from tests.data.test_opened import held
 from tests.made import make_shard_set
 
 VIDEO = "video-32x16"
+Read = Callable[[int, int, int], bytes]
 
 
 @pytest.fixture
@@ -24,6 +29,79 @@ def own(tmp_path: Path) -> Path:
 
 def tar_of(root: Path, number: int) -> Path:
     return root / "shards" / f"{VIDEO}-{number:06d}.tar"
+
+
+def spy(monkeypatch: pytest.MonkeyPatch, suffix: str, change: Callable[[int, Read], Read]) -> list[str]:
+    """Lists the reads of files of one kind; `change` may put another read in the place of the n-th."""
+    pread: Read = os.pread
+    reads: list[str] = []
+
+    def read(number: int, size: int, offset: int) -> bytes:
+        name = os.readlink(f"/proc/self/fd/{number}")
+        if not name.endswith(suffix):
+            return pread(number, size, offset)
+        reads.append(name)
+        return change(len(reads), pread)(number, size, offset)
+
+    monkeypatch.setattr(os, "pread", read)
+    return reads
+
+
+@pytest.mark.parametrize(
+    ("fields", "count"),
+    [
+        (("frames",), 1),  # 3 members side by side
+        (("frames", "image_embedding", "moments"), 1),  # webdataset writes them in the order of the alphabet
+        (("frames", "structure", "moments", "structure_latent", "image_embedding", "caption", "meta"), 1),
+        (("moments", "structure_latent", "image_embedding"), 2),  # the structure lies between
+    ],
+)
+def test_members_side_by_side_are_one_read(
+    own: Path, monkeypatch: pytest.MonkeyPatch, fields: tuple[str, ...], count: int
+) -> None:
+    shards = ShardSet(own)
+    for field in fields:  # a field alone, by reads of its own
+        single = [getattr(shards.read(VIDEO, i, (field,)), field) for i in range(8)]
+        together = [getattr(shards.read(VIDEO, i, fields), field) for i in range(8)]
+        for one, other in zip(single, together):
+            assert np.array_equal(one, other) if isinstance(one, np.ndarray) else one == other
+    reads = spy(monkeypatch, ".tar", lambda n, pread: pread)
+    shards.read(VIDEO, 3, fields)
+    assert len(reads) == count
+
+
+def test_a_coalesced_read_equals_single_ones_and_keeps_the_order_asked_for(own: Path) -> None:
+    tar = tar_of(own, 2)
+    [entry] = read_index(tar)
+    names = list(reversed(entry.members))
+    with OpenFile(tar) as file:
+        together = read_members(file, entry, names)
+        assert together == {name: read_members(file, entry, [name])[name] for name in names}
+        assert list(together) == names
+    data = tar.read_bytes()
+    assert together == {name: data[start : start + size] for name, (start, size, _) in entry.members.items()}
+
+
+def test_damage_in_a_coalesced_read_is_that_of_its_member(own: Path) -> None:
+    tar = tar_of(own, 2)
+    [entry] = read_index(tar)
+    offset, size, _ = entry.members["frame01.jpg"]
+    data = bytearray(tar.read_bytes())
+    data[offset + size] ^= 1  # the padding behind it is nobody's
+    tar.write_bytes(data)
+    with OpenFile(tar) as file:
+        read_members(file, entry, ["frame00.jpg", "frame01.jpg", "frame02.jpg"])
+        data[offset] ^= 1
+        tar.write_bytes(data)
+        with pytest.raises(SampleError, match=r"member video-002\.frame01\.jpg is damaged"):
+            read_members(file, entry, ["frame00.jpg", "frame01.jpg", "frame02.jpg"])
+        read_members(file, entry, ["frame00.jpg", "frame02.jpg"])  # over the damaged one, which is not asked for
+
+
+def test_neighbours_are_no_further_apart_than_the_gap() -> None:
+    places = [((offset, 100, 0), str(offset)) for offset in (512, 1536, 1636 + 4096, 1736 + 2 * 4096 + 1)]
+    assert [[name for _, name in run] for run in neighbours(places)] == [["512", "1536", "5732"], ["9929"]]
+    assert neighbours([]) == []
 
 
 def test_no_more_files_are_open_than_the_bound(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
