@@ -33,6 +33,7 @@ GAP = 4096  # bytes between two members that are still read in one go; a tar has
 
 Place = tuple[tuple[int, int, int], str]  # of a member: offset, size and crc32; name
 
+T = TypeVar("T")
 F = TypeVar("F", bound=OpenFile)
 
 
@@ -201,22 +202,39 @@ class ShardSet:
     def entry(self, shard: Shard, row: int) -> Entry:
         """What the index says of one row of a shard: its key and members.
 
-        Raises SampleError for a row that is damaged, UserError for an index that is damaged or gone, OSError.
+        Raises SampleError for a row that is damaged or cannot be read, UserError for an index that is damaged or gone.
         """
-        return self._index(shard).entry(row)
+        return self._twice(self._indices, shard, f"row {row} of its index", lambda: self._index(shard).entry(row))
 
     def read(self, pool: str, index: int, fields: tuple[str, ...]) -> Sample:
         """Reads the named fields of one sample, checked by crc32 and by the contract.
 
-        Raises SampleError for a sample that is damaged, UserError for files that are gone, OSError.
+        Raises SampleError for a sample that is damaged or cannot be read, UserError for files that are gone.
         """
         shard, row = self.locate(pool, index)
         entry = self.entry(shard, row)
         layout = self.manifest.pools[pool].pool
         names = [name for field_ in fields for name in members_of(field_, layout.frames)]
-        sample = decode_sample(entry.key, read_members(self._tar(shard), entry, names))
+        what = f"sample {entry.key}"
+        members = self._twice(self._tars, shard, what, lambda: read_members(self._tar(shard), entry, names))
+        sample = decode_sample(entry.key, members)
         validate(sample, layout)
         return sample
+
+    def _twice(self, files: OpenFiles[Any], shard: Shard, what: str, read: Callable[[], T]) -> T:
+        """Reads; after an error of the disk or the network the file is opened anew and read once more.
+
+        An error that stays is a SampleError: another sample, elsewhere on the disk, may well be read.
+        """
+        try:
+            return read()
+        except OSError:
+            files.close(shard.name)
+        try:
+            return read()
+        except OSError as error:
+            files.close(shard.name)
+            raise SampleError(f"{shard.name}: {what} cannot be read ({error.strerror or error})") from error
 
     def _tar(self, shard: Shard) -> OpenFile:
         path = self.root / "shards" / shard.name

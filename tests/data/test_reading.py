@@ -1,5 +1,6 @@
-"""How a ShardSet reads: few reads, few open files."""
+"""How a ShardSet reads: few reads, few open files, a second try after an error."""
 
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -45,6 +46,13 @@ def spy(monkeypatch: pytest.MonkeyPatch, suffix: str, change: Callable[[int, Rea
 
     monkeypatch.setattr(os, "pread", read)
     return reads
+
+
+def failing(code: int) -> Read:
+    def read(number: int, size: int, offset: int) -> bytes:
+        raise OSError(code, os.strerror(code))
+
+    return read
 
 
 @pytest.mark.parametrize(
@@ -113,6 +121,34 @@ def test_no_more_files_are_open_than_the_bound(own: Path, monkeypatch: pytest.Mo
         assert max(sum(name.endswith(suffix) for name in files) for suffix in (".tar", ".index")) <= 3
     del shards
     assert not [name for name in held() if name.startswith(str(own))]
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("suffix", [".tar", ".index"])
+def test_a_read_that_fails_once_is_done_again(
+    own: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, code: int
+) -> None:
+    wanted = ShardSet(own).read(VIDEO, 2, ("moments",)).moments
+    shards = ShardSet(own)
+    shards.read(VIDEO, 2, ("meta",))
+    before = {name for name in held() if name.startswith(str(own))}
+    reads = spy(monkeypatch, suffix, lambda n, pread: failing(code) if n == 1 else pread)
+    assert np.array_equal(shards.read(VIDEO, 2, ("moments",)).moments, wanted)
+    assert len(reads) >= 2 and {name for name in held() if name.startswith(str(own))} == before
+
+
+@pytest.mark.parametrize(("suffix", "what"), [(".tar", "sample video-002"), (".index", "row 0 of its index")])
+def test_a_read_that_always_fails_is_a_bad_sample(
+    own: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, what: str
+) -> None:
+    shards = ShardSet(own)
+    shards.read(VIDEO, 2, ("meta",))
+    with monkeypatch.context() as patch:
+        spy(patch, suffix, lambda n, pread: failing(errno.EIO))
+        with pytest.raises(SampleError) as error:
+            shards.read(VIDEO, 2, ("moments",))
+    assert str(error.value) == f"{VIDEO}-000002.tar: {what} cannot be read (Input/output error)"
+    shards.read(VIDEO, 2, ("moments",))  # the disk is well again
 
 
 def test_a_damaged_row_of_the_index_is_a_bad_sample(tmp_path: Path) -> None:
