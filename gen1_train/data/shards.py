@@ -10,6 +10,7 @@ for the members that lie side by side in the tar.
 
 import hashlib
 import json
+import time
 import zlib
 from array import array
 from bisect import bisect_right
@@ -28,8 +29,10 @@ from gen1_train.files import write_atomically
 
 FORMAT = 3  # 1 called the structure "depth", 2 had the indices in JSON
 MANIFEST = "manifest.json"
+PREFETCH_ERROR = "prefetch.error"  # beside the manifest of a set that a prefetcher fills: why it ended
 OPEN = 64  # tars that are kept open, and as many indices
 GAP = 4096  # bytes between two members that are still read in one go; a tar has a header and padding there
+PAUSES = 0.02, 0.5  # seconds between two looks for a shard that is to come: at first, and at most
 
 Place = tuple[tuple[int, int, int], str]  # of a member: offset, size and crc32; name
 
@@ -172,17 +175,19 @@ def neighbours(places: list[Place]) -> list[list[Place]]:
 class ShardSet:
     """Random access to a frozen shard set. Opens nothing until it is read, so it is cheap to send to a worker.
 
-    For one thread.
+    `patience`: seconds to wait for a shard that is not there yet, in a set that a prefetcher fills (a shard's index
+    comes before its tar, each by a rename) and thins out. What the prefetcher leaves in SET/prefetch.error ends the
+    waiting. For one thread.
     """
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+    def __init__(self, root: str | Path, patience: float = 0.0) -> None:
+        self.root, self.patience = Path(root), patience
         self.manifest = Manifest.load(self.root)
         self._tars: OpenFiles[OpenFile] = OpenFiles(OPEN)
         self._indices: OpenFiles[Index] = OpenFiles(OPEN)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root}
+        return {"root": self.root, "patience": self.patience}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -251,12 +256,31 @@ class ShardSet:
         return index
 
     def _opened(self, path: Path, open_file: Callable[[], F]) -> F:
-        """Opens a file. Raises UserError if it is gone or may not be read, OSError."""
-        try:
-            return open_file()
-        except PermissionError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}): change its mode or owner") from error
-        except FileNotFoundError as error:
+        """Opens a file once it is there. Raises UserError if it does not come or may not be read, OSError."""
+        deadline = time.monotonic() + self.patience
+        pause, longest = PAUSES
+        while True:
+            if self.patience:  # it is a cache that evicts: what is open and deleted would keep its room on the disk
+                self._tars.close_deleted()
+                self._indices.close_deleted()
+            try:
+                return open_file()
+            except PermissionError as error:
+                raise UserError(f"{path} cannot be read ({error.strerror}): change its mode or owner") from error
+            except FileNotFoundError as error:
+                self._check_patience(path, error, deadline - time.monotonic())
+            time.sleep(pause)
+            pause = min(2 * pause, longest)
+
+    def _check_patience(self, path: Path, error: OSError, left: float) -> None:
+        """Raises UserError when it is of no use to wait any longer for a file."""
+        if not self.patience:
+            raise UserError(f"{path} cannot be read ({error.strerror}); the shard set is not complete: copy it again")
+        told = self.root / PREFETCH_ERROR
+        if told.exists():
+            raise UserError(told.read_text().strip())
+        if left <= 0:
             raise UserError(
-                f"{path} cannot be read ({error.strerror}); the shard set is not complete: copy it again"
-            ) from error
+                f"{path} has not come in {self.patience:g} s: the prefetcher has not brought this shard; see whether "
+                "it lives and its source answers"
+            )

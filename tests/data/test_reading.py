@@ -1,7 +1,9 @@
-"""How a ShardSet reads: few reads, few open files, a second try after an error."""
+"""How a ShardSet reads: few reads, few open files, a second try after an error, and patience with what is to come."""
 
 import errno
 import os
+import pickle
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ from gen1_train.batch import SampleError
 from gen1_train.data import shards as module
 from gen1_train.data.index import index_path, read_index, write_index
 from gen1_train.data.opened import OpenFile
-from gen1_train.data.shards import Manifest, ShardSet, neighbours, read_members
+from gen1_train.data.shards import PREFETCH_ERROR, Manifest, ShardSet, neighbours, read_members
 from gen1_train.errors import UserError
 from tests.data.test_opened import held
 from tests.made import make_shard_set
@@ -123,6 +125,19 @@ def test_no_more_files_are_open_than_the_bound(own: Path, monkeypatch: pytest.Mo
     assert not [name for name in held() if name.startswith(str(own))]
 
 
+def test_a_shard_that_was_evicted_is_let_go(own: Path) -> None:
+    """An open file that is deleted keeps its room on the disk, and a cache would grow beyond its budget."""
+    shards = ShardSet(own, patience=600)
+    for i in range(3):
+        shards.read(VIDEO, i, ("caption",))
+    for path in (tar_of(own, 1), index_path(tar_of(own, 1))):
+        path.unlink()
+    assert any("(deleted)" in name for name in held())
+    shards.read(VIDEO, 3, ("caption",))
+    names = {Path(name).name for name in held() if name.startswith(str(own))}
+    assert names == {path.name for i in (0, 2, 3) for path in (tar_of(own, i), index_path(tar_of(own, i)))}
+
+
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
 @pytest.mark.parametrize("suffix", [".tar", ".index"])
 def test_a_read_that_fails_once_is_done_again(
@@ -173,3 +188,117 @@ def test_an_index_of_fewer_samples_than_the_manifest_says_is_refused(own: Path) 
     manifest.save(own)
     with pytest.raises(UserError, match=r"000000\.index names 1 samples, the manifest says 2"):
         ShardSet(own).read(VIDEO, 0, ("caption",))
+
+
+def test_a_file_that_may_not_be_read_is_said(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once: patience does not change a file's mode."""
+    shards = ShardSet(own, patience=600)
+
+    def refuse(path: Path, flags: int) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(UserError, match=r"000000\.index cannot be read \(Permission denied\)"):
+        shards.read(VIDEO, 0, ("caption",))
+
+
+class Source:
+    """What a prefetcher copies from: shards are taken out of a set, and brought back."""
+
+    def __init__(self, root: Path, outside: Path) -> None:
+        self.root, self.outside = root, outside
+        outside.mkdir()
+
+    def take(self, number: int) -> None:
+        for path in (tar_of(self.root, number), index_path(tar_of(self.root, number))):
+            path.rename(self.outside / path.name)
+
+    def bring(self, number: int) -> None:
+        for path in (index_path(tar_of(self.root, number)), tar_of(self.root, number)):
+            (self.outside / path.name).rename(path)
+
+
+@pytest.fixture
+def source(own: Path, tmp_path_factory: pytest.TempPathFactory) -> Source:
+    source = Source(own, tmp_path_factory.mktemp("outside") / "shards")
+    source.take(5)
+    return source
+
+
+@pytest.mark.parametrize("call", ["entry", "read"])
+def test_a_shard_that_is_to_come_is_waited_for(source: Source, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = ShardSet(source.root, patience=60)
+    assert shards.read(VIDEO, 4, ("caption",)).key == "video-004"
+    looks = []
+    sleep = module.time.sleep
+
+    def pause(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            source.bring(5)
+        sleep(0)
+
+    monkeypatch.setattr(module.time, "sleep", pause)
+    found = shards.read(VIDEO, 5, ("caption",)) if call == "read" else shards.entry(*shards.locate(VIDEO, 5))
+    assert found.key == "video-005"
+    assert looks == [0.02, 0.04, 0.08]
+
+
+def test_another_thread_may_bring_it(source: Source) -> None:
+    shards = ShardSet(source.root, patience=60)
+    bringer = threading.Timer(0.1, source.bring, [5])
+    bringer.start()
+    try:
+        assert shards.read(VIDEO, 5, ("caption",)).key == "video-005"
+    finally:
+        bringer.join()
+
+
+def test_an_index_without_its_tar_is_waited_with(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index comes first."""
+    index = index_path(tar_of(source.root, 5))
+    (source.outside / index.name).rename(index)
+    shards = ShardSet(source.root, patience=60)
+    assert shards.entry(*shards.locate(VIDEO, 5)).key == "video-005"
+    tar = tar_of(source.root, 5)
+    monkeypatch.setattr(module.time, "sleep", lambda _: (source.outside / tar.name).rename(tar))
+    assert shards.read(VIDEO, 5, ("caption",)).key == "video-005"
+
+
+def test_a_shard_that_came_back_after_it_was_evicted_is_read(source: Source) -> None:
+    shards = ShardSet(source.root, patience=60)
+    for number in (2, 3):
+        shards.read(VIDEO, 2, ("caption",))
+        source.take(2)
+        source.bring(2)
+        shards.read(VIDEO, number, ("caption",))
+    assert shards.read(VIDEO, 2, ("caption",)).key == "video-002"
+
+
+def test_patience_ends(source: Source) -> None:
+    shards = ShardSet(source.root, patience=0.05)
+    with pytest.raises(UserError) as error:
+        shards.read(VIDEO, 5, ("caption",))
+    line = str(error.value)
+    assert "\n" not in line and "has not come in 0.05 s: the prefetcher has not brought this shard" in line
+    assert str(index_path(tar_of(source.root, 5))) in line
+
+
+def test_what_ended_the_prefetcher_is_told_at_once(source: Source) -> None:
+    (source.root / PREFETCH_ERROR).write_text("the bucket is on fire: put it out\n")
+    shards = ShardSet(source.root, patience=600)
+    assert shards.read(VIDEO, 4, ("caption",)).key == "video-004"  # what is there is read
+    with pytest.raises(UserError) as error:
+        shards.read(VIDEO, 5, ("caption",))
+    assert str(error.value) == "the bucket is on fire: put it out"
+
+
+def test_without_patience_nothing_is_waited_for(source: Source) -> None:
+    (source.root / PREFETCH_ERROR).write_text("of an earlier life")
+    with pytest.raises(UserError, match=r"000005\.index cannot be read \(No such file or directory\); the shard set"):
+        ShardSet(source.root).read(VIDEO, 5, ("caption",))
+
+
+def test_patience_travels_to_a_worker(own: Path) -> None:
+    assert pickle.loads(pickle.dumps(ShardSet(own, patience=7.5))).patience == 7.5
+    assert pickle.loads(pickle.dumps(ShardSet(own))).patience == 0
