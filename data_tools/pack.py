@@ -94,7 +94,7 @@ def seal(tar: Path, entries: list[Entry]) -> Shard:
 def sealed(tar: Path) -> Shard | None:
     """A shard that was ended before; None if there is none, or none of this version. Raises OSError."""
     with suppress(FileNotFoundError, UserError), Index(tar) as index:
-        return Shard(tar.name, index.rows, os.path.getsize(tar), index.crc32)
+        return Shard(tar.name, index.header.rows, os.path.getsize(tar), index.header.crc32)
     return None
 
 

@@ -91,73 +91,115 @@ def read_index(tar: Path, crc32: int | None = None) -> list[Entry]:
 
     Raises UserError when it is missing, damaged or another one.
     """
+    path = index_path(tar)
     try:
-        with Index(tar, crc32) as index:
-            return index.entries()
+        data = path.read_bytes()
+        header = Header.parse(data, len(data), crc32)
+        return [header.entry(row) for row in header.checked_rows(data)]
     except OSError as error:
         raise UserError(
-            f"{index_path(tar)} cannot be read ({error.strerror}); the shard set is not complete: copy it again"
+            f"{path} cannot be read ({error.strerror}); the shard set is not complete: copy it again"
         ) from error
+    except IndexDamage as error:
+        raise _foreign(path, error) from error
+
+
+def check_index(data: bytes, crc32: int) -> None:
+    """Checks all bytes of an index file against the manifest's crc32. Raises IndexDamage."""
+    Header.parse(data, len(data), crc32).checked_rows(data)
+
+
+class IndexDamage(ValueError):
+    """Bytes that are not the index that was frozen; the message says what is wrong with them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What stands before the rows, and with it how to read them."""
+
+    rows: int
+    names: list[str]  # of the members
+    layout: Struct  # of a row, without its check
+    start: int  # of the first row in the file
+    checks: int  # crc32 of the checks of all rows
+    crc32: int  # of this header
+
+    @property
+    def stride(self) -> int:
+        """Bytes of a row."""
+        return self.layout.size + CHECK.size
+
+    @staticmethod
+    def length(data: bytes) -> int:
+        """Bytes of the whole header, of which these are the first. Raises IndexDamage."""
+        if len(data) < HEADER.size or not data.startswith(MAGIC):
+            raise IndexDamage("it has another format")
+        *_, names, _ = HEADER.unpack_from(data)
+        return HEADER.size + names + CHECK.size
+
+    @classmethod
+    def parse(cls, data: bytes, size: int, crc32: int | None = None) -> "Header":
+        """The header at the beginning of `data`, from a file of `size` bytes. Raises IndexDamage."""
+        start = cls.length(data)
+        _, rows, width, members, _, checks = HEADER.unpack_from(data)
+        wanted = start + rows * (_row(width, members).size + CHECK.size)
+        if size != wanted:
+            raise IndexDamage(f"it has {size} bytes, not {wanted}")
+        end = start - CHECK.size
+        found = zlib.crc32(data[:end])
+        if CHECK.unpack_from(data, end) != (found,) or crc32 not in (None, found):
+            raise IndexDamage("its crc32 differs")
+        names = data[HEADER.size : end].decode().split("\n")
+        return cls(rows, names, _row(width, members), start, checks, found)
+
+    def checked_rows(self, data: bytes) -> list[bytes]:
+        """All rows of a whole file. Raises IndexDamage."""
+        rows = [data[i : i + self.stride] for i in range(self.start, len(data), self.stride)]
+        whole = all(self.holds(row, number) for number, row in enumerate(rows))
+        if not whole or zlib.crc32(b"".join(row[-CHECK.size :] for row in rows)) != self.checks:
+            raise IndexDamage("its crc32 differs")
+        return rows
+
+    def holds(self, row: bytes, number: int) -> bool:
+        """Whether these are all the bytes of row `number`, undamaged."""
+        end = self.layout.size
+        return len(row) == self.stride and CHECK.unpack_from(row, end) == (zlib.crc32(row[:end], number),)
+
+    def entry(self, row: bytes) -> Entry:
+        """What a row says; its members in the order of the tar."""
+        key, *numbers = self.layout.unpack_from(row)
+        places = zip(numbers[::3], numbers[1::3], numbers[2::3])
+        found = sorted((place, name) for name, place in zip(self.names, places) if place[0])
+        return Entry(key.rstrip(b"\0").decode(), {name: place for place, name in found})
 
 
 class Index(OpenFile):
-    """The index beside a tar, open: its header is in memory, a row is read when it is asked for.
-
-    `crc32` is the one that the manifest holds, `rows` the number of samples.
-    """
+    """The index beside a tar, open: its header is in memory, a row is read when it is asked for."""
 
     def __init__(self, tar: Path, crc32: int | None = None) -> None:
         """Raises UserError when it is damaged or not that of `crc32` (if given), OSError when it cannot be read."""
         super().__init__(index_path(tar))
-        data = self.read(FIRST_READ, 0)
-        if len(data) < HEADER.size or not data.startswith(MAGIC):
-            raise self._foreign("it has another format")
-        _, self.rows, self._width, members, listed, self._checks = HEADER.unpack_from(data)
-        head, self._row = HEADER.size + listed, _row(self._width, members)
-        self._start = head + CHECK.size
-        self._stride = self._row.size + CHECK.size
-        wanted, size = self._start + self.rows * self._stride, self.size
-        if size != wanted:
-            raise self._foreign(f"it has {size} bytes, not {wanted}")
-        if self._start > len(data):
-            data = self.read(self._start, 0)
-        self.crc32 = zlib.crc32(data[:head])
-        if CHECK.unpack_from(data, head) != (self.crc32,) or crc32 not in (None, self.crc32):
-            raise self._foreign("its crc32 differs")
-        self._names = data[HEADER.size : head].decode().split("\n")
+        data, size = self.read(FIRST_READ, 0), self.size
+        try:
+            if len(data) < Header.length(data) <= size:
+                data = self.read(Header.length(data), 0)
+            self.header = Header.parse(data, size, crc32)
+        except IndexDamage as error:
+            raise _foreign(self.path, error) from error
 
     def entry(self, row: int) -> Entry:
         """One row, by one read. Raises SampleError when it is damaged (its neighbours may be whole), OSError."""
-        if not 0 <= row < self.rows:
-            raise IndexError(f"row {row} of {self.path}, which has {self.rows}")
-        data = self.read(self._stride, self._start + row * self._stride)
-        entry = self._parse(data, row)
-        if entry is None:
+        header = self.header
+        if not 0 <= row < header.rows:
+            raise IndexError(f"row {row} of {self.path}, which has {header.rows}")
+        data = self.read(header.stride, header.start + row * header.stride)
+        if not header.holds(data, row):
             raise SampleError(f"{self.path.name}: row {row} is damaged (its crc32 differs)")
-        return entry
+        return header.entry(data)
 
-    def entries(self) -> list[Entry]:
-        """All rows, by one read. Raises UserError when one is damaged, OSError."""
-        data = memoryview(self.read(self.rows * self._stride, self._start))
-        parts = [data[i : i + self._stride] for i in range(0, len(data), self._stride)]
-        checks = b"".join(part[-CHECK.size :] for part in parts)
-        entries = [entry for row, part in enumerate(parts) if (entry := self._parse(part, row)) is not None]
-        if len(entries) < self.rows or zlib.crc32(checks) != self._checks:
-            raise self._foreign("its crc32 differs")
-        return entries
 
-    def _parse(self, data: bytes | memoryview, row: int) -> Entry | None:
-        """A row's Entry, its members in the order of the tar; None if its check fails."""
-        end = self._row.size
-        if len(data) < self._stride or CHECK.unpack_from(data, end) != (zlib.crc32(data[:end], row),):
-            return None
-        key, *numbers = self._row.unpack_from(data)
-        places = zip(numbers[::3], numbers[1::3], numbers[2::3])
-        found = sorted((place, name) for name, place in zip(self._names, places) if place[0])
-        return Entry(key.rstrip(b"\0").decode(), {name: place for place, name in found})
-
-    def _foreign(self, reason: str) -> UserError:
-        return UserError(f"{self.path} is not the index that was frozen ({reason}); restore it or freeze again")
+def _foreign(path: Path, damage: IndexDamage) -> UserError:
+    return UserError(f"{path} is not the index that was frozen ({damage}); restore it or freeze again")
 
 
 @lru_cache

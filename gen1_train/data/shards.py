@@ -251,8 +251,9 @@ class ShardSet:
 
     def _checked(self, tar: Path, shard: Shard) -> Index:
         index = Index(tar, shard.crc32)
-        if index.rows != shard.samples:
-            raise UserError(f"{index.path} names {index.rows} samples, the manifest says {shard.samples}: freeze again")
+        named = index.header.rows
+        if named != shard.samples:
+            raise UserError(f"{index.path} names {named} samples, the manifest says {shard.samples}: freeze again")
         return index
 
     def _opened(self, path: Path, open_file: Callable[[], F]) -> F:

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from gen1_train.batch import SampleError
-from gen1_train.data.index import Entry, Index, build_index, index_path, read_index, write_index
+from gen1_train.data.index import (
+    Entry,
+    Index,
+    IndexDamage,
+    build_index,
+    check_index,
+    index_path,
+    read_index,
+    write_index,
+)
 from gen1_train.errors import UserError
 from tests.made import make_shard_set
 
@@ -65,7 +74,7 @@ def test_entries_come_back(tmp_path: Path, rows: int, seed: int) -> None:
     crc32 = write_index(tar, entries)
     assert as_lists(read_index(tar)) == as_lists(read_index(tar, crc32)) == as_lists(entries)
     with Index(tar, crc32) as index:
-        assert (index.rows, index.crc32) == (rows, crc32)
+        assert (index.header.rows, index.header.crc32) == (rows, crc32)
         assert as_lists([index.entry(row) for row in range(rows)]) == as_lists(entries)
         for row in (-1, rows):
             with pytest.raises(IndexError):
@@ -110,10 +119,13 @@ def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
     whole = path.read_bytes()
     stride = (len(whole) - whole.index(entries[0].key.encode())) // len(entries)
     start = len(whole) - stride * len(entries)
+    check_index(whole, crc32)
     for position in range(len(whole)):
         data = bytearray(whole)
         data[position] ^= 1 << position % 8
         path.write_bytes(data)
+        with pytest.raises(IndexDamage):
+            check_index(bytes(data), crc32)
         with pytest.raises(UserError, match="is not the index that was frozen"):
             read_index(tar)
         if position < start:
@@ -163,6 +175,8 @@ def test_the_index_of_another_shard_is_refused(tmp_path: Path) -> None:
     own, other = write_index(tmp_path / "a.tar", mine), write_index(tmp_path / "b.tar", theirs)
     files = [(tmp_path / f"{name}.index").read_bytes() for name in "ab"]
     assert own != other and zlib.crc32(files[0]) == zlib.crc32(files[1])
+    with pytest.raises(IndexDamage, match="its crc32 differs"):
+        check_index(files[0], other)
     for read in (read_index, Index):
         with pytest.raises(UserError, match=r"a\.index is not the index that was frozen \(its crc32 differs\)"):
             read(tmp_path / "a.tar", other)
@@ -177,6 +191,8 @@ def test_whole_rows_of_another_index_are_found_by_who_reads_all(tmp_path: Path) 
     path.write_bytes(path.read_bytes()[:-size] + (tmp_path / "b.index").read_bytes()[-size:])
     with pytest.raises(UserError, match="is not the index that was frozen"):
         read_index(tmp_path / "a.tar", crc32)
+    with pytest.raises(IndexDamage):
+        check_index(path.read_bytes(), crc32)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}\n", b"gen1idx0" + bytes(60), b"gen1idx1" + b"\xff" * 60])
