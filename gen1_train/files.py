@@ -1,12 +1,13 @@
 """Files that are whole or not there, also after a power cut."""
 
 import os
+import secrets
 from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Temp file, fsync, rename: the file has its whole content or does not exist."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Temp file, fsync, rename: the file has its whole content or does not exist. Several writers do not meet."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "wb") as stream:
             stream.write(data)
