@@ -22,8 +22,8 @@ from data_tools.places import (
 )
 from data_tools.rows import Broken, Row, read_rows
 from gen1_train.errors import UserError
+from gen1_train.remote import ARCHIVES, is_url, join, local_path, refusal, without_secrets
 from gen1_train.video.probe import VideoError
-from gen1_train.video.remote import ARCHIVES, is_url, join, local_path, refusal, without_secrets
 
 PLAIN = re.compile(r"[A-Za-z0-9_-]{1,100}")  # a sample's key has more behind the id, and 200 characters at most
 

@@ -14,8 +14,9 @@ from typing import TypeVar
 
 from data_tools.failures import Failure
 from gen1_train.errors import UserError
+from gen1_train.remote import HTTP, file_system, is_url, join, reason_of
 from gen1_train.video.probe import VideoError
-from gen1_train.video.remote import HTTP, download, file_system, is_url, join, reason_of, transient_errors
+from gen1_train.video.remote import download, transient_errors
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"}
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}

@@ -22,18 +22,18 @@ from data_tools.places import (
 )
 from data_tools.rows import LIST_SUFFIXES
 from gen1_train.errors import UserError
-from gen1_train.video.probe import VideoError
-from gen1_train.video.remote import (
+from gen1_train.remote import (
     HTTP,
     file_system,
     is_url,
     local_path,
-    open_remote,
     reason_of,
     refusal,
     require_protocol,
     without_secrets,
 )
+from gen1_train.video.probe import VideoError
+from gen1_train.video.remote import open_remote
 
 CAPTION_SUFFIX = ".txt"
 CAPTION_BYTES = 64 << 10  # a longer text is no caption; ours

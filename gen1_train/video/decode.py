@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from gen1_train.remote import is_url
 from gen1_train.video.frames import DECODERS
 from gen1_train.video.probe import VideoError, VideoInfo
-from gen1_train.video.remote import is_url
 from gen1_train.video.sandbox import Answer, Sandbox, SandboxError
 
 __all__ = ["DECODERS", "VideoError", "VideoInfo", "count", "probe", "read_clips"]

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
+from gen1_train.remote import is_url
 from gen1_train.video.probe import VideoError
-from gen1_train.video.remote import is_url, open_remote
+from gen1_train.video.remote import open_remote
 
 SIDEWAYS = {5, 6, 7, 8}  # EXIF orientations that exchange width and height
 # What PIL may take a file for, by its content; among the others is PostScript, which it would have run.

@@ -14,6 +14,7 @@ from av.video.reformatter import ColorTrc
 from av.video.stream import VideoStream
 
 from gen1_train.errors import UserError
+from gen1_train.remote import is_url
 
 MAX_PIXELS = 2**26  # of a frame, 8192x8192; ours: a header that tells more is broken, or meant to fill the memory
 ASPECTS = (1 / 4, 4.0)  # of a pixel; ours: a header that tells another is taken for broken, and the pixels for square
@@ -94,7 +95,7 @@ def open_container(path: str | Path) -> Iterator[InputContainer]:
 
     `path`: a local file, or an address with "://" that fsspec opens: only what is asked for is fetched.
     """
-    from gen1_train.video.remote import is_url, open_remote
+    from gen1_train.video.remote import open_remote
 
     with video_errors():
         # to open a file ffmpeg decodes some of it, and frames beyond the limit must not fill the memory even then
