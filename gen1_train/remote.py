@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,3 +120,20 @@ def _options(url: str) -> dict[str, Any]:
 
     timeout = ClientTimeout(total=None, sock_connect=PATIENCE, sock_read=PATIENCE)
     return {protocol: {"client_kwargs": {"timeout": timeout}} for protocol in protocols}
+
+
+def read_bytes(place: str) -> bytes:
+    """The whole of a small file, by its path or URL. Raises as file_system does, and what the file system raises."""
+    if not is_url(place):
+        return Path(place).read_bytes()
+    system, path = file_system(place)
+    return system.cat_file(path)
+
+
+def copy_file(place: str, target: Path) -> None:
+    """Copies a file, by its path or URL, to a path. Raises as file_system does, and what the file system raises."""
+    if not is_url(place):
+        shutil.copyfile(place, target)
+        return
+    system, path = file_system(place)
+    system.get_file(path, str(target))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gen1_train.errors import UserError
-from gen1_train.remote import file_system, reason_of
+from gen1_train.remote import copy_file, file_system, reason_of
 from gen1_train.video.probe import VideoError
 
 BLOCK = 256 << 10  # bytes in one request while a header is read
@@ -28,8 +28,7 @@ def open_remote(url: str) -> Iterator[BinaryIO]:
 def download(url: str, target: Path) -> None:
     """Copies a remote file. All errors are VideoError, transient."""
     with transient_errors():
-        system, path = file_system(url)
-        system.get_file(path, str(target))
+        copy_file(url, target)
 
 
 @contextmanager

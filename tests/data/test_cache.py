@@ -1,0 +1,266 @@
+"""A node's cache: the manifest comes first, the process fills it, and no death of anybody leaves a mess."""
+
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from gen1_train.data import cache as cache_module
+from gen1_train.data.cache import NodeNeeds, Prefetcher, fetch_manifest
+from gen1_train.data.index import index_path
+from gen1_train.data.loader import Place
+from gen1_train.data.schedule import Schedule, Settings
+from gen1_train.data.shards import PREFETCH_ERROR, Manifest, Shard, ShardSet
+from gen1_train.errors import UserError
+from tests.made import make_shard_set
+from tests.running import ENVIRONMENT, REPOSITORY
+from tests.video.web import serve
+
+PLENTY = 1 << 30
+QUICK = (0.0, 0.0, 0.0)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six shards; tests that damage something copy them first."""
+    return make_shard_set(tmp_path_factory.mktemp("source"), clips=12, images=30, frames=2, shards=3)
+
+
+@pytest.fixture
+def cached(source: Path, tmp_path: Path) -> ShardSet:
+    """The set in a cache, without any shard."""
+    return ShardSet(fetch_manifest(str(source), tmp_path / "cache"))
+
+
+def shards_of(shards: ShardSet) -> list[Shard]:
+    return [shard for pool in shards.manifest.pools.values() for shard in pool.shards]
+
+
+def start(
+    root: Path | str,
+    cached: ShardSet,
+    table: list[list[Shard]],
+    budget: int = PLENTY,
+    say: Callable[[str], None] = lambda line: None,
+) -> Prefetcher:
+    """A prefetcher for steps whose shards stand in a table; its process needs no module of the tests."""
+    return Prefetcher(str(root), cached, table.__getitem__, 0, len(table), budget, say, copies=2, pauses=QUICK)
+
+
+def wait_for(true: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def ended(pid: int) -> bool:
+    """Whether a process is gone; one that nobody has buried is."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def there(cached: ShardSet) -> set[str]:
+    return {path.name for path in (cached.root / "shards").glob("*.tar")}
+
+
+def line_of(error: pytest.ExceptionInfo[UserError]) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_the_manifest_comes_from_anywhere(source: Path, tmp_path: Path) -> None:
+    wanted = tmp_path / "cache" / Manifest.load(source).hash[:16]
+    MemoryFileSystem().put(str(source / "manifest.json"), "/bucket/made/manifest.json")
+    with serve(source) as web:
+        for root in (str(source), f"file://{source}", web.url, "memory://bucket/made"):
+            assert fetch_manifest(root, tmp_path / "cache") == wanted
+            assert ShardSet(wanted).manifest == Manifest.load(source)
+            shutil.rmtree(tmp_path / "cache")
+
+
+def test_all_ranks_may_fetch_at_once(source: Path, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as ranks:
+        folders = list(ranks.map(lambda _: fetch_manifest(str(source), tmp_path), range(8)))
+    assert len(set(folders)) == 1 and ShardSet(folders[0]).manifest == Manifest.load(source)
+    assert sorted(path.name for path in folders[0].iterdir()) == ["manifest.json", "shards"]
+
+
+def test_a_manifest_that_cannot_be_had_is_told(source: Path, tmp_path: Path) -> None:
+    with serve(tmp_path) as web:
+        for root in (f"{web.url}/absent", str(tmp_path / "absent"), "memory://absent"):
+            with pytest.raises(UserError, match=r"no shard set at data\.root=.*absent: manifest\.json is missing"):
+                fetch_manifest(root, tmp_path / "cache")
+    (tmp_path / "manifest.json").write_text((source / "manifest.json").read_text().replace('"made"', '"mad"'))
+    with pytest.raises(UserError, match="was changed after it was frozen") as error:
+        fetch_manifest(str(tmp_path), tmp_path / "cache")
+    assert line_of(error).startswith(f"{tmp_path}/manifest.json")
+    with pytest.raises(UserError, match=r"data\.root=https://\*\*\*@host/set: a URL with a user name") as error:
+        fetch_manifest("https://me:secret@host/set", tmp_path / "cache")
+    assert "secret" not in line_of(error)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"data\.cache=.*file cannot be written \(Not a directory\)"):
+        fetch_manifest(str(source), tmp_path / "file")
+
+
+@pytest.mark.parametrize("order", ["global", "blocks"])
+@pytest.mark.parametrize("nodes", [1, 2, 3])
+def test_a_nodes_needs_are_the_shards_of_its_ranks(source: Path, nodes: int, order: str) -> None:
+    shards = ShardSet(source)
+    schedule = Schedule(shards, Settings(3, image_ratio=0.25, clips=12, order=order, window=1, lanes=6))
+    each = 2  # ranks on a node
+    for node in range(nodes):
+        needs = pickle.loads(pickle.dumps(NodeNeeds(schedule, node, nodes)))
+        for number in range(12):
+            step = schedule.at(number)
+            read = [
+                shards.locate(step.pool, schedule.sample(step, slot))[0]
+                for rank in range(node * each, (node + 1) * each)
+                for slot in Place(rank, nodes * each, 1).slots(step.size, 0)
+            ]
+            assert needs(number) == list(dict.fromkeys(read))
+
+
+@pytest.mark.slow
+def test_shards_come_and_a_second_life_finds_them(source: Path, cached: ShardSet) -> None:
+    a, b, c, d, *_ = shards_of(cached)
+    table = [[a], [a, c], [b], [d]]
+    room = sum(shard.bytes for shard in (a, b, c)) + d.bytes // 2
+    lines: list[str] = []
+    with serve(source) as web:
+        prefetcher = start(web.url, cached, table, room, lines.append)
+        wait_for(lambda: there(cached) == {a.name, b.name, c.name})
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):  # meant for the trainer, which saves first
+            os.kill(prefetcher._process.pid, number)
+        prefetcher.advance(2)
+        wait_for(lambda: there(cached) == {b.name, c.name, d.name})  # a is longest unneeded
+        wait_for(lambda: prefetcher.copied > a.bytes + b.bytes + c.bytes + d.bytes)
+        prefetcher.close()
+        prefetcher.close()
+    assert "up to 0.000" in lines[0] and f"copying shards of {web.url} to {cached.root}" in lines[0]
+    assert lines[0].endswith("0 shards (0 GB) there already")
+    for shard in (b, c, d):
+        for path in (cached.root / "shards" / shard.name, index_path(cached.root / "shards" / shard.name)):
+            assert path.read_bytes() == (source / "shards" / path.name).read_bytes()
+
+    (cached.root / "shards" / f".{b.name}.tmp").write_text("half a shard")
+    index_path(cached.root / "shards" / c.name).unlink()
+    with (cached.root / "shards" / d.name).open("ab") as stream:
+        stream.write(b"more")
+    (cached.root / PREFETCH_ERROR).write_text("of the life before")
+    prefetcher = start(source, cached, [[b], [c], [d]], say=lines.append)
+    assert " 1 shards (" in lines[1] and not (cached.root / PREFETCH_ERROR).exists()
+    wait_for(lambda: there(cached) == {b.name, c.name, d.name})
+    wait_for(lambda: prefetcher.copied > c.bytes + d.bytes)
+    assert prefetcher.copied < c.bytes + d.bytes + b.bytes
+    prefetcher.close()
+    assert len(list((cached.root / "shards").iterdir())) == 6
+    read = ShardSet(cached.root).read(next(iter(cached.manifest.pools)), a.samples, ("moments",))
+    assert read.moments is not None
+
+
+def test_two_runs_cannot_share_a_cache(cached: ShardSet, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "LOCK_SECONDS", 0.3)
+    prefetcher = start(source, cached, [[]])
+    with pytest.raises(UserError, match=r"is used by another run: give another data\.cache") as error:
+        start(source, cached, [[]])
+    assert str(cached.root) in line_of(error)
+    prefetcher.close()
+    start(source, cached, [[]]).close()
+
+
+def test_what_cannot_fit_is_told_before_anything_starts(
+    cached: ShardSet, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, *_ = shards_of(cached)
+    with pytest.raises(UserError, match=r"step 1 reads 2 shards .* set data\.cache_gigabytes=.* or lower data\.window"):
+        start(source, cached, [[a], [a, b]], budget=a.bytes)
+    usage = shutil.disk_usage(cached.root)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=a.bytes))
+    with pytest.raises(UserError, match=r"the disk of .* GB free, .* set data\.cache_gigabytes=0\.0 or less"):
+        start(source, cached, [[a], [a, b]])
+    assert list((cached.root / "shards").iterdir()) == []
+    monkeypatch.undo()
+    start(source, cached, [[]]).close()  # the lock was given back
+
+
+@pytest.mark.slow
+def test_a_source_that_fails_stops_the_trainer_and_the_loader(cached: ShardSet, source: Path) -> None:
+    with serve(source) as web:
+        prefetcher = start(f"{web.url}/broken", cached, [shards_of(cached)[:1]])
+        wait_for(lambda: not prefetcher._process.is_alive())
+    with pytest.raises(UserError, match=r"broken/shards/.* cannot be copied \(503.*tried 4 times\)") as error:
+        prefetcher.advance(0)
+    assert (cached.root / PREFETCH_ERROR).read_text() == line_of(error)
+    assert prefetcher._process.exitcode == 1
+    prefetcher.close()
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_told(cached: ShardSet, source: Path) -> None:
+    prefetcher = start(source, cached, [[]])
+    prefetcher.advance(0)
+    os.kill(prefetcher._process.pid, signal.SIGKILL)
+    wait_for((cached.root / PREFETCH_ERROR).exists)  # the workers see it, even while the trainer waits for them
+    with pytest.raises(UserError, match=r"was killed by signal 9 .*run the same command again") as error:
+        prefetcher.advance(1)
+    assert (cached.root / PREFETCH_ERROR).read_text() == line_of(error)
+    prefetcher.close()
+    start(source, cached, [[]]).close()
+
+
+PARENT = """
+import sys, time
+from gen1_train.data.cache import Prefetcher
+from gen1_train.data.shards import ShardSet
+
+if __name__ == "__main__":
+    root, folder, end = sys.argv[1:]
+    shards = ShardSet(folder)
+    table = [pool.shards for pool in shards.manifest.pools.values()]
+    prefetcher = Prefetcher(root, shards, table.__getitem__, 0, 1, 1 << 30, lambda line: None)
+    while not prefetcher.copied:
+        time.sleep(0.02)
+    print(prefetcher._process.pid, flush=True)
+    if end == "killed":
+        time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["killed", "finished"])
+def test_it_ends_with_its_parent(cached: ShardSet, source: Path, tmp_path: Path, end: str) -> None:
+    """One that is killed, and one that forgets to close it."""
+    (tmp_path / "parent.py").write_text(PARENT)
+    command = [sys.executable, str(tmp_path / "parent.py"), str(source), str(cached.root), end]
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as parent:
+        try:
+            assert parent.stdout is not None
+            child = int(parent.stdout.readline())
+            if end == "killed":
+                parent.kill()
+            assert parent.wait(60) == (-9 if end == "killed" else 0)
+        finally:
+            parent.kill()
+    wait_for(lambda: ended(child))
+    start(source, cached, [[]]).close()
+
+
+@pytest.mark.slow
+def test_the_process_does_without_the_trainers_libraries() -> None:
+    heavy = ("pytorch_lightning", "lightning_fabric", "deepspeed", "hydra", "fsspec")
+    line = f"import sys, gen1_train.data.cache; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", line], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[]\n", done.stderr
