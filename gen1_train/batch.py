@@ -94,7 +94,7 @@ def members_of(field: str, frames: int) -> list[str]:
 
 
 def encode_sample(sample: Sample, jpeg_quality: int = 95) -> dict[str, bytes]:
-    """The members of a sample as bytes, in the order in which they stand in the tar; absent fields are left out."""
+    """The members of a sample as bytes; absent fields are left out."""
     members: dict[str, bytes] = {}
     for image, name in zip(_each(sample.frames), frame_members(99)):
         # 4:4:4: chroma subsampling blurs exactly the colours that content is about

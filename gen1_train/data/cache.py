@@ -116,7 +116,7 @@ class Prefetcher:
         An error of an earlier life is removed here, so no rank of the node may start its loader before. Raises
         UserError when the cache is another run's, or the budget or the disk too small.
         """
-        self.folder = shards.root
+        self.folder, self._needs = shards.root, needs
         for step in range(start, min(start + CHECKED, stop)):
             affordable(needs, step, budget)
         context = get_context("spawn")  # a fork would share the trainer's CUDA and threads
@@ -156,6 +156,10 @@ class Prefetcher:
         self._step.value = step
         if not self._process.is_alive():
             raise UserError(_last_words(self._process, self.folder))
+
+    def missing(self, step: int) -> list[Shard]:
+        """The shards of a step that are not there yet."""
+        return [shard for shard in self._needs(step) if not (self.folder / "shards" / shard.name).exists()]
 
     def close(self) -> None:
         """Ends the process and lets go of the cache; the shards stay. May be called again."""

@@ -57,7 +57,7 @@ class BlockOrder:
         self.name, self.samples, self.seed = pool.pool.name, pool.samples, seed
         self.round, self.lanes = round_, min(lanes, round_)
         self.sizes = [shard.samples for shard in pool.shards]
-        self.starts = [0, *accumulate(self.sizes)]
+        self.starts = pool.starts
         self.window = min(self.samples, window * -(-self.samples // len(self.sizes)))  # samples
         self._epoch = lru_cache(maxsize=2)(self._lay_out)
 

@@ -9,7 +9,7 @@ from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 from typing_extensions import override
 
-from gen1_train.data.shards import write_atomically
+from gen1_train.files import write_atomically
 
 
 class MetricsCSV(Logger):

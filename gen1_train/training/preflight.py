@@ -1,25 +1,38 @@
 """What is checked before a device is touched or a file is written; every failure is one line for the user."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from gen1_train.config import TrainConfig
+from gen1_train.data.cache import fetch_manifest
 from gen1_train.data.schedule import Schedule, Settings, stage_seed
 from gen1_train.data.shards import Manifest, ShardSet
 from gen1_train.data.state import DataState, resume
 from gen1_train.errors import UserError
 from gen1_train.frozen import check_fingerprint
 from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig
+from gen1_train.remote import is_url, without_secrets
 from gen1_train.training.checkpoint import Checkpoint
 from gen1_train.training.stages import predecessor, read_recorded
 
 
 def open_data(config: TrainConfig) -> ShardSet:
     """The shard set. Raises UserError when there is none, or the model cannot read what it holds."""
-    if config.data.root is None:
+    root, cache = config.data.root, config.data.cache
+    if root is None:
         raise UserError("data.root is not given: add data.root=FOLDER, a shard set made by gen1-data")
-    shards = ShardSet(config.data.root)
+    if cache is not None:
+        # a shard that does not come is told before the worker that waits for it is called stalled
+        shards = ShardSet(fetch_manifest(root, Path(cache)), patience=0.9 * config.data.stall_seconds)
+    elif is_url(root):
+        raise UserError(
+            f"data.root={without_secrets(root)} is not on this machine: add data.order=blocks and data.cache=FOLDER, "
+            "into which coming shards are copied, or copy the set and give its folder"
+        )
+    else:
+        shards = ShardSet(root)
     check_data(config, shards.manifest)
     return shards
 
