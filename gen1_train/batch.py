@@ -18,6 +18,7 @@ an autoencoder with c latent channels and factor f, and CLIP width d:
 | `meta.json` | where the sample comes from and how it was made |
 """
 
+import dataclasses
 import io
 import json
 import re
@@ -214,6 +215,7 @@ class Batch:
     structure_latents: Tensor | None = None  # float32 (b, n, c, h/f, w/f): latent of the structure at t_s = 0, scaled
     structure: Tensor | None = None  # float32 (b, n, h, w) in [0, 1], for depth 1 is nearest; to be encoded now
     frames: Tensor | None = None  # uint8 (b, n, h, w, 3), to be encoded now; None in a set with latents
+    replaced: list[str] = dataclasses.field(default_factory=list)  # bad samples, in whose places others stand
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on another device."""

@@ -127,9 +127,7 @@ def explain(error: Exception, schema: type) -> str | None:
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     if isinstance(error, UserError):
-        # the error of a loader's worker comes with the worker's traceback before it
-        lines = str(error).rpartition("UserError: ")[2].splitlines()
-        return " ".join(line.strip() for line in lines if line.strip())
+        return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
     if not isinstance(error, (HydraException, OmegaConfBaseException)):
         return None
     text, seen = str(error), error.__cause__ or error.__context__

@@ -1,13 +1,14 @@
 """Schedule + shards -> batches. A worker builds a whole micro-batch; where it stands depends on the step alone."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gen1_train.batch import Batch, Sample, SampleError, collate
-from gen1_train.data.schedule import Schedule
+from gen1_train.data.schedule import Schedule, Step
 from gen1_train.data.shards import ShardSet
+from gen1_train.data.watch import IDLE, Board, Watched
 from gen1_train.errors import UserError
 from gen1_train.keyed import key
 
@@ -52,27 +53,64 @@ class BatchDataset(Dataset[Batch]):
 
     def __init__(self, shards: ShardSet, schedule: Schedule, place: Place, fields: tuple[str, ...]) -> None:
         self.shards, self.schedule, self.place, self.fields = shards, schedule, place, fields
+        self.note: Callable[[str], None] = _no_board  # told what is done before it is done, see watch.Board
 
     def __getitem__(self, position: tuple[int, int]) -> Batch:
         number, micro = position
         step = self.schedule.at(number)
         slots = list(self.place.slots(step.size, micro))
-        samples = [self._read(step.pool, self.schedule.sample(step, slot), step.samples) for slot in slots]
-        return collate(step.kind, number, slots, samples)
+        samples: list[Sample] = []
+        replaced: list[str] = []
+        for slot in slots:
+            index = self.schedule.sample(step, slot)
+            sample, bad = self._read(step, index, f"for step {number}, slot {slot}")
+            samples.append(sample)
+            replaced += bad
+        self.note(f"stacking the samples of step {number}")
+        batch = collate(step.kind, number, slots, samples)
+        batch.replaced = replaced
+        self.note(IDLE)
+        return batch
 
-    def _read(self, pool: str, index: int, samples: int) -> Sample:
-        """Reads a sample; a bad one is replaced by a keyed other one of its pool, and said."""
-        for attempt in range(SUBSTITUTES):
-            chosen = index if attempt == 0 else key("substitute", pool, index, attempt) % samples
+    def _read(self, step: Step, index: int, purpose: str) -> tuple[Sample, list[str]]:
+        """Reads a sample; a bad one is replaced by a keyed other one of its pool, said, and named beside the sample."""
+        others = [key("substitute", step.pool, index, i) % step.samples for i in range(1, SUBSTITUTES)]
+        replaced: list[str] = []
+        for chosen, substitute in zip([index, *others], [*others, None]):
+            doing = f"reading {self._place_of(step.pool, chosen)} {purpose}"
+            self.note(doing)
             try:
-                return self.shards.read(pool, chosen, self.fields)
+                return self.shards.read(step.pool, chosen, self.fields), replaced
+            except UserError:
+                raise
             except SampleError as error:
                 reason = error
-                print(f"gen1-train: warning: sample {chosen} of {pool} is replaced by another: {error}", flush=True)
+            except Exception as error:
+                error.add_note(f"gen1-train: this was while {doing}")
+                raise
+            if substitute is not None:
+                bad = f"{self._place_of(step.pool, chosen)}{self._key(step.pool, chosen)}"
+                print(f"gen1-train: warning: {bad} is replaced by sample {substitute}: {reason}", flush=True)
+                replaced = replaced or [bad]  # one word a place, also where a substitute is bad too
         raise UserError(
-            f"{SUBSTITUTES} samples in a row of {pool} cannot be read ({reason}); the shard set {self.shards.root} is "
-            "damaged: copy it again"
+            f"{SUBSTITUTES} samples in a row of {step.pool} cannot be read ({reason}); the shard set "
+            f"{self.shards.root} is damaged: copy it again"
         )
+
+    def _place_of(self, pool: str, index: int) -> str:
+        shard, row = self.shards.locate(pool, index)
+        return f"sample {index} of {pool} (shard {shard.name}, row {row})"
+
+    def _key(self, pool: str, index: int) -> str:
+        """The key of a sample that cannot be read, if at least its index can."""
+        try:
+            return f", key {self.shards.entry(*self.shards.locate(pool, index)).key}"
+        except SampleError:
+            return ""
+
+
+def _no_board(doing: str) -> None:
+    """Nobody watches a dataset that is read in the training process."""
 
 
 class StepSampler(Sampler[tuple[int, int]]):
@@ -89,9 +127,22 @@ class StepSampler(Sampler[tuple[int, int]]):
     # no __len__: with one, Lightning would skip batches on a resume that the sampler has skipped already
 
 
-def build_loader(dataset: BatchDataset, start: int, stop: int, workers: int, pin: bool) -> DataLoader[Batch]:
-    """Batches of the steps start..stop-1, in order."""
-    return DataLoader(
+def build_loader(
+    dataset: BatchDataset,
+    start: int,
+    stop: int,
+    workers: int,
+    pin: bool,
+    stall_seconds: float = DataConfig.stall_seconds,
+    fail: Callable[[UserError], None] | None = None,
+) -> Watched:
+    """Batches of the steps start..stop-1, in order.
+
+    A worker that dies, or brings nothing for `stall_seconds`, is a UserError that names it and the sample it held:
+    handed to `fail`, in whatever thread, or else raised by the iteration.
+    """
+    board = Board(workers)
+    loader = DataLoader(
         dataset,
         sampler=StepSampler(start, stop, dataset.place.accumulate),
         batch_size=None,
@@ -99,5 +150,8 @@ def build_loader(dataset: BatchDataset, start: int, stop: int, workers: int, pin
         pin_memory=pin,
         # neither CUDA nor the threads of this process survive a fork; a forkserver's workers outlive a killed rank
         multiprocessing_context="spawn" if workers else None,
+        worker_init_fn=board.join if workers else None,
         persistent_workers=False,
     )
+    batches = (stop - start) * dataset.place.accumulate
+    return Watched(loader, board, batches, dataset.place.rank, stall_seconds, fail)

@@ -55,6 +55,7 @@ class Tally:
     samples: int = 0
     frames: int = 0
     flops: int = 0  # of the model, see BatchFlops
+    replaced: int = 0  # bad samples in whose place others stood
     loss: dict[str, float] = field(default_factory=dict)  # kind -> sum over samples
     count: dict[str, int] = field(default_factory=dict)  # kind -> samples
 
@@ -63,18 +64,20 @@ class Tally:
         self.samples += b
         self.frames += b * n
         self.flops += flops
+        self.replaced += len(batch.replaced)
         self.loss[batch.kind] = self.loss.get(batch.kind, 0.0) + loss * b
         self.count[batch.kind] = self.count.get(batch.kind, 0) + b
 
     def row(
         self, world: int, gemm: float, reduce: Callable[[Tensor], Tensor], device: torch.device
     ) -> dict[str, float]:
-        """The columns of a row: losses averaged over samples and ranks, rates summed over ranks. A collective.
+        """The columns of a row: losses averaged over samples and ranks, the rest summed over ranks. A collective.
 
         `mfu` is the share of `gemm`, the FLOP/s of a rank's matrix products, that the model's own FLOPs are done at.
         """
         kinds = sorted(self.count)  # the same on all ranks: the kind of a step is
-        losses = reduce(torch.tensor([self.loss[kind] / self.count[kind] for kind in kinds], device=device)).tolist()
+        means = [self.loss[kind] / self.count[kind] for kind in kinds]
+        *losses, replaced = reduce(torch.tensor([*means, float(self.replaced)], device=device)).tolist()
         by_kind = {f"loss_{kind}": loss for kind, loss in zip(kinds, losses)}
         loss = sum(loss * self.count[kind] for kind, loss in zip(kinds, losses)) / self.samples
         return {
@@ -86,6 +89,7 @@ class Tally:
             "tflops_per_second": self.flops * world / self.seconds / 1e12,
             "mfu": self.flops / self.seconds / gemm,
             "data_wait": self.waited / self.seconds,
+            "samples_replaced": round(replaced * world),
         }
 
 
@@ -150,6 +154,11 @@ class Measure(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._bar is not None:
             self._bar.close()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._bar is not None:
+            self._bar.close()  # what is said of the exception is to stand on a line of its own
 
 
 def _mean(trainer: Trainer) -> Callable[[Tensor], Tensor]:

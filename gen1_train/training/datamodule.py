@@ -1,13 +1,12 @@
 """The training batches, from wherever the trainer stands."""
 
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from gen1_train.batch import Batch
 from gen1_train.data.loader import BatchDataset, Place, build_loader
 from gen1_train.data.schedule import Schedule
 from gen1_train.data.shards import ShardSet
+from gen1_train.data.watch import Watched
 
 
 class Gen1DataModule(LightningDataModule):
@@ -19,7 +18,7 @@ class Gen1DataModule(LightningDataModule):
         self.steps, self.workers = steps, workers
 
     @override
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> Watched:
         trainer = self.trainer
         assert trainer is not None
         place = Place(trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches)

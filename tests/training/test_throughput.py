@@ -157,7 +157,9 @@ def test_a_row_has_the_rate_of_all_ranks_and_its_share_of_their_products():
     tally = Tally(seconds=2.0)
     tally.add(batch("video", 2, 3), 1.0, 3 * 10**12)
     tally.add(batch("image", 6, 1), 0.5, 10**12)
+    tally.add(replace(batch("image", 0, 1), replaced=["bad", "worse"]), 0.0, 0)
     row = tally.row(4, 8e12, lambda tensor: tensor, torch.device("cpu"))
+    assert row["samples_replaced"] == 8  # 2 on each rank
     assert row["tflops_per_second"] == pytest.approx(8.0)  # 4 TFLOP in 2 s on each of 4 ranks
     assert row["mfu"] == pytest.approx(0.25)
     assert row["loss"] == pytest.approx((2 * 1.0 + 6 * 0.5) / 8)
