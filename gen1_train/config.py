@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import yaml
+from torch.distributed.constants import default_pg_timeout
 
 from gen1_train.data.loader import DataConfig
 from gen1_train.diffusion.structure import MAX_LEVEL
@@ -103,6 +104,12 @@ def check(config: TrainConfig) -> None:
     for name, value in {"data.workers": config.data.workers, "stage.steps": config.stage.steps}.items():
         if value < 0:
             raise UserError(f"{name}={value} must be 0 or above")
+    longest = default_pg_timeout.total_seconds() / 2  # the other ranks may have waited for longer than the loader
+    if config.data.stall_seconds > longest:
+        raise UserError(
+            f"data.stall_seconds={config.data.stall_seconds:g} is too long: after {2 * longest:g} s the other ranks "
+            f"give up by themselves and cannot say why; give {longest:g} or less"
+        )
     if config.data.cache is not None and config.data.order != "blocks":
         raise UserError("data.cache needs data.order=blocks: data.order=global reads from all shards at any time")
     if config.trainer.devices == 0 or config.trainer.devices < -1:

@@ -173,6 +173,7 @@ REFUSED = [
     "data.order=random",
     "data.window=0",
     "data.stall_seconds=0",
+    "data.stall_seconds=1000",
     "data.cache=somewhere",  # without data.order=blocks
     "data.cache_gigabytes=0",
     "data.workers=-1",  # DataLoader's ValueError, with a traceback

@@ -1,5 +1,7 @@
 """The training batches, from wherever the trainer stands."""
 
+from collections.abc import Callable
+
 from pytorch_lightning import LightningDataModule
 from typing_extensions import override
 
@@ -7,15 +9,27 @@ from gen1_train.data.loader import BatchDataset, Place, build_loader
 from gen1_train.data.schedule import Schedule
 from gen1_train.data.shards import ShardSet
 from gen1_train.data.watch import Watched
+from gen1_train.errors import UserError
 
 
 class Gen1DataModule(LightningDataModule):
     """The data state is the trainer's global step: a resume starts the sampler there and replays or skips nothing."""
 
-    def __init__(self, shards: ShardSet, schedule: Schedule, fields: tuple[str, ...], steps: int, workers: int) -> None:
+    def __init__(
+        self,
+        shards: ShardSet,
+        schedule: Schedule,
+        fields: tuple[str, ...],
+        steps: int,
+        workers: int,
+        stall_seconds: float,
+        fail: Callable[[UserError], None],
+    ) -> None:
+        """`fail` is told of a loader worker that died or stalled, from any thread."""
         super().__init__()
         self.shards, self.schedule, self.fields = shards, schedule, fields
-        self.steps, self.workers = steps, workers
+        self.steps, self.workers, self.stall_seconds, self.fail = steps, workers, stall_seconds, fail
+        self._loader: Watched | None = None
 
     @override
     def train_dataloader(self) -> Watched:
@@ -24,4 +38,10 @@ class Gen1DataModule(LightningDataModule):
         place = Place(trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches)
         dataset = BatchDataset(self.shards, self.schedule, place, self.fields)
         pin = trainer.strategy.root_device.type == "cuda"
-        return build_loader(dataset, trainer.global_step, self.steps, self.workers, pin)
+        start = trainer.global_step
+        self._loader = build_loader(dataset, start, self.steps, self.workers, pin, self.stall_seconds, self.fail)
+        return self._loader
+
+    def failure(self) -> UserError | None:
+        """A loader worker that failed: torch raises an error of its own for it, anywhere in the main thread."""
+        return self._loader.failure() if self._loader is not None else None

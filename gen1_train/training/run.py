@@ -3,12 +3,13 @@
 import logging
 import os
 import secrets
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.utilities import rank_zero_only
@@ -23,6 +24,7 @@ from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training import checkpoint
 from gen1_train.training.callbacks import BatchFlops, Measure, SaveCheckpoints
 from gen1_train.training.datamodule import Gen1DataModule
+from gen1_train.training.ending import Ending
 from gen1_train.training.metrics import MetricsCSV
 from gen1_train.training.module import Gen1Module
 from gen1_train.training.preflight import (
@@ -104,8 +106,10 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
             stage.name, step, step >= stage.steps, state, shards.manifest.estimators, buckets
         )
 
-    trainer = build_trainer(config, run, start, processes, strategy, encoding["factor"], describe)
-    data = Gen1DataModule(shards, schedule, module.fields, stage.steps, config.data.workers)
+    ending = Ending()
+    trainer = build_trainer(config, run, start, processes, strategy, encoding["factor"], describe, [ending])
+    loading = config.data.workers, config.data.stall_seconds, ending.fail
+    data = Gen1DataModule(shards, schedule, module.fields, stage.steps, *loading)
     say(f"stage {stage.name}: steps {start} to {stage.steps} in {run} on {trainer.world_size} processes")
     say(step_cost(unet.config, shards, schedule))
     if not cached:
@@ -137,10 +141,11 @@ def build_trainer(
     strategy: Strategy | str,
     factor: int,
     describe: Callable[[int], checkpoint.CheckpointInfo],
+    guards: list[Callback],
 ) -> Trainer:
     """Lightning's Trainer with our loggers and callbacks in place of its own checkpoints and bars.
 
-    `factor`: pixels per latent; `describe` as SaveCheckpoints takes it.
+    `factor`: pixels per latent; `describe` as SaveCheckpoints takes it; `guards` come before all other callbacks.
     """
     stage = config.stage
     flops = BatchFlops(stage_unet(config.model, stage), factor)
@@ -157,6 +162,7 @@ def build_trainer(
         gradient_clip_val=config.optim.clip_norm or None,
         logger=loggers(config.log, run, f"{config.name}-stage{stage.name}", start),
         callbacks=[
+            *guards,
             Measure(stage.steps, config.log.every, f"stage {stage.name}", flops, say),
             SaveCheckpoints(run, config.checkpoint, stage.steps, config.to_yaml(), describe),
         ],
@@ -177,6 +183,8 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     os.environ.setdefault("WANDB_SILENT", "true")
+    # what tidies up after a process that was ended at once says so, after the line that tells why
+    sys.warnoptions.append("ignore:resource_tracker")
 
 
 def _is_rank_zero() -> bool:

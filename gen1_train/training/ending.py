@@ -1,0 +1,109 @@
+"""When one rank fails all ranks end, in seconds and on all machines, and its line is the last that is printed.
+
+Left alone the others would wait in a collective until it times out, after half an hour, or crash in it, each with a
+traceback that buries the line. So the rank that fails says so in the store through which the ranks met, and each rank
+listens there in a thread: its main thread may be stuck in the collective.
+"""
+
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from datetime import timedelta
+from subprocess import Popen
+from typing import NoReturn
+
+import torch.distributed
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch.distributed.distributed_c10d import _get_default_store
+from typing_extensions import override
+
+from gen1_train.errors import UserError
+from gen1_train.training.datamodule import Gen1DataModule
+
+TICK = 0.5  # seconds between two looks into the store
+FAILED, CODE = "gen1-train/failed", "gen1-train/exit-code"  # in the store: how many ranks failed, the first one's code
+
+
+class Ending(Callback):
+    """Ends this rank when another one failed, and the others when this one does. Of several the first one speaks."""
+
+    def __init__(self) -> None:
+        self._store: torch.distributed.Store | None = None  # None: this process is alone
+        self._listener = threading.Thread(target=self._listen, name="ending", daemon=True)
+        self._children: list[Popen[bytes]] = []  # the other ranks of this machine, if this one started them
+        self._speaks = threading.Event()
+        self._over = threading.Event()
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            self._store = _get_default_store().clone()
+            self._store.set_timeout(timedelta(seconds=10))  # of half an hour, if rank 0's machine is gone
+            self._children = getattr(trainer.strategy.launcher, "procs", [])
+            self._listener.start()
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._over.set()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Of a bug the traceback is printed by whoever called Lightning; Ctrl-C and SIGTERM reach all ranks anyway."""
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, Gen1DataModule):
+            data.failure()  # comes back if it is not a loader worker that all this follows from
+        if self._store is None or not isinstance(exception, Exception):
+            return
+        if isinstance(exception, UserError):
+            self.fail(exception)
+        self._speak(code=1)
+        time.sleep(2 * TICK)
+
+    def fail(self, error: UserError) -> NoReturn:
+        """Prints the line and ends all ranks with exit code 2; for any thread, whatever the main thread is stuck in."""
+        self._speak(code=2)
+        print(f"\ngen1-train: error: {error}", file=sys.stderr, flush=True)  # maybe behind another rank's progress
+        if self._store is not None:
+            time.sleep(2 * TICK)
+        leave(2)
+
+    def _speak(self, code: int) -> None:
+        """Tells all ranks that this one has failed; does not come back when another one was first.
+
+        After two ticks all have heard it: then this one's connections may break.
+        """
+        self._children.clear()  # Lightning kills this process when it sees one of them end before
+        if self._store is None:
+            return
+        try:
+            if self._store.add(FAILED, 1) == 1:
+                self._speaks.set()
+                self._store.set(CODE, str(code))
+            else:
+                self._listener.join()  # it ends the process
+        except torch.distributed.DistError:
+            pass  # rank 0, which has the store, is gone: they will notice
+
+    def _listen(self) -> None:
+        assert self._store is not None
+        store = self._store.clone()  # each thread needs its own
+        try:
+            while not store.check([CODE]):
+                if self._over.wait(TICK):
+                    return
+            code = int(store.get(CODE))
+        except torch.distributed.DistError:
+            return  # rank 0, which has the store, is gone
+        self._children.clear()
+        if not self._speaks.is_set():
+            time.sleep(TICK)  # by then all have heard
+            leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process at once and its loader workers with it, also those that are stopped."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(code)
