@@ -74,7 +74,7 @@ class BatchDataset(Dataset[Batch]):
 
     def _read(self, step: Step, index: int, purpose: str) -> tuple[Sample, list[str]]:
         """Reads a sample; a bad one is replaced by a keyed other one of its pool, said, and named beside the sample."""
-        others = [key("substitute", step.pool, index, i) % step.samples for i in range(1, SUBSTITUTES)]
+        others = [self._substitute(step, index, attempt) for attempt in range(1, SUBSTITUTES)]
         replaced: list[str] = []
         for chosen, substitute in zip([index, *others], [*others, None]):
             doing = f"reading {self._place_of(step.pool, chosen)} {purpose}"
@@ -96,6 +96,14 @@ class BatchDataset(Dataset[Batch]):
             f"{SUBSTITUTES} samples in a row of {step.pool} cannot be read ({reason}); the shard set "
             f"{self.shards.root} is damaged: copy it again"
         )
+
+    def _substitute(self, step: Step, index: int, attempt: int) -> int:
+        """A keyed other sample of the pool; in blocks one of the same shard, since a cache may hold no other."""
+        first, samples = 0, step.samples
+        if self.schedule.settings.order == "blocks":
+            shard, row = self.shards.locate(step.pool, index)
+            first, samples = index - row, shard.samples
+        return first + key("substitute", step.pool, index, attempt) % samples
 
     def _place_of(self, pool: str, index: int) -> str:
         shard, row = self.shards.locate(pool, index)

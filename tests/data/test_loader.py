@@ -1,5 +1,7 @@
 """Batches: the same with and without workers, from any step on, and with a damaged sample among them."""
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +112,21 @@ def test_a_bad_sample_is_replaced_and_said(tmp_path: Path, capsys: pytest.Captur
             sample = ShardSet(root).read(VIDEO, int(key[-3:]), ("moments",))
             assert torch.equal(after.moments[row], torch.from_numpy(sample.moments).float())  # the data of its key
     assert_equal(batches(dataset(root, ratio=0), stop=2), again)  # and always the same one
+
+
+def test_in_blocks_a_substitute_lies_in_the_same_shard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a cache no other shard may be on this node's disk."""
+    root = make_shard_set(tmp_path, clips=12, images=0, shards=3)
+    damage(root, [1])
+    shards = ShardSet(root)
+    settings = Settings(3, 0.0, 12, order="blocks", window=1, lanes=2)
+    for seed in range(8):
+        made = BatchDataset(shards, Schedule(shards, replace(settings, seed=seed)), ALONE, FIELDS)
+        (batch,) = batches(made, stop=1)
+        assert len(batch.replaced) == 1 and "video-001" not in batch.keys
+        counts = Counter(batch.keys)
+        assert len(counts) == 11 and {key for key, n in counts.items() if n == 2} < {f"video-{n:03d}" for n in range(4)}
+    assert capsys.readouterr().out.count("is replaced by sample") == 8
 
 
 def test_a_damaged_set_is_refused_after_a_few_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
