@@ -132,11 +132,12 @@ class Measure(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self._tally.add(batch, float(outputs["loss"]), self.flops(batch))
+        loss = float(outputs["loss"]) * trainer.accumulate_grad_batches  # which Lightning has divided it by
+        self._tally.add(batch, loss, self.flops(batch))
         if trainer.global_step > self._step:  # the last micro-batch of an optimizer step
             self._step = trainer.global_step
             assert self._bar is not None
-            self._bar.set_postfix_str(f"{batch.kind} loss {float(outputs['loss']):.4f}", refresh=False)
+            self._bar.set_postfix_str(f"{batch.kind} loss {loss:.4f}", refresh=False)
             self._bar.update()
             if trainer.global_step % self.every == 0 or trainer.global_step == self.steps:
                 self._log(trainer, pl_module)

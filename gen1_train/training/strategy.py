@@ -2,12 +2,14 @@
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
 from torch import Tensor
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from gen1_train.errors import UserError
@@ -71,6 +73,11 @@ class ZeroStrategy(DeepSpeedStrategy):
         for name, weight in self.deepspeed_engine.module.named_parameters():
             if name in loaded:
                 safe_set_full_fp32_param(weight, loaded[name].to(weight.device))
+
+    @override
+    def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
+        """Keeps DeepSpeed from dividing the loss by the number of micro-batches: Lightning has done so already."""
+        return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
     @override
     def pre_backward(self, closure_loss: Tensor) -> None:
