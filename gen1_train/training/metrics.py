@@ -45,7 +45,7 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         metrics = {name: value for name, value in metrics.items() if name != "epoch"}
-        row = {"step": step, **{name: f"{value:.6g}" for name, value in metrics.items()}}
+        row = {"step": step, **{name: f"{value:.9g}" for name, value in metrics.items()}}
         if not self._columns:
             self._rewrite([old for old in read_metrics(self.path) if int(old["step"]) <= self._resume_step], row)
         elif not set(row) <= set(self._columns):
