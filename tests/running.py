@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
@@ -39,8 +40,11 @@ def run_well(module: str, *arguments: str, cwd: Path = REPOSITORY) -> str:
     return done.stdout
 
 
-def kill_when(module: str, *arguments: str, ready: Callable[[], bool], timeout: float = 240) -> None:
-    """Starts a command and kills it and all its children, as kill -9 does, as soon as `ready` is true."""
+def kill_when(module: str, *arguments: str, ready: Callable[[], bool], timeout: float = 240) -> bool:
+    """Starts a command and kills it and all its children, as kill -9 does, as soon as `ready` is true.
+
+    False if it had come to its end, and well, before that.
+    """
     process = subprocess.Popen(
         command(module, *arguments),
         cwd=REPOSITORY,
@@ -52,9 +56,13 @@ def kill_when(module: str, *arguments: str, ready: Callable[[], bool], timeout: 
     deadline = time.monotonic() + timeout
     try:
         while not ready():
-            assert process.poll() is None, "the command ended before it could be killed"
+            if process.poll() is not None:
+                assert process.returncode == 0, f"the command ended with exit code {process.returncode}"
+                return False
             assert time.monotonic() < deadline, "the command did not come so far in time"
-            time.sleep(0.02)
+            time.sleep(0.005)
+        return True
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()

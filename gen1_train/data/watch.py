@@ -101,11 +101,8 @@ class Watch:
 
     def _run(self) -> None:
         last = time.monotonic()
-        while not self._stopped and self.failure() is None:
-            alive = [worker.sentinel for worker in self.workers if worker.exitcode is None]
-            if not alive:
-                return
-            connection.wait(alive, TICK)
+        while not self._stopped and self.failure() is None and (alive := self._alive()):
+            connection.wait([worker.sentinel for worker in alive], TICK)
             now = time.monotonic()
             self._count(min(now - last, 2 * TICK))  # no more: this process may have been suspended with its workers
             last = now
@@ -122,9 +119,14 @@ class Watch:
         worker = batch % len(self.workers)
         return worker, *self.board.read(worker)
 
+    def _alive(self) -> list[BaseProcess]:
+        """The workers that have not ended well; one that failed since `failure` looked is not waited for."""
+        with self._lock:
+            return [worker for worker in self.workers if worker.exitcode != 0]
+
     def _dead(self) -> str | None:
         for number, worker in enumerate(self.workers):
-            if code := worker.exitcode:
+            if code := worker.exitcode:  # under the lock: who asks while another thread asks is told None
                 doing = self.board.read(number)[0] or "starting"
                 how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
                 return f"{self._name(number)} {how} while {doing}: {MENDS.get(-code, OTHER_MEND)}"  # type: ignore[call-overload]
@@ -184,6 +186,10 @@ class Watched:
                 if number == self.batches - 1:
                     watch.stop()  # the loader now ends its workers, if need be with a signal
                 yield batch
+        except RuntimeError as error:  # torch raises it wherever the main thread is when a worker dies
+            if failure := watch.failure():
+                raise failure from error
+            raise
         finally:
             watch.stop()
 
@@ -192,10 +198,6 @@ class Watched:
             return next(iterator)
         except UserError as error:  # torch puts the worker's traceback before the line
             raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
-        except RuntimeError as error:
-            if failure := self.failure():
-                raise failure from error
-            raise
 
 
 def _leave_it(error: UserError) -> None:

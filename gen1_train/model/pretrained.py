@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -122,7 +123,7 @@ def load_weights(
     new = [k for k in wanted if k not in weights and grow and (is_temporal(k) or is_projection(k))]
     common = [k for k in wanted if k in weights]
     widened = [k for k in common if grow and k == INPUT and _widens(weights[k], wanted[k])]
-    _check_keys(wanted, weights, new, widened, source)
+    check_keys(wanted, weights, source, new, widened)
     broken = [k for k in common if not weights[k].isfinite().all()]
     if broken:
         raise UserError(f"{len(broken)} weights in {source} are not finite ({listed(broken)}); fetch or train it again")
@@ -136,10 +137,14 @@ def load_weights(
     return WeightReport(source, [k for k in common if k not in widened], widened, new, origins)
 
 
-def _check_keys(
-    wanted: dict[str, Tensor], weights: dict[str, Tensor], new: list[str], widened: list[str], source: str
+def check_keys(
+    wanted: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    source: str,
+    new: Sequence[str] = (),
+    widened: Sequence[str] = (),
 ) -> None:
-    """Raises UserError unless the weights are those wanted, but for what is declared new or widened."""
+    """Raises UserError unless the weights are those wanted, by name and shape, but for what is new or widened."""
     missing = [k for k in wanted if k not in weights and k not in new]
     for group in (is_temporal, is_projection):
         if any(group(k) for k in weights if k in wanted):

@@ -1,13 +1,16 @@
 """Before the first step all ranks make sure that they are about to do the same."""
 
+import hashlib
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch.distributed
 from pytorch_lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+import gen1_train
 from gen1_train.errors import UserError
 
 SHOWN = 3  # hosts, or values, of a disagreement; the line is to stay readable with a thousand ranks
@@ -33,6 +36,15 @@ def check_agreement(values: Mapping[str, str]) -> None:
     torch.distributed.all_gather_object(found, (socket.gethostname(), dict(values)))
     if line := disagreement([host for host, _ in found], [values for _, values in found]):
         raise UserError(line)
+
+
+def code_hash() -> str:
+    """sha256 over the modules of this package, by their places in it."""
+    package = Path(gen1_train.__path__[0])
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def disagreement(hosts: list[str], values: list[dict[str, str]]) -> str | None:

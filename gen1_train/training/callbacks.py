@@ -1,6 +1,5 @@
 """What happens around the training steps: progress, throughput, checkpoints."""
 
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -10,14 +9,13 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.strategies import DeepSpeedStrategy
 from torch import Tensor
 from tqdm import tqdm
 from typing_extensions import override
 
 from gen1_train.batch import Batch
 from gen1_train.model.unet import UNetConfig
-from gen1_train.training import checkpoint
+from gen1_train.training import checkpoint, state
 from gen1_train.training.module import Gen1Module
 from gen1_train.training.throughput import gemm_rate, step_flops
 
@@ -198,27 +196,23 @@ class SaveCheckpoints(Callback):
 
     def save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Gen1Module)
-        temporary = checkpoint.begin(self.run, trainer.global_step)
-        if trainer.is_global_zero:
-            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed while writing
-            temporary.mkdir(parents=True)
-        trainer.strategy.barrier()
-        trainer.save_checkpoint(temporary / checkpoint.TRAINER)
-        weights = full_weights(trainer, pl_module)
-        if trainer.is_global_zero:
-            info = self.describe(trainer.global_step)
-            checkpoint.commit(temporary, weights, self.resolved, info, self.config.keep)
+        step, unet = trainer.global_step, pl_module.unet
+        held, keep = state.state_of(trainer.strategy), trainer.is_global_zero
+        weights = held.gather(state.weights_of(unet), keep)
+        moments = held.gather(state.moments_of(unet), keep)
+        if keep:
+            temporary = checkpoint.begin(self.run, step)
+            checkpoint.commit(temporary, weights, self.resolved, self.describe(step), self.config.keep, moments)
         trainer.strategy.barrier()
 
 
-def full_weights(trainer: Trainer, module: Gen1Module) -> dict[str, Tensor]:
-    """The UNet's whole float32 weights, on the CPU. Under ZeRO they are gathered from the masters, by all ranks."""
-    if not isinstance(trainer.strategy, DeepSpeedStrategy):
-        return {name: tensor.detach().float().cpu() for name, tensor in module.unet.state_dict().items()}
-    from deepspeed.utils import safe_get_full_fp32_param
+class Resume(Callback):
+    """Puts the trainer where a checkpoint was saved."""
 
-    weights = {name: safe_get_full_fp32_param(parameter) for name, parameter in module.unet.named_parameters()}
-    lost = [name for name, tensor in weights.items() if tensor is None]
-    if lost:
-        raise RuntimeError(f"ZeRO holds no master weights for {', '.join(lost[:5])} ({len(lost)} in all)")
-    return {name: tensor.detach().cpu() for name, tensor in weights.items() if tensor is not None}
+    def __init__(self, saved: checkpoint.Checkpoint) -> None:
+        self.saved = saved
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Gen1Module)
+        state.resume(trainer, pl_module.unet, self.saved.moments(), self.saved.info.step)

@@ -3,9 +3,11 @@
 RUN/config.yaml                   the resolved config
 RUN/checkpoints/step-00000400/    one checkpoint; written under a hidden name, synced, then renamed
     unet.safetensors              all weights, float32
+    optimizer.safetensors         AdamW's moments of all weights, float32 (not in a checkpoint that was not trained)
     config.yaml                   the resolved config that made them: editing rebuilds the model from it
     checkpoint.json               stage, step, finished, sizes of the files, the data's estimators and state
-    trainer/                      optimizer and loop state, for resuming (not in a stage's imported checkpoint)
+
+Nothing in a checkpoint depends on the number of processes or on the strategy: see gen1_train.training.state.
 """
 
 import json
@@ -22,7 +24,7 @@ from gen1_train.errors import UserError
 from gen1_train.files import sync, write_atomically
 from gen1_train.model.pretrained import load_safetensors
 
-UNET, CONFIG, INFO, TRAINER = "unet.safetensors", "config.yaml", "checkpoint.json", "trainer"
+UNET, OPTIMIZER, CONFIG, INFO = "unet.safetensors", "optimizer.safetensors", "config.yaml", "checkpoint.json"
 
 
 @dataclass
@@ -52,13 +54,15 @@ class Checkpoint:
     def weights(self) -> dict[str, Tensor]:
         return load_safetensors(self.path / UNET)
 
+    def moments(self) -> dict[str, Tensor]:
+        """AdamW's moments by name; only what is used of them is read. Raises UserError when there are none."""
+        if not (self.path / OPTIMIZER).exists():
+            raise UserError(f"{self.path} has no {OPTIMIZER}, so no run goes on from it: start a new one with name=")
+        return load_safetensors(self.path / OPTIMIZER)
+
     @property
     def config(self) -> Path:
         return self.path / CONFIG
-
-    @property
-    def trainer(self) -> Path:
-        return self.path / TRAINER
 
 
 def checkpoints_dir(run: Path) -> Path:
@@ -66,23 +70,36 @@ def checkpoints_dir(run: Path) -> Path:
 
 
 def begin(run: Path, step: int) -> Path:
-    """The hidden folder in which a checkpoint is put together. All ranks write into it."""
-    return checkpoints_dir(run) / f".step-{step:08d}.tmp"
+    """The hidden folder in which a checkpoint is put together; those of processes that were killed are removed."""
+    temporary = checkpoints_dir(run) / f".step-{step:08d}.tmp"
+    for killed in temporary.parent.glob(".step-*.tmp"):
+        shutil.rmtree(killed, ignore_errors=True)
+    return temporary
 
 
-def commit(temporary: Path, weights: dict[str, Tensor], config: str, info: CheckpointInfo, keep: int) -> Path:
-    """Adds the weights, syncs everything, gives the checkpoint its name, and removes all but the newest `keep`.
+def commit(
+    temporary: Path,
+    weights: dict[str, Tensor],
+    config: str,
+    info: CheckpointInfo,
+    keep: int,
+    moments: dict[str, Tensor] | None = None,
+) -> Path:
+    """Adds the tensors, syncs everything, gives the checkpoint its name, and removes all but the newest `keep`.
 
-    Raises UserError, and keeps what was there, when a weight is not finite.
+    `moments` are AdamW's. Raises UserError, and keeps what was there, when a weight or a moment is not finite.
     """
-    broken = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
-    if broken:
-        raise UserError(
-            f"{len(broken)} of {len(weights)} weights are not finite at step {info.step}, {broken[0]} among them: "
-            "nothing was saved, the checkpoint before is kept; lower optim.lr, or go on in 32-true"
-        )
+    for kind, tensors in (("weights", weights), ("moments", moments or {})):
+        broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+        if broken:
+            raise UserError(
+                f"{len(broken)} of {len(tensors)} {kind} are not finite at step {info.step}, {broken[0]} among them: "
+                "nothing was saved, the checkpoint before is kept; lower optim.lr, or go on in 32-true"
+            )
     temporary.mkdir(parents=True, exist_ok=True)
     write_weights({name: tensor.detach().float().cpu() for name, tensor in weights.items()}, temporary / UNET)
+    if moments is not None:
+        write_weights(moments, temporary / OPTIMIZER)
     (temporary / CONFIG).write_text(config)
     files = [path for path in sorted(temporary.rglob("*")) if path.is_file() and path.name != INFO]
     info.sizes = {str(path.relative_to(temporary)): path.stat().st_size for path in files}

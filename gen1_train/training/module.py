@@ -56,16 +56,18 @@ class Gen1Module(LightningModule):
         latent_scale: float,
         autoencoder: Autoencoder | None = None,
         cached: bool = True,
+        start: int = 0,
     ) -> None:
         """`structure`: the UNet sees it (from stage 4 on). `cached`: the shards hold latents.
 
+        `start`: optimizer steps that the weights have behind them, where the learning rate goes on.
         The autoencoder is needed where they do not, and where `max_level` of t_s is above 0.
         """
         super().__init__()
         self.unet = unet
         self.optim, self.diffusion, self.seed = optim, diffusion, seed
         self.structure, self.max_level, self.latent_scale = structure, max_level, latent_scale
-        self.cached = cached
+        self.cached, self.start = cached, start
         # in a tuple, so that the frozen weights are neither sharded, nor saved, nor seen by the optimizer
         self._autoencoder = (autoencoder,)
         self._schedule: NoiseSchedule | None = None
@@ -165,7 +167,7 @@ class Gen1Module(LightningModule):
             weight_decay=self.optim.weight_decay,
             fused=True,
         )
-        scheduler = LambdaLR(optimizer, warmup(self.optim.warmup_steps))
+        scheduler = LambdaLR(optimizer, warmup(self.optim.warmup_steps, self.start))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
@@ -179,6 +181,6 @@ def fill_missing_gradients(unet: SpatioTemporalUNet) -> None:
             parameter.grad = torch.zeros_like(parameter)
 
 
-def warmup(steps: int) -> Callable[[int], float]:
-    """The factor of the rate at each step: linear up to 1 over `steps`, then constant."""
-    return lambda step: min(1.0, (step + 1) / max(1, steps))
+def warmup(steps: int, start: int = 0) -> Callable[[int], float]:
+    """The factor of the rate at each step after step `start`: linear up to 1 over `steps` from 0, then constant."""
+    return lambda step: min(1.0, (start + step + 1) / max(1, steps))

@@ -1,12 +1,12 @@
 """One stage from its config to its last checkpoint."""
 
+import hashlib
 import logging
 import os
 import secrets
 import sys
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from pytorch_lightning import Callback, Trainer
@@ -16,17 +16,19 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from gen1_train.config import LogConfig, TrainConfig, check
 from gen1_train.data.schedule import Schedule
-from gen1_train.data.shards import ShardSet
+from gen1_train.data.shards import Manifest, ShardSet
 from gen1_train.data.state import capture
 from gen1_train.files import write_atomically
-from gen1_train.model.pretrained import WeightReport, check_same_family, load_weights
+from gen1_train.model.pretrained import WeightReport, check_keys, check_same_family, load_weights
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training import checkpoint
-from gen1_train.training.callbacks import BatchFlops, Measure, SaveCheckpoints
+from gen1_train.training.agreement import Agreement, code_hash
+from gen1_train.training.callbacks import BatchFlops, Measure, Resume, SaveCheckpoints
 from gen1_train.training.datamodule import Gen1DataModule
 from gen1_train.training.ending import Ending
 from gen1_train.training.metrics import MetricsCSV
 from gen1_train.training.module import Gen1Module
+from gen1_train.training.prefetching import Prefetching
 from gen1_train.training.preflight import (
     check_start,
     load_autoencoder,
@@ -36,6 +38,7 @@ from gen1_train.training.preflight import (
     process_count,
 )
 from gen1_train.training.stages import build_unet, read_recorded, run_folder, stage_unet
+from gen1_train.training.state import moments_of
 from gen1_train.training.strategy import build_strategy
 from gen1_train.training.throughput import step_flops
 
@@ -68,7 +71,7 @@ def initialise(config: TrainConfig, run: Path) -> None:
 
 def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) -> None:
     """Stages 2 to 5: everything is checked before a process is started or a file is written."""
-    stage = config.stage
+    stage, start = config.stage, resume.info.step if resume else 0
     shards = open_data(config)
     schedule, history = open_schedule(config, shards, resume)
     if resume is None:
@@ -76,7 +79,47 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
     processes = process_count(config)
     world = processes * config.trainer.nodes
     strategy = build_strategy(config.strategy, world, micro_clips(config, world))
-    encoding = shards.manifest.estimators["autoencoder"]
+    module = build_module(config, run, resume, shards.manifest, schedule.settings.seed)
+    for change in history[len(resume.info.data["history"]) :] if resume else ():
+        say(f"the data goes on with a change: {change}")
+
+    def describe(step: int) -> checkpoint.CheckpointInfo:
+        state = asdict(capture(schedule, step, history))
+        buckets = [f"{pool.width}x{pool.height}" for pool in shards.pools("video")]
+        finished, estimators = step >= stage.steps, shards.manifest.estimators
+        return checkpoint.CheckpointInfo(stage.name, step, finished, state, estimators, buckets)
+
+    ending = Ending()
+    flops = BatchFlops(module.unet.config, shards.manifest.estimators["autoencoder"]["factor"])
+    callbacks = [
+        ending,
+        Agreement(promises(config, schedule, start)),
+        *([Prefetching(config.data, schedule, start, stage.steps)] if config.data.cache else []),
+        *([Resume(resume)] if resume else []),
+        Measure(stage.steps, config.log.every, f"stage {stage.name}", flops, say),
+        SaveCheckpoints(run, config.checkpoint, stage.steps, config.to_yaml(), describe),
+    ]
+    trainer = build_trainer(config, run, start, processes, strategy, callbacks)
+    loading = config.data.workers, config.data.stall_seconds, ending.fail
+    data = Gen1DataModule(shards, schedule, module.fields, stage.steps, *loading)
+    say(f"stage {stage.name}: steps {start} to {stage.steps} in {run} on {trainer.world_size} processes")
+    say(step_cost(module.unet.config, shards, schedule))
+    if not module.cached:
+        say(f"{config.data.root} holds no latents: the autoencoder encodes the frames in every step")
+    trainer.fit(module, datamodule=data)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    say(f"stage {stage.name} is finished: {checkpoint.find_checkpoint(run).path}")
+
+
+def build_module(
+    config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None, manifest: Manifest, seed: int
+) -> Gen1Module:
+    """The module with the weights that the stage starts or goes on with, and the run folder that says so.
+
+    `seed`: of the stage's noise.
+    """
+    stage, encoding = config.stage, manifest.estimators["autoencoder"]
     cached = encoding.get("stored", True)
     autoencoder = load_autoencoder(encoding) if stage.max_level > 0 or not cached else None
     if resume is None:
@@ -84,40 +127,31 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
         open_run(config, run, report)
     else:
         unet = restore(config, resume)
-        for change in history[len(resume.info.data["history"]) :]:
-            say(f"the data goes on with a change: {change}")
-    module = Gen1Module(
+        record(config, run)
+    return Gen1Module(
         unet,
         config.optim,
         config.diffusion,
-        schedule.settings.seed,
+        seed,
         structure=stage.structure,
         max_level=stage.max_level,
         latent_scale=encoding["scale"],
         autoencoder=autoencoder,
         cached=cached,
+        start=resume.info.step if resume else 0,
     )
-    start = resume.info.step if resume else 0
 
-    def describe(step: int) -> checkpoint.CheckpointInfo:
-        state = asdict(capture(schedule, step, history))
-        buckets = [f"{pool.width}x{pool.height}" for pool in shards.pools("video")]
-        return checkpoint.CheckpointInfo(
-            stage.name, step, step >= stage.steps, state, shards.manifest.estimators, buckets
-        )
 
-    ending = Ending()
-    trainer = build_trainer(config, run, start, processes, strategy, encoding["factor"], describe, [ending])
-    loading = config.data.workers, config.data.stall_seconds, ending.fail
-    data = Gen1DataModule(shards, schedule, module.fields, stage.steps, *loading)
-    say(f"stage {stage.name}: steps {start} to {stage.steps} in {run} on {trainer.world_size} processes")
-    say(step_cost(unet.config, shards, schedule))
-    if not cached:
-        say(f"{config.data.root} holds no latents: the autoencoder encodes the frames in every step")
-    trainer.fit(module, datamodule=data, ckpt_path=str(resume.trainer) if resume else None, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    say(f"stage {stage.name} is finished: {checkpoint.find_checkpoint(run).path}")
+def promises(config: TrainConfig, schedule: Schedule, start: int) -> dict[str, str]:
+    """What all ranks have to agree on. Where the shard set lies may differ from node to node."""
+    data = replace(config.data, root=None, cache=None)
+    return {
+        "the shard set": schedule.shards.manifest.hash,
+        "the order of the data": schedule.hash,
+        "the step": str(start),
+        "the settings": hashlib.sha256(replace(config, data=data).to_yaml().encode()).hexdigest(),
+        "the code": code_hash(),
+    }
 
 
 def step_cost(unet: UNetConfig, shards: ShardSet, schedule: Schedule) -> str:
@@ -134,21 +168,10 @@ def step_cost(unet: UNetConfig, shards: ShardSet, schedule: Schedule) -> str:
 
 
 def build_trainer(
-    config: TrainConfig,
-    run: Path,
-    start: int,
-    processes: int,
-    strategy: Strategy | str,
-    factor: int,
-    describe: Callable[[int], checkpoint.CheckpointInfo],
-    guards: list[Callback],
+    config: TrainConfig, run: Path, start: int, processes: int, strategy: Strategy | str, callbacks: list[Callback]
 ) -> Trainer:
-    """Lightning's Trainer with our loggers and callbacks in place of its own checkpoints and bars.
-
-    `factor`: pixels per latent; `describe` as SaveCheckpoints takes it; `guards` come before all other callbacks.
-    """
+    """Lightning's Trainer with our loggers and callbacks in place of its own checkpoints and bars."""
     stage = config.stage
-    flops = BatchFlops(stage_unet(config.model, stage), factor)
     quiet()
     return Trainer(
         accelerator=config.trainer.accelerator,
@@ -161,11 +184,7 @@ def build_trainer(
         accumulate_grad_batches=config.trainer.accumulate,
         gradient_clip_val=config.optim.clip_norm or None,
         logger=loggers(config.log, run, f"{config.name}-stage{stage.name}", start),
-        callbacks=[
-            *guards,
-            Measure(stage.steps, config.log.every, f"stage {stage.name}", flops, say),
-            SaveCheckpoints(run, config.checkpoint, stage.steps, config.to_yaml(), describe),
-        ],
+        callbacks=callbacks,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -194,10 +213,16 @@ def _is_rank_zero() -> bool:
 def open_run(config: TrainConfig, run: Path, report: WeightReport) -> None:
     """Starts the run folder: the resolved config, and where the weights came from."""
     say(report.summary())
+    record(config, run)
+    if _is_rank_zero():
+        write_atomically(run / "weights.json", report.to_json().encode())
+
+
+def record(config: TrainConfig, run: Path) -> None:
+    """Writes the resolved config into the run folder; that of an earlier life stands in its checkpoints."""
     if _is_rank_zero():
         run.mkdir(parents=True, exist_ok=True)
         write_atomically(run / "config.yaml", config.to_yaml().encode())
-        write_atomically(run / "weights.json", report.to_json().encode())
 
 
 def restore(config: TrainConfig, resume: checkpoint.Checkpoint) -> SpatioTemporalUNet:
@@ -205,6 +230,8 @@ def restore(config: TrainConfig, resume: checkpoint.Checkpoint) -> SpatioTempora
     unet = SpatioTemporalUNet(stage_unet(config.model, config.stage))
     check_same_family(unet.config, read_recorded(resume).unet, str(resume.path))
     load_weights(unet, resume.weights(), str(resume.path), grow=False)
+    wanted = {name: weight for name, (weight, _) in moments_of(unet).items()}
+    check_keys(wanted, resume.moments(), str(resume.path / checkpoint.OPTIMIZER))
     say(f"resuming from {resume.path}")
     return unet
 

@@ -1,6 +1,5 @@
 """How a run is spread over processes: one process, DDP, or DeepSpeed ZeRO, on GPUs or (for trying out) on CPUs."""
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from gen1_train.errors import UserError
+from gen1_train.training.state import state_of
 
 ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 
@@ -32,9 +32,6 @@ def build_strategy(config: StrategyConfig, processes: int, micro_batch: int) -> 
         # gradients are missing where layers are left out, see module.fill_missing_gradients
         return DDPStrategy(find_unused_parameters=True)
     if config.name in ZERO_STAGES:
-        # DeepSpeed reads its checkpoints with torch.load; this makes every such read refuse executable content
-        os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-        _allow_checkpoint_types()
         return ZeroStrategy(ZERO_STAGES[config.name], micro_batch)
     raise UserError(f"there is no strategy {config.name!r}; choose from single, ddp, {', '.join(ZERO_STAGES)}")
 
@@ -63,16 +60,15 @@ class ZeroStrategy(DeepSpeedStrategy):
     @override
     def setup(self, trainer: Trainer) -> None:
         """Keeps the weights as they were loaded: DeepSpeed would make its float32 masters from their bfloat16 copy."""
-        from deepspeed.utils import safe_set_full_fp32_param
-
         assert self.model is not None
         loaded: dict[str, Tensor] = {}
         if self.precision_plugin.precision == "bf16-mixed":
             loaded = {name: weight.detach().cpu().clone() for name, weight in self.model.named_parameters()}
         super().setup(trainer)
+        state = state_of(self)
         for name, weight in self.deepspeed_engine.module.named_parameters():
             if name in loaded:
-                safe_set_full_fp32_param(weight, loaded[name].to(weight.device))
+                state.put(weight, None, loaded[name])
 
     @override
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
@@ -88,12 +84,3 @@ class ZeroStrategy(DeepSpeedStrategy):
             # its buffers only for the gradients that come (measured: the losses part after the first image step).
             for partition in optimizer._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition.values():
                 partition.zero_()
-
-
-def _allow_checkpoint_types() -> None:
-    """DeepSpeed's own plain types that stand in its checkpoints; everything else is refused on reading."""
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    torch.serialization.add_safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address])

@@ -116,6 +116,36 @@ def test_workers_may_end_when_the_watch_is_over(sleepers: list[BaseProcess]) -> 
     assert over.failure() is None
 
 
+class Asked:
+    """A worker that has ended and notes whether two threads ask it how at the same time: one would be told None."""
+
+    pid = 4711
+
+    def __init__(self) -> None:
+        self.sentinel, self._end = os.pipe()
+        os.close(self._end)  # as of a process that has ended: it is ready to be read
+        self.asking, self.times, self.overlapped = 0, 0, False
+
+    @property
+    def exitcode(self) -> int | None:
+        self.asking += 1
+        self.times += 1
+        self.overlapped |= self.asking > 1
+        time.sleep(0.001)
+        self.asking -= 1
+        return None
+
+
+def test_two_threads_do_not_ask_for_an_exit_code_at_the_same_time() -> None:
+    worker = Asked()
+    own = Watch(Board(1), [worker], 0, 60.0, lambda error: None)  # type: ignore[list-item]
+    own.start()
+    while worker.times < 200:
+        assert own.failure() is None
+    own.stop()
+    assert not worker.overlapped
+
+
 class Bad(ShardSet):
     """Reads as ever, but sample 5 of the video pool does what the file `bad` in its folder says."""
 

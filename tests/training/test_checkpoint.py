@@ -5,23 +5,21 @@ import torch
 
 from gen1_train.errors import UserError
 from gen1_train.training import checkpoint
-from gen1_train.training.checkpoint import CheckpointInfo, begin, commit, find_checkpoint, latest
+from gen1_train.training.checkpoint import CheckpointInfo, begin, commit, find_checkpoint, latest, read_checkpoint
 
 
-def save(run: Path, step: int, value: float = 0.0, keep: int = 2) -> Path:
-    temporary = begin(run, step)
-    (temporary / "trainer").mkdir(parents=True)
-    (temporary / "trainer" / "state").write_bytes(b"x" * 100)
-    weights = {"w": torch.full((2, 3), value)}
-    return commit(temporary, weights, "stage: {}\n", CheckpointInfo("3", step, finished=False), keep)
+def save(run: Path, step: int, value: float = 0.0, keep: int = 2, moment: float = 0.0) -> Path:
+    info, moments = CheckpointInfo("3", step, finished=False), {"w.exp_avg": torch.full((2, 3), moment)}
+    return commit(begin(run, step), {"w": torch.full((2, 3), value)}, "stage: {}\n", info, keep, moments)
 
 
 def test_the_newest_is_found_and_holds_what_was_saved(tmp_path):
     save(tmp_path, 10, 1.0)
-    save(tmp_path, 20, 2.0)
+    save(tmp_path, 20, 2.0, moment=3.0)
     found = latest(tmp_path)
     assert found.info.step == 20 and not found.info.finished
     assert torch.equal(found.weights()["w"], torch.full((2, 3), 2.0))
+    assert torch.equal(found.moments()["w.exp_avg"], torch.full((2, 3), 3.0))
     assert find_checkpoint(tmp_path) == found == find_checkpoint(found.path)
 
 
@@ -33,12 +31,15 @@ def test_only_the_newest_are_kept(tmp_path):
 
 def test_a_checkpoint_that_is_being_written_is_never_found(tmp_path):
     save(tmp_path, 10)
-    begin(tmp_path, 20).mkdir()
-    (begin(tmp_path, 20) / checkpoint.UNET).write_bytes(b"half")
+    torn = begin(tmp_path, 20)
+    torn.mkdir()
+    (torn / checkpoint.UNET).write_bytes(b"half")
     assert latest(tmp_path).info.step == 10
+    save(tmp_path, 30)
+    assert not torn.exists()  # the next one clears it away, whatever its step
 
 
-@pytest.mark.parametrize("name", ["unet.safetensors", "trainer/state", "config.yaml"])
+@pytest.mark.parametrize("name", ["unet.safetensors", "optimizer.safetensors", "config.yaml"])
 def test_a_torn_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, capsys, name):
     save(tmp_path, 10)
     torn = save(tmp_path, 20)
@@ -51,6 +52,8 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     save(tmp_path, 10, 1.0)
     with pytest.raises(UserError, match="1 of 1 weights are not finite at step 20, w among them"):
         save(tmp_path, 20, float("nan"))
+    with pytest.raises(UserError, match="1 of 1 moments are not finite at step 20, w"):
+        save(tmp_path, 20, moment=float("inf"))
     assert latest(tmp_path).info.step == 10
 
 
@@ -68,3 +71,11 @@ def test_errors_name_the_path_and_the_mend(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="train it first"):
         find_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_without_moments_says_that_no_run_goes_on_from_it(tmp_path):
+    info = CheckpointInfo("1", 0, finished=True)
+    made = read_checkpoint(commit(begin(tmp_path, 0), {"w": torch.zeros(2)}, "stage: {}\n", info, keep=1))
+    assert set(made.info.sizes) == {"unet.safetensors", "config.yaml"}
+    with pytest.raises(UserError, match=r"has no optimizer\.safetensors, so no run goes on from it: .* name="):
+        made.moments()

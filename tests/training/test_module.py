@@ -212,4 +212,5 @@ def test_the_frozen_autoencoder_is_neither_trained_nor_saved():
 def test_warmup_reaches_the_rate_and_keeps_it():
     factor = warmup(4)
     assert [factor(step) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert [warmup(4, start=2)(step) for step in range(3)] == [0.75, 1.0, 1.0]  # resumed
     assert warmup(0)(0) == 1.0

@@ -1,124 +1,114 @@
 """Whole runs of gen1-train on CPU processes, as a user starts them."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from gen1_train.training.checkpoint import checkpoints_dir, latest
+from gen1_train.training.checkpoint import checkpoints_dir
 from gen1_train.training.metrics import read_metrics
 from gen1_train.training.strategy import ZeroStrategy
-from miniature.tiny import write_stable_diffusion
-from tests.made import make_shard_set
-from tests.running import ENVIRONMENT, TRAIN, kill_when, run, run_well
+from tests.running import ENVIRONMENT, TRAIN, run, run_well
+from tests.training.runs import assert_equal_to_the_bit, assert_same_run, folder, stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-STEPS = 8
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A made shard set, a random Stable Diffusion, and stages 1 and 2 run from it."""
-    root = tmp_path_factory.mktemp("runs")
-    make_shard_set(root / "set")
-    write_stable_diffusion(root / "sd", widths=(32, 64, 64, 64), layers=1, heads=2)
-    run_well("gen1_train.train", "stage=1", *TRAIN, f"init.from={root / 'sd'}", f"output={root / 'first'}")
-    run_well("gen1_train.train", *stage(root, 2, "first"), "stage.steps=2")
-    return root
-
-
-def stage(root: Path, number: int, output: str, *more: str) -> list[str]:
-    settings = [
-        f"stage={number}",
-        *TRAIN,
-        f"data.root={root / 'set'}",
-        f"output={root / output}",
-        f"stage.steps={STEPS}",
-    ]
-    return [*settings, f"init.checkpoint={root / 'first' / 'demo' / f'stage{number - 1}'}", "checkpoint.every=3", *more]
-
-
-def weights(root: Path, output: str) -> dict[str, torch.Tensor]:
-    found = latest(root / output / "demo" / "stage3")
-    assert found is not None and found.info.finished and found.info.step == STEPS
-    return load_file(found.path / "unet.safetensors")
-
-
-def losses(root: Path, output: str) -> list[tuple[str, str]]:
-    return [(row["step"], row["loss"]) for row in read_metrics(root / output / "demo" / "stage3" / "metrics.csv")]
-
-
-@pytest.fixture(scope="module")
-def straight(place: Path) -> dict[str, torch.Tensor]:
-    """Stage 3 with ZeRO-2 on two processes, uninterrupted."""
-    run_well("gen1_train.train", *stage(place, 3, "straight"))
-    return weights(place, "straight")
-
-
-def test_killed_and_resumed_equals_straight_bit_for_bit(place, straight):
-    """kill -9 as soon as there is a checkpoint, most likely within a later step; the next call goes on from it."""
-    folder = checkpoints_dir(place / "killed" / "demo" / "stage3")
-    arguments = stage(place, 3, "killed")
-    kill_when("gen1_train.train", *arguments, ready=lambda: (folder / "step-00000003").exists())
-    assert not (folder / f"step-{STEPS:08d}").exists()
-    run_well("gen1_train.train", *arguments)
-    resumed = weights(place, "killed")
-    assert resumed.keys() == straight.keys()
-    assert all(torch.equal(resumed[name], straight[name]) for name in straight)
-    assert losses(place, "killed") == losses(place, "straight")
-
 
 CHECKPOINTING = "model.checkpointing=[true,true,true,true]"  # of activations, at all resolutions
-OTHERS = {
+WAYS = {  # of training
+    "zero2": ["strategy=zero2"],
+    "checkpointing": ["strategy=zero2", CHECKPOINTING],
     "single": ["strategy=single", "trainer.devices=1"],
     "ddp": ["strategy=ddp"],
-    "zero3": ["strategy=zero3", "checkpoint.every=100"],
-    "zero3-checkpointing": ["strategy=zero3", "checkpoint.every=100", CHECKPOINTING],
+    "zero1": ["strategy=zero1"],
+    "zero3": ["strategy=zero3"],
+    "zero3-checkpointing": ["strategy=zero3", CHECKPOINTING],
+    "zero3-of-three": ["strategy=zero3", "trainer.devices=3", "data.batch_clips=3"],  # few weights divide by 3
+    "zero2-bf16": ["strategy=zero2", "trainer.precision=bf16-mixed"],
 }
 
 
-@pytest.fixture
-def nothing_persists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """ZeRO-3 lets go of every weight after its layer; by itself it keeps the small ones, which are all of tiny's."""
-    config = ZeroStrategy(3, micro_batch=2).config
-    config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-    (tmp_path / "deepspeed.json").write_text(json.dumps(config))
-    monkeypatch.setitem(ENVIRONMENT, "PL_DEEPSPEED_CONFIG_PATH", str(tmp_path / "deepspeed.json"))
+def go(root: Path, output: str, way: list[str], *more: str) -> None:
+    """Runs stage 3, or goes on with it. ZeRO-3 lets go of every weight after its layer.
+
+    By itself it keeps the small ones, which are all of tiny's.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if "strategy=zero3" in way:
+            config = ZeroStrategy(3, micro_batch=2).config
+            config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+            (root / "deepspeed.json").write_text(json.dumps(config))
+            patch.setitem(ENVIRONMENT, "PL_DEEPSPEED_CONFIG_PATH", str(root / "deepspeed.json"))
+        run_well("gen1_train.train", *stage(root, 3, output, *way, *more))
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_other_strategies_take_the_same_steps(place, straight, nothing_persists, name):
+@pytest.fixture(scope="module")
+def straight(place: Path) -> Callable[[str], str]:
+    """Makes stage 3 in one of the WAYS, uninterrupted, once; returns the run's name, which is the way's."""
+
+    def made(name: str) -> str:
+        if not (place / name).exists():
+            go(place, name, WAYS[name], "checkpoint.every=1")
+        return name
+
+    return made
+
+
+@pytest.mark.parametrize("name", ["single", "ddp", "zero1", "zero3", "zero3-checkpointing"])
+def test_other_strategies_take_the_same_steps(place, straight, name):
     """Two ranks equal one; sharding changes nothing, also in image steps, which leave the temporal layers out; nor do
     layers that are computed again going back, when ZeRO-3 has to fetch their weights again.
     """
-    run_well("gen1_train.train", *stage(place, 3, name, *OTHERS[name]))
-    other = weights(place, name)
-    assert other.keys() == straight.keys()
-    for key, value in straight.items():
-        torch.testing.assert_close(other[key], value, rtol=2e-3, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}")
-    for (step, loss), (_, reference) in zip(losses(place, name), losses(place, "straight"), strict=True):
-        assert float(loss) == pytest.approx(float(reference), rel=1e-3), f"step {step}"
+    assert_same_run(place, straight(name), straight("zero2"))
 
 
 def test_activation_checkpointing_takes_the_same_steps_to_the_bit(place, straight):
-    run_well("gen1_train.train", *stage(place, 3, "checkpointing", "checkpoint.every=100", CHECKPOINTING))
-    made = weights(place, "checkpointing")
-    assert made.keys() == straight.keys() and all(torch.equal(made[name], straight[name]) for name in straight)
-    assert losses(place, "checkpointing") == losses(place, "straight")
+    assert_equal_to_the_bit(place, straight("checkpointing"), straight("zero2"))
+
+
+@pytest.mark.parametrize("name", ["single", "ddp", "zero1", "zero2", "zero3-of-three", "zero2-bf16"])
+def test_resumed_equals_straight_to_the_bit(place, straight, name):
+    """From the first step's checkpoint on: the learning rate still rises, and there is an image step to come."""
+    whole, again = straight(name), f"{name}-resumed"
+    shutil.copytree(folder(place, whole), folder(place, again))
+    for path in checkpoints_dir(folder(place, again)).iterdir():
+        if path.name != "step-00000001":
+            shutil.rmtree(path)
+    go(place, again, WAYS[name])
+    assert_equal_to_the_bit(place, again, whole)
+
+
+LIVES = {  # of one run: the step that each ends with, and how it is trained
+    2: ["strategy=zero2"],
+    4: ["strategy=single", "trainer.devices=1"],
+    6: ["strategy=zero2", "trainer.devices=4"],
+    8: ["strategy=zero3"],
+    10: ["strategy=zero2", "trainer.devices=1", "trainer.accumulate=2"],
+    12: ["strategy=ddp"],
+    14: ["strategy=zero2"],
+}
+
+
+def test_a_run_goes_on_on_any_number_of_processes_by_any_strategy(place):
+    """The same samples and noise, and so the same losses and weights, as on two processes throughout."""
+    for step, way in LIVES.items():
+        go(place, "lives", way, f"stage.steps={step}")
+    go(place, "one-life", LIVES[2], f"stage.steps={max(LIVES)}", "checkpoint.every=100")
+    assert_same_run(place, "lives", "one-life")
 
 
 def test_a_finished_stage_is_not_trained_again(place, straight):
-    before = (place / "straight" / "demo" / "stage3" / "metrics.csv").read_bytes()
-    assert "finished already" in run_well("gen1_train.train", *stage(place, 3, "straight"))
-    assert (place / "straight" / "demo" / "stage3" / "metrics.csv").read_bytes() == before
+    metrics = folder(place, straight("zero2")) / "metrics.csv"
+    before = metrics.read_bytes()
+    assert "finished already" in run_well("gen1_train.train", *stage(place, 3, "zero2"))
+    assert metrics.read_bytes() == before
 
 
 def test_the_run_folder_holds_what_made_it(place, straight):
-    folder = place / "straight" / "demo" / "stage3"
-    assert "temporal: true" in (folder / "config.yaml").read_text()
-    rows = read_metrics(folder / "metrics.csv")
+    made = folder(place, straight("zero2"))
+    assert "temporal: true" in (made / "config.yaml").read_text()
+    rows = read_metrics(made / "metrics.csv")
     assert {"loss", "lr", "samples_per_second", "tflops_per_second", "mfu", "data_wait"} <= set(rows[0])
     assert all(float(row["mfu"]) > 0 for row in rows)
     kinds = ["image" if "loss_image" in row else "video" for row in rows]
@@ -128,9 +118,9 @@ def test_the_run_folder_holds_what_made_it(place, straight):
 def test_wandb_works_offline_and_leaves_the_same_numbers(place):
     more = ["log.wandb=auto", "stage.steps=2", "strategy=single", "trainer.devices=1"]
     run_well("gen1_train.train", *stage(place, 3, "wandb", *more))
-    folder = place / "wandb" / "demo" / "stage3"
-    assert list(folder.glob("wandb/offline-run-*/*.wandb"))
-    assert (folder / "wandb.id").read_text() in next(folder.glob("wandb/offline-run-*")).name
+    made = folder(place, "wandb")
+    assert list(made.glob("wandb/offline-run-*/*.wandb"))
+    assert (made / "wandb.id").read_text() in next(made.glob("wandb/offline-run-*")).name
 
 
 def test_a_missing_predecessor_ends_with_one_line_and_nothing_written(place):

@@ -1,0 +1,118 @@
+"""Runs that stop and go on, in this process: one process, no DeepSpeed. Those on several processes are in test_runs."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from gen1_train.config import TrainConfig
+from gen1_train.errors import UserError
+from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
+from gen1_train.training.checkpoint import OPTIMIZER, UNET, CheckpointInfo, begin, commit, latest
+from gen1_train.training.metrics import read_metrics
+from gen1_train.training.run import train
+from gen1_train.training.stages import StageConfig, stage_unet
+from tests.made import WIDTH, make_shard_set
+from tests.training.runs import assert_close
+
+pytestmark = pytest.mark.slow
+STAGE = StageConfig("3", "2", 4, temporal=True, structure=False, max_level=0, image_ratio=0.5)
+TINY = UNetConfig(channels=[8, 16, 16, 16], heads=[2, 2, 2, 2], groups=8, context_dim=WIDTH, content_dim=WIDTH)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shard set, a stage 2 to start from, and stage 3 run to step 2 (`half`) and to step 4 (`whole`)."""
+    root = tmp_path_factory.mktemp("state")
+    make_shard_set(root / "set")
+    before = replace(STAGE, name="2", temporal=False)
+    torch.manual_seed(0)
+    start = SpatioTemporalUNet(stage_unet(TINY, before)).state_dict()
+    info, recorded = CheckpointInfo("2", 1, finished=True), TrainConfig(before, model=TINY).to_yaml()
+    commit(begin(root / "start", 1), start, recorded, info, keep=1)
+    train(config(root, "half", 2))
+    train(config(root, "whole", 4))
+    return root
+
+
+def config(root: Path, output: str, steps: int) -> TrainConfig:
+    made = TrainConfig(replace(STAGE, steps=steps), output=str(root / output), name="run", model=TINY)
+    made.data.root, made.data.batch_clips, made.data.workers = str(root / "set"), 4, 0
+    made.init.checkpoint = str(root / "start")
+    made.trainer.accelerator, made.trainer.precision, made.trainer.devices = "cpu", "32-true", 1
+    made.strategy.name, made.log.wandb, made.log.every = "single", "disabled", 1
+    made.optim.lr, made.optim.warmup_steps = 1e-3, 3
+    return made
+
+
+def last(root: Path, output: str) -> Path:
+    found = latest(root / output / "run" / "stage3")
+    assert found is not None
+    return found.path
+
+
+def rows(root: Path, output: str) -> list[tuple[str, str, str]]:
+    metrics = read_metrics(root / output / "run" / "stage3" / "metrics.csv")
+    return [(row["step"], row["loss"], row["lr"]) for row in metrics]
+
+
+def begun(root: Path, output: str) -> TrainConfig:
+    """A copy of the run that was stopped at step 2, and the config with which it goes on to step 4."""
+    shutil.copytree(root / "half", root / output)
+    return config(root, output, 4)
+
+
+def test_resumed_equals_straight_to_the_bit(root):
+    train(begun(root, "resumed"))
+    for name in (UNET, OPTIMIZER):
+        assert (last(root, "resumed") / name).read_bytes() == (last(root, "whole") / name).read_bytes()
+    assert rows(root, "resumed") == rows(root, "whole")
+    assert len({lr for *_, lr in rows(root, "whole")}) == 3  # the learning rate was still rising
+
+
+def test_a_run_goes_on_with_other_micro_batches(root):
+    other = begun(root, "accumulating")
+    other.trainer.accumulate = 2
+    train(other)
+    assert_close(last(root, "accumulating"), last(root, "whole"))
+    made, whole = ([float(loss) for _, loss, _ in rows(root, output)] for output in ("accumulating", "whole"))
+    assert made == pytest.approx(whole, rel=1e-3)
+
+
+def test_a_run_goes_on_at_another_rate_if_it_is_told_to(root):
+    other = begun(root, "slower")
+    other.optim.lr /= 2
+    train(other)
+    rates = [(float(lr), float(before)) for (*_, lr), (*_, before) in zip(rows(root, "slower"), rows(root, "whole"))]
+    assert [lr / before for lr, before in rates] == pytest.approx([1, 1, 0.5, 0.5])
+
+
+def test_every_weight_has_its_moments(root):
+    weights, moments = (load_file(last(root, "whole") / name) for name in (UNET, OPTIMIZER))
+    assert moments.keys() == {f"{name}.{moment}" for name in weights for moment in ("exp_avg", "exp_avg_sq")}
+    assert all(moments[f"{name}.exp_avg_sq"].shape == weight.shape for name, weight in weights.items())
+    assert {tensor.dtype for tensor in (*weights.values(), *moments.values())} == {torch.float32}
+
+
+def test_moments_that_are_not_those_of_the_model_are_refused_by_name(root):
+    other = begun(root, "damaged")
+    path = last(root, "damaged") / OPTIMIZER
+    moments = load_file(path)
+    bias = moments.pop("conv_in.bias.exp_avg")
+    moments["conv_in.bias.exp_mean"] = bias
+    moments["conv_out.bias.exp_avg"] = torch.zeros(3)
+    size = path.stat().st_size
+    save_file(moments, path)
+    info = path.with_name("checkpoint.json")
+    info.write_text(info.read_text().replace(str(size), str(path.stat().st_size)))
+    with pytest.raises(UserError) as error:
+        train(other)
+    for words in (
+        "1 missing: conv_in.bias.exp_avg;",
+        "1 left over: conv_in.bias.exp_mean;",
+        "1 of another shape: conv_out.bias.exp_avg is (3,), wanted (4,)",
+    ):
+        assert words in str(error.value)
