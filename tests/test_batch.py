@@ -1,7 +1,10 @@
 """The contract between data_tools and training: what goes in comes out, and what breaks it is refused by name."""
 
 import io
+import struct
+import zlib
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,10 +133,34 @@ def test_nothing_is_unpickled() -> None:
         decode_member("moments.npy", npy(np.array([{"a": 1}], dtype=object), pickled=True))
 
 
-def png(array: np.ndarray) -> bytes:
+def picture(array: np.ndarray, codec: str, **options: Any) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(array).save(stream, "PNG")
+    Image.fromarray(array).save(stream, codec, **options)
     return stream.getvalue()
+
+
+def png(array: np.ndarray) -> bytes:
+    return picture(array, "PNG")
+
+
+def huge_png(side: int) -> bytes:
+    """A file of a few bytes that says it holds side x side pixels."""
+    small = png(np.zeros((1, 1), np.uint16))
+    header = b"IHDR" + struct.pack(">II", side, side) + small[24:29]
+    return small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:]
+
+
+NOISE = np.random.default_rng(0).integers(0, 65536, (32, 48, 3), np.uint16)
+JPEG = picture(NOISE.astype(np.uint8), "JPEG")
+
+
+@pytest.mark.parametrize("options", [{"quality": 95, "subsampling": 0}, {"quality": 60, "subsampling": 2}])
+def test_frames_are_those_that_pillow_decodes(options: dict[str, int]) -> None:
+    smooth = np.asarray(Image.fromarray(NOISE.astype(np.uint8)).resize((200, 120)))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # "turn by 90 degrees": frames are as they are stored
+    data = picture(smooth, "JPEG", exif=turned, **options)
+    np.testing.assert_array_equal(decode_member("frame00.jpg", data), np.asarray(Image.open(io.BytesIO(data))))
 
 
 BROKEN = {
@@ -141,8 +168,12 @@ BROKEN = {
     "empty npy": ("moments.npy", b""),
     "zip archive as npy": ("moments.npy", b"PK\x03\x04" + bytes(40)),
     "no png": ("structure00.png", b"not a png"),
-    "cut off png": ("structure00.png", png(np.random.default_rng(0).integers(0, 65536, (9, 9), np.uint16))[:-60]),
+    "cut off png": ("structure00.png", png(NOISE[..., 0])[:-60]),
+    "png of colours": ("structure00.png", png(NOISE.astype(np.uint8))),
+    "png as large as a disk": ("structure00.png", huge_png(60000)),
     "empty jpeg": ("frame00.jpg", b""),
+    "cut off jpeg": ("frame00.jpg", JPEG[:-200]),
+    "half a jpeg": ("frame00.jpg", JPEG[: len(JPEG) // 2]),
     "no utf-8": ("caption.txt", b"\xff\xfe"),
     "no json": ("meta.json", b"{"),
     "no member of a sample": ("caption.pickle", b"x"),
