@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from gen1_train.batch import (
+    BATCH_FIELDS,
     Batch,
     Pool,
     Sample,
@@ -25,6 +26,7 @@ from gen1_train.batch import (
 )
 from tests.made import make_sample
 
+CPU = torch.device("cpu")
 VIDEO, IMAGE = Pool("video", 24, 16, 3), Pool("image", 24, 16, 1)
 ARRAYS = ("structure", "moments", "structure_latent", "image_embedding", "text_embedding")
 FIELDS = ("frames", *ARRAYS, "caption", "meta")
@@ -108,6 +110,17 @@ def test_validate_refuses_and_names_the_field(field: str, change: str) -> None:
         validate(damaged(field, change), VIDEO)
 
 
+def test_every_half_is_known_as_finite_or_not() -> None:
+    for bits in range(0x10000):
+        half = np.array([bits], np.uint16).view(np.float16)
+        embedding = np.concatenate([np.ones(3, np.float16), half, -np.ones(3, np.float16)])
+        try:
+            validate(Sample("k", text_embedding=embedding), VIDEO)
+            assert np.isfinite(half[0])
+        except SampleError:
+            assert not np.isfinite(half[0])
+
+
 @pytest.mark.parametrize("field", ["frames", "structure"])
 def test_validate_refuses_pictures_of_another_size(field: str) -> None:
     sample = Sample("k", **{field: getattr(make_sample("k", VIDEO, 0), field)})
@@ -167,6 +180,8 @@ BROKEN = {
     "cut off npy": ("moments.npy", npy(np.zeros((2, 8, 2, 2), np.float16))[:-4]),
     "empty npy": ("moments.npy", b""),
     "zip archive as npy": ("moments.npy", b"PK\x03\x04" + bytes(40)),
+    "npy of a later version": ("moments.npy", b"\x93NUMPY\x02" + npy(np.zeros(3, np.float16))[7:]),
+    "npy that says it is larger": ("moments.npy", npy(np.zeros(8, np.float16)).replace(b"(8,)", b"(9,)")),
     "no png": ("structure00.png", b"not a png"),
     "cut off png": ("structure00.png", png(NOISE[..., 0])[:-60]),
     "png of colours": ("structure00.png", png(NOISE.astype(np.uint8))),
@@ -193,10 +208,10 @@ def test_structure_of_eight_bits_is_refused() -> None:
         decode_member("structure00.png", png(np.arange(64, dtype=np.uint8).reshape(8, 8)))
 
 
-def test_collate_stacks_and_brings_structure_to_0_1() -> None:
+def test_a_batch_is_stacked_and_its_structure_brought_to_0_1() -> None:
     samples = [make_sample(f"k{i}", VIDEO, i) for i in range(2)]
     samples[0].structure[0, 0, :2] = (0, 65535)
-    batch = collate("video", 7, [4, 9], samples)
+    batch = collate("video", 7, [4, 9], samples).to(CPU)
     assert (batch.kind, batch.step, batch.slots, batch.keys) == ("video", 7, [4, 9], ["k0", "k1"])
     assert batch.moments.shape == (2, 3, 8, 2, 3) and batch.embeddings.shape == (2, 3, 64)
     assert batch.structure_latents.shape == (2, 3, 4, 2, 3) and batch.structure.shape == (2, 3, 16, 24)
@@ -210,6 +225,14 @@ def test_collate_stacks_and_brings_structure_to_0_1() -> None:
     torch.testing.assert_close(
         batch.structure[1], torch.from_numpy(samples[1].structure.astype(np.float64) / 65535).float()
     )
+
+
+def test_a_batch_travels_as_it_is_stored() -> None:
+    """Half the bytes of what `to` makes of them."""
+    sample = make_sample("k", VIDEO, 0)
+    batch = collate("video", 0, [0], [sample])
+    for source, target in BATCH_FIELDS.items():
+        np.testing.assert_array_equal(getattr(batch, target)[0].numpy(), getattr(sample, source), strict=True)
 
 
 def test_collate_leaves_out_what_was_not_read() -> None:

@@ -52,7 +52,7 @@ def batches(shards: ShardSet, module: Gen1Module, kind: str, world: int, accumul
     schedule = Schedule(shards, Settings(0, 0.125, 4))
     step = next(t for t in range(16) if schedule.kind(t) == kind)
     return [
-        BatchDataset(shards, schedule, Place(rank, world, accumulate), module.fields)[step, micro]
+        BatchDataset(shards, schedule, Place(rank, world, accumulate), module.fields)[step, micro].to(module.device)
         for rank in range(world)
         for micro in range(accumulate)
     ]
