@@ -1,0 +1,342 @@
+"""What the loader costs, and what its schedule does at the paper's scale. JSON lines on stdout, a table on stderr.
+
+    python benchmarks/loader.py --only read --video FILE.mp4 FILE.mp4   # frames of these; else of a made video
+    python benchmarks/loader.py --only wait
+    python benchmarks/loader.py --only start
+    python benchmarks/loader.py --only scale
+
+read     samples and bytes a second of one loader worker, and CPU milliseconds a sample, for our loader and for
+         webdataset.WebDataset streaming the same shards: as most people use it (everything is decoded), with the
+         members that are not needed dropped before they are decoded, and that with our decoder, so that only the
+         reading differs. All give the same tensors. In turns, each round in another order; ratios within a round.
+wait     share of the demo's stage 4 in which training waited for data: random latents, two processes, one worker each
+start    seconds from the start of a process to its first batch, at step 0 and at step 1 000 000, in turns
+scale    240 M images in five buckets and 6.4 M clips, 1024 ranks: see paper_scale.py
+"""
+
+# ruff: noqa: E402
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[0] = str(ROOT)  # in place of this folder, for `benchmarks` and `tests`
+
+import argparse
+import io
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from benchmarks.made_sets import natural_samples, random_samples, read_video, write_set
+from benchmarks.paper_scale import ask_scale
+from gen1_train.batch import Batch, Pool, Sample, collate, decode_member, members_of
+from gen1_train.data.loader import BatchDataset, Place, build_loader
+from gen1_train.data.schedule import Schedule, Settings
+from gen1_train.data.shards import ShardSet
+
+CLIP = Pool("video", 448, 256, 8)
+CLIPS = 8  # in a batch
+CPU = torch.device("cpu")
+AHEAD = 3  # batches that a worker may have made or begun when one of its batches is taken
+FIELDS = {
+    "frames": ("frames", "image_embedding"),
+    "frames, structure": ("frames", "image_embedding", "structure"),
+    "latents": ("moments", "image_embedding", "structure_latent"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--video", type=Path, nargs="+", help="read: frames of these files instead of a made one")
+    parser.add_argument("--clips", type=int, default=256, help="read: in the set, 2 MB each")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=60, help="wait: optimizer steps")
+    parser.add_argument("--only", choices=("read", "wait", "start", "scale"))
+    arguments = parser.parse_args()
+    questions: dict[str, Callable[[argparse.Namespace, Path], Iterator[dict[str, Any]]]] = {
+        "read": ask_read,
+        "wait": ask_wait,
+        "start": ask_start,
+        "scale": ask_scale,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for name, ask in questions.items():
+            if arguments.only in (None, name):
+                place = Path(folder) / name
+                place.mkdir()
+                for row in ask(arguments, place):
+                    print(json.dumps({"question": name, **row}), flush=True)
+                    print("  ".join(f"{key}={value}" for key, value in row.items()), file=sys.stderr, flush=True)
+
+
+# read
+
+
+@dataclass
+class Contender:
+    name: str
+    load: Callable[[tuple[str, ...], int], DataLoader[Any]]  # (fields, epochs) -> a loader of one worker
+
+
+def ask_read(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    """Full shards for all fields, warm and cold; and shards that hold nothing but latents, where nothing is skipped."""
+    from benchmarks.data_tools import make_video  # here: every loader worker imports this file, too
+
+    torch.set_num_threads(1)
+    files = arguments.video or [make_video(folder / "made.mp4", 20)]
+    videos = [read_video(file, CLIP) for file in files]
+    clips = partial(natural_samples, videos, CLIP, arguments.clips, 768)
+    full = write_set(folder / "full", {CLIP: clips()}, shard_samples=64)
+    lean = write_set(folder / "lean", {CLIP: clips()}, shard_samples=64, pixels=False)
+    check_same(full)
+    os.sync()  # what is not on the disk yet cannot be dropped from memory
+    yield {"set": "full", "clips": arguments.clips, **bytes_of_members(full)}
+    for kind, fields in FIELDS.items():
+        yield from compare(full, kind, fields, "full", arguments)
+    yield from compare(lean, "latents", FIELDS["latents"], "lean", arguments)
+    for kind, fields in FIELDS.items():
+        yield from compare(full, kind, fields, "full", arguments, cold=True)
+
+
+def contenders(root: Path, shards: str) -> list[Contender]:
+    found = [
+        Contender("ours, global", partial(our_loader, root, "global")),
+        Contender("ours, blocks", partial(our_loader, root, "blocks")),
+        Contender("webdataset, everything decoded", partial(webdataset_loader, root, False, pillow)),
+        Contender("webdataset, wanted members", partial(webdataset_loader, root, True, pillow)),
+        Contender("webdataset, wanted members, our decoder", partial(webdataset_loader, root, True, our_decoder)),
+    ]
+    return found if shards == "full" else found[:2] + found[3:]
+
+
+def compare(
+    root: Path, kind: str, fields: tuple[str, ...], shards: str, arguments: argparse.Namespace, cold: bool = False
+) -> Iterator[dict[str, Any]]:
+    """One epoch; four of latents in memory, which are over too soon."""
+    epochs = 4 if kind == "latents" and not cold else 1
+    batches = epochs * arguments.clips // CLIPS
+    sizes = bytes_of_members(root)
+    wanted = sum(sizes[field] for field in fields)
+    all_of_them = contenders(root, shards)
+    seen: dict[str, list[tuple[float, float]]] = {contender.name: [] for contender in all_of_them}
+    for number in range(arguments.rounds):
+        turn = number % len(all_of_them)
+        for contender in all_of_them[turn:] + all_of_them[:turn]:
+            if cold:
+                drop_from_memory(root)
+            seen[contender.name].append(run(contender.load(fields, epochs), batches))
+    for name, figures in seen.items():
+        cpu, wall = ([figure[i] for figure in figures] for i in (0, 1))
+        row: dict[str, Any] = {"fields": kind, "shards": shards, "cache": "cold" if cold else "warm", "loader": name}
+        row |= {"samples_per_s": round(1 / statistics.median(wall), 1)}
+        row |= {"MB_per_s": round(wanted / statistics.median(wall) / 1e6, 1)}
+        row |= {"cpu_ms_per_sample": round(1e3 * statistics.median(cpu), 3)}
+        for what, i in (("cpu", 0), ("wall", 1)):
+            ratios = [theirs[i] / own[i] for theirs, own in zip(figures, seen["ours, global"])]
+            row[f"ours_faster_{what}"] = [round(ratio, 2) for ratio in sorted(ratios)]
+        yield row
+
+
+def run(loader: DataLoader[Any], batches: int) -> tuple[float, float]:
+    """CPU and wall seconds per sample, from the first batch to one of the last, until the tensors are the model's.
+
+    The CPU seconds are those of the worker and of this process, which takes the batches and widens them.
+    """
+    iterator = iter(loader)
+    next(iterator)
+    [worker] = multiprocessing.active_children()
+    assert worker.pid is not None
+    theirs = (~worker.pid) << 3 | 2  # POSIX's CPU clock of another process, see clock_getcpuclockid(3)
+
+    def clocks() -> tuple[float, float]:
+        return time.clock_gettime(theirs) + time.process_time(), time.perf_counter()
+
+    begin, count = clocks(), 0
+    for batch in islice(iterator, batches - AHEAD - 1):
+        count += len(batch.to(CPU).keys)
+    cpu, wall = ((now - then) / count for now, then in zip(clocks(), begin))
+    assert sum(1 for _ in iterator) == AHEAD  # to the end: a worker that is dropped at work may abort (torch 2.15)
+    return cpu, wall
+
+
+def our_loader(root: Path, order: str, fields: tuple[str, ...], epochs: int) -> DataLoader[Any]:
+    shards = ShardSet(root)
+    schedule = Schedule(shards, Settings(seed=0, image_ratio=0, clips=CLIPS, order=order))
+    steps = epochs * shards.manifest.pools[CLIP.name].samples // CLIPS
+    return build_loader(BatchDataset(shards, schedule, Place(0, 1, 1), fields), 0, steps, workers=1, pin=False)
+
+
+def webdataset_loader(
+    root: Path, select: bool, image: Callable[[str, bytes], Any], fields: tuple[str, ...], epochs: int
+) -> DataLoader[Any]:
+    """The usual pipeline: expand tars, group by key, decode, stack. `image` decodes pictures."""
+    tars = sorted(str(path) for path in (root / "shards").glob("video-*.tar"))
+    names = {name for field in fields for name in members_of(field, CLIP.frames)}
+    wanted = partial(is_wanted, names) if select else None
+    dataset = webdataset.WebDataset(tars, shardshuffle=False, select_files=wanted).repeat(epochs)
+    dataset = dataset.decode(image).batched(CLIPS, collation_fn=partial(stack, fields))
+    return DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context="spawn")
+
+
+def is_wanted(names: set[str], path: str) -> bool:
+    return path.partition(".")[2] in names
+
+
+def pillow(key: str, data: bytes) -> np.ndarray | None:
+    """What decode("rgb8") does with a JPEG; and 16-bit PNGs, of which "rgb8" would make 8-bit colours."""
+    if not key.endswith((".jpg", ".png")):
+        return None
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return np.asarray(image.convert("RGB") if key.endswith(".jpg") else image)
+
+
+def our_decoder(key: str, data: bytes) -> np.ndarray | None:
+    return decode_member(key, data) if key.endswith((".jpg", ".png")) else None
+
+
+def stack(fields: tuple[str, ...], samples: list[dict[str, Any]]) -> Batch:
+    """The tensors that our loader makes, as one would write it."""
+    columns = {}
+    for field in fields:
+        names = members_of(field, CLIP.frames)
+        arrays = [np.stack([s[n] for n in names]) if len(names) > 1 else s[names[0]] for s in samples]
+        columns[field] = torch.from_numpy(np.stack(arrays))
+    return Batch(
+        kind="video",
+        step=0,
+        slots=list(range(len(samples))),
+        keys=[sample["__key__"] for sample in samples],
+        moments=columns["moments"].float() if "moments" in columns else None,
+        embeddings=columns["image_embedding"].float(),
+        structure_latents=columns["structure_latent"].float() if "structure_latent" in columns else None,
+        structure=columns["structure"].float() / 65535 if "structure" in columns else None,
+        frames=columns.get("frames"),
+    )
+
+
+def check_same(root: Path) -> None:
+    """All contenders give the same tensors for the same keys."""
+    fields = ("frames", "structure", *FIELDS["latents"])
+    batches: list[Batch] = [next(iter(theirs.load(fields, 1).dataset)) for theirs in contenders(root, "full")[2:]]
+    shards = ShardSet(root)
+    ours = [shards.read(CLIP.name, index, fields) for index in range(CLIPS)]
+    assert [sample.key for sample in ours] == batches[0].keys
+    for name, tensor in vars(collate("video", 0, list(range(CLIPS)), ours).to(CPU)).items():
+        assert all(torch.equal(getattr(batch, name), tensor) for batch in batches if isinstance(tensor, torch.Tensor))
+
+
+def bytes_of_members(root: Path) -> dict[str, float]:
+    """Field -> bytes of a sample's members."""
+    shards = ShardSet(root)
+    shard, _ = shards.locate(CLIP.name, 0)
+    entries = [shards.entry(shard, row) for row in range(shard.samples)]
+    fields = [name for name in vars(Sample("")) if name != "key"]
+    members = {field: members_of(field, CLIP.frames) for field in fields}
+    return {
+        field: round(sum(e.members[n][1] for e in entries for n in names if n in e.members) / len(entries))
+        for field, names in members.items()
+    }
+
+
+def drop_from_memory(root: Path) -> None:
+    for path in (root / "shards").iterdir():
+        with path.open("rb") as stream:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def small_set(folder: Path) -> Path:
+    """In the demo's shapes."""
+    clip, image = Pool("video", 112, 64, 8), Pool("image", 112, 64, 1)
+    pools = {clip: random_samples(clip, 256, 64), image: random_samples(image, 512, 64)}
+    return write_set(folder / "set", pools, shard_samples=64)
+
+
+# wait
+
+
+def ask_wait(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    """Stages 1 to 4 as `make demo` runs them, all but the last for two steps; the shares are metrics.csv's."""
+    from gen1_train.training.metrics import read_metrics
+    from miniature.tiny import write_stable_diffusion
+
+    root = small_set(folder)
+    write_stable_diffusion(folder / "sd", widths=(32, 64, 64, 64), layers=1, heads=2)
+    for stage in (1, 2, 3, 4):
+        steps = arguments.steps if stage == 4 else 2
+        settings = ["experiment=demo", f"stage={stage}", f"output={folder / 'run'}", "log.wandb=disabled"]
+        settings += [f"init.from={folder / 'sd'}"] if stage == 1 else [f"data.root={root}", f"stage.steps={steps}"]
+        settings.append("checkpoint.every=1000")  # metrics.csv takes the saving of a checkpoint for waiting
+        call = [sys.executable, "-m", "gen1_train.train", *settings]
+        environment = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    rows = read_metrics(folder / "run" / "demo" / "stage4" / "metrics.csv")
+    waited = [float(row["data_wait"]) * float(row["seconds"]) for row in rows]
+    seconds = [float(row["seconds"]) for row in rows]
+    yield {
+        "steps": arguments.steps,
+        "steps_per_row": arguments.steps // len(rows),
+        "share_of_each_row": [round(float(row["data_wait"]), 5) for row in rows],
+        "first_row_waited_s": round(waited[0], 2),
+        "share_after_the_first": round(sum(waited[1:]) / sum(seconds[1:]), 5),
+        "share_in_all": round(sum(waited) / sum(seconds), 5),
+    }
+
+
+# start
+
+
+FIRST_BATCH = """
+import sys
+from pathlib import Path
+sys.path[0] = sys.argv[1]
+from gen1_train.data.loader import BatchDataset, Place, build_loader
+from gen1_train.data.schedule import Schedule, Settings
+from gen1_train.data.shards import ShardSet
+if __name__ == "__main__":
+    shards, step = ShardSet(sys.argv[2]), int(sys.argv[3])
+    schedule = Schedule(shards, Settings(seed=0, image_ratio=0.125, clips=8, order=sys.argv[4]))
+    dataset = BatchDataset(shards, schedule, Place(0, 1, 1), ("moments", "image_embedding", "structure_latent"))
+    print(next(iter(build_loader(dataset, step, step + 4, 1, pin=False))).step, flush=True)
+"""
+
+
+def ask_start(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    root = small_set(folder)
+    for order in ("global", "blocks"):
+        seconds: dict[int, list[float]] = {0: [], 1_000_000: []}
+        for number in range(arguments.rounds + 1):  # the first one brings the libraries into memory
+            for step in sorted(seconds, reverse=number % 2 == 1):
+                call = [sys.executable, "-c", FIRST_BATCH, str(ROOT), str(root), str(step), order]
+                begin = time.perf_counter()
+                with subprocess.Popen(call, stdout=subprocess.PIPE, text=True) as process:
+                    assert process.stdout is not None
+                    assert process.stdout.readline() == f"{step}\n"
+                    seconds[step].append(time.perf_counter() - begin)
+        figures = {step: values[1:] for step, values in seconds.items()}
+        ratios = [late / early for early, late in zip(*figures.values())]
+        yield {
+            "order": order,
+            **{f"step_{step}_s": round(statistics.median(values), 2) for step, values in figures.items()},
+            "late_over_early": [round(ratio, 3) for ratio in sorted(ratios)],
+        }
+
+
+if __name__ == "__main__":
+    main()
