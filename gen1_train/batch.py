@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import default_collate
 
 KEY = re.compile(r"[A-Za-z0-9_-]{1,200}")
 STRUCTURE_MAX = 65535  # 16 bits: 8 would cost 0.2 % of the range
@@ -301,6 +302,7 @@ def collate(kind: str, step: int, slots: list[int], samples: list[Sample]) -> Ba
     for source, target in BATCH_FIELDS.items():
         arrays = [getattr(sample, source) for sample in samples]
         if arrays[0] is not None:
-            columns[target] = torch.from_numpy(np.stack(arrays))
+            # torch's: in a loader worker it stacks straight into the memory that the training process will see
+            columns[target] = default_collate(list(map(torch.from_numpy, arrays)))
     keys = [sample.key for sample in samples]
     return Batch(kind=kind, step=step, slots=slots, keys=keys, **columns)  # type: ignore[arg-type]
