@@ -7,10 +7,10 @@ from typing import Any
 import av
 import cv2
 import numpy as np
-from gen1_train.data.index import build_index, index_path, write_index
 from webdataset import TarWriter
 
 from gen1_train.batch import Pool, Sample, encode_sample
+from gen1_train.data.index import build_index, index_path, write_index
 from gen1_train.data.shards import Manifest, PoolShards, Shard
 
 FACTOR = 8  # pixels per latent
