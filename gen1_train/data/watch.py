@@ -163,6 +163,7 @@ class Watched:
         """`batches`: how many the loader has. `fail`: see Watch; without it the error is raised by the iteration."""
         self.loader, self.board, self.batches, self.rank, self.deadline = loader, board, batches, rank, deadline
         self.fail = fail or _leave_it
+        self.waited = 0.0  # seconds in which the next batch was not there yet
         self._watch: Watch | None = None
 
     def failure(self) -> UserError | None:
@@ -170,11 +171,12 @@ class Watched:
         return self._watch.failure() if self._watch is not None else None
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.loader.num_workers == 0:
-            yield from self.loader
-            return
         self.board.clear()
         iterator = iter(self.loader)
+        if self.loader.num_workers == 0:
+            for _ in range(self.batches):
+                yield self._next(iterator)
+            return
         workers: list[BaseProcess] = iterator._workers  # type: ignore[attr-defined]
         watch = self._watch = Watch(self.board, workers, self.rank, self.deadline, self.fail)
         watch.start()
@@ -194,10 +196,13 @@ class Watched:
             watch.stop()
 
     def _next(self, iterator: Iterator[Batch]) -> Batch:
+        begin = time.perf_counter()
         try:
             return next(iterator)
         except UserError as error:  # torch puts the worker's traceback before the line
             raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
+        finally:
+            self.waited += time.perf_counter() - begin
 
 
 def _leave_it(error: UserError) -> None:

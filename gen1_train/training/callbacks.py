@@ -16,6 +16,7 @@ from typing_extensions import override
 from gen1_train.batch import Batch
 from gen1_train.model.unet import UNetConfig
 from gen1_train.training import checkpoint, state
+from gen1_train.training.datamodule import Gen1DataModule
 from gen1_train.training.module import Gen1Module
 from gen1_train.training.throughput import gemm_rate, step_flops
 
@@ -100,7 +101,7 @@ class Measure(Callback):
         self._tally = Tally()
         self._gemm = 0.0  # FLOP/s of a rank's matrix products, the mean over the ranks
         self._step = 0  # not the bar's count: a disabled bar does not count, and all ranks must log together
-        self._row_began = self._batch_ended = self._lr = 0.0
+        self._row_began = self._row_waited = self._lr = 0.0
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -119,11 +120,10 @@ class Measure(Callback):
             dynamic_ncols=True,
         )
         self._step = trainer.global_step
-        self._row_began = self._batch_ended = time.perf_counter()
+        self._row_began = time.perf_counter()
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        self._tally.waited += time.perf_counter() - self._batch_ended
         self._lr = trainer.optimizers[0].param_groups[0]["lr"]  # read here: the schedule moves on before the batch ends
 
     @override
@@ -139,15 +139,14 @@ class Measure(Callback):
             self._bar.update()
             if trainer.global_step % self.every == 0 or trainer.global_step == self.steps:
                 self._log(trainer, pl_module)
-        self._batch_ended = time.perf_counter()
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        now = time.perf_counter()
-        self._tally.seconds = now - self._row_began
+        now, waited = time.perf_counter(), _waited(trainer)
+        self._tally.seconds, self._tally.waited = now - self._row_began, waited - self._row_waited
         row = self._tally.row(trainer.world_size, self._gemm, _mean(trainer), pl_module.device)
         for logger in trainer.loggers:
             logger.log_metrics({**row, "lr": self._lr}, step=trainer.global_step)
-        self._row_began, self._tally = now, Tally()
+        self._row_began, self._row_waited, self._tally = now, waited, Tally()
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -158,6 +157,13 @@ class Measure(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._bar is not None:
             self._bar.close()  # what is said of the exception is to stand on a line of its own
+
+
+def _waited(trainer: Trainer) -> float:
+    """Seconds for which the loader has kept this rank waiting."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(data, Gen1DataModule)
+    return data.waited
 
 
 def _mean(trainer: Trainer) -> Callable[[Tensor], Tensor]:

@@ -42,6 +42,11 @@ class Gen1DataModule(LightningDataModule):
         self._loader = build_loader(dataset, start, self.steps, self.workers, pin, self.stall_seconds, self.fail)
         return self._loader
 
+    @property
+    def waited(self) -> float:
+        """Seconds so far in which the next batch was not there yet."""
+        return self._loader.waited if self._loader is not None else 0.0
+
     def failure(self) -> UserError | None:
         """A loader worker that failed: torch raises an error of its own for it, anywhere in the main thread."""
         return self._loader.failure() if self._loader is not None else None
