@@ -90,9 +90,8 @@ def run(config: OrderConfig) -> None:
         sys.stdout.flush()
     except SampleError as error:
         raise UserError(f"output={config.output} is damaged ({error}): restore it, or see gen1-data verify") from error
-    except (
-        BrokenPipeError
-    ):  # whoever reads this, `head` say, has what it wants; Python must not find the pipe at its end
+    except BrokenPipeError:
+        # whoever reads this, `head` say, has what it wants; Python must not find the pipe at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

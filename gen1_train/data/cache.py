@@ -89,6 +89,16 @@ class NodeNeeds:
         return list({shard.name: shard for shard in located}.values())
 
 
+def working_set(schedule: Schedule, nodes: int) -> int:
+    """Bytes, about, of the windows that one of several nodes reads from at any time, those of all pools together."""
+    lanes = -(-schedule.settings.lanes // nodes)
+    total = 0
+    for pool in schedule.pools:
+        shards = min(len(pool.shards), lanes * (schedule.settings.window + 1))
+        total += shards * sum(shard.bytes for shard in pool.shards) // len(pool.shards)
+    return total
+
+
 class Prefetcher:
     """A node's process that keeps the coming shards in the cache; made by one process of the node, its parent.
 

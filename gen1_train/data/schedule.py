@@ -97,7 +97,7 @@ class Schedule:
         self._quotas = {
             kind: tuple(quotas([pool.samples for pool in pools], PERIOD)) for kind, pools in self._pools.items()
         }
-        self._orders = {pool.pool.name: self._order(pool) for pools in self._pools.values() for pool in pools}
+        self._orders = {pool.pool.name: self._order(pool) for pool in self.pools}
         self._before = {kind: self._batches(kind, self.start.step) for kind in wanted}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -105,6 +105,11 @@ class Schedule:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
+
+    @property
+    def pools(self) -> list[PoolShards]:
+        """Those that are read."""
+        return [pool for pools in self._pools.values() for pool in pools]
 
     def batch_size(self, kind: str) -> int:
         """Samples in a global batch of one kind."""
@@ -138,9 +143,7 @@ class Schedule:
     @cached_property
     def hash(self) -> str:
         """sha256 over all that decides the stream: settings, start, and the pools' shards by their sizes."""
-        pools = {
-            pool.pool.name: [shard.samples for shard in pool.shards] for pools in self._pools.values() for pool in pools
-        }
+        pools = {pool.pool.name: [shard.samples for shard in pool.shards] for pool in self.pools}
         parts = {"meaning": MEANING, "settings": asdict(self.settings), "start": asdict(self.start), "pools": pools}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

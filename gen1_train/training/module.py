@@ -60,8 +60,8 @@ class Gen1Module(LightningModule):
     ) -> None:
         """`structure`: the UNet sees it (from stage 4 on). `cached`: the shards hold latents.
 
-        `start`: optimizer steps that the weights have behind them, where the learning rate goes on.
         The autoencoder is needed where they do not, and where `max_level` of t_s is above 0.
+        `start`: optimizer steps that the weights have behind them, where the learning rate goes on.
         """
         super().__init__()
         self.unet = unet

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from typing_extensions import override
 
 from gen1_train.batch import Batch
-from gen1_train.data.cache import NodeNeeds, Prefetcher
+from gen1_train.data.cache import NodeNeeds, Prefetcher, working_set
 from gen1_train.data.loader import DataConfig
 from gen1_train.data.schedule import Schedule
 from gen1_train.errors import UserError
@@ -31,6 +31,14 @@ class Prefetching(Callback):
         if trainer.local_rank != 0:
             return  # the others wait in the barrier that Lightning has behind this
         assert self.config.root is not None
+        wanted = working_set(self.schedule, trainer.num_nodes) / 1e9
+        if trainer.is_global_zero and wanted > self.config.cache_gigabytes:
+            print(
+                f"gen1-train: warning: the windows of all pools take {wanted:.3g} GB on a node, more than "
+                f"data.cache_gigabytes={self.config.cache_gigabytes:g}: shards will be copied again and again; raise "
+                "it, or lower data.window or data.lanes",
+                flush=True,
+            )
         self._prefetcher = Prefetcher(
             self.config.root,
             self.schedule.shards,

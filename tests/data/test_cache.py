@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from gen1_train.data import cache as cache_module
-from gen1_train.data.cache import NodeNeeds, Prefetcher, fetch_manifest
+from gen1_train.data.cache import NodeNeeds, Prefetcher, fetch_manifest, working_set
 from gen1_train.data.index import index_path
 from gen1_train.data.loader import Place
 from gen1_train.data.schedule import Schedule, Settings
@@ -264,3 +265,19 @@ def test_the_process_does_without_the_trainers_libraries() -> None:
     line = f"import sys, gen1_train.data.cache; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", line], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_the_working_set_is_what_the_windows_of_all_pools_take(tmp_path: Path) -> None:
+    """12 shards of clips and 12 of images; a lane reads from window + 1 of a pool."""
+    shards = ShardSet(make_shard_set(tmp_path / "set", clips=24, images=48, shards=12))
+    clips, images = (sum(shard.bytes for shard in shards.pools(kind)[0].shards) for kind in ("video", "image"))
+    settings = Settings(0, 0.5, 2, order="blocks", window=1, lanes=4)
+    both = Schedule(shards, settings)
+    assert working_set(both, nodes=4) == pytest.approx((clips + images) * 2 / 12, rel=0.01)
+    assert working_set(both, nodes=2) == pytest.approx((clips + images) * 4 / 12, rel=0.01)
+    assert working_set(Schedule(shards, replace(settings, image_ratio=0.0)), nodes=4) == pytest.approx(
+        clips / 6, rel=0.01
+    )
+    assert working_set(Schedule(shards, replace(settings, window=50)), nodes=1) == pytest.approx(
+        clips + images, rel=0.01
+    )
