@@ -22,12 +22,10 @@ ROOT = Path(__file__).parents[1]
 sys.path[0] = str(ROOT)  # in place of this folder, where this file would be taken for the package data_tools
 
 import argparse
-import json
 import os
 import shutil
 import statistics
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -36,6 +34,7 @@ import av
 import numpy as np
 import torch
 
+from benchmarks.questions import answer
 from data_tools.children import cores
 from data_tools.estimate import Estimators
 from data_tools.examine import MediaFile, examine
@@ -65,21 +64,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=("decode", "pipeline", "workers", "memory"))
     arguments = parser.parse_args()
-    questions: dict[str, Callable[[argparse.Namespace, Path], Iterator[dict[str, Any]]]] = {
-        "decode": decode,
-        "pipeline": pipeline,
-        "workers": workers,
-        "memory": memory,
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        for name, ask in questions.items():
-            if arguments.only in (None, name):
-                place = Path(folder) / name
-                place.mkdir()
-                for row in ask(arguments, place):
-                    row = {"question": name, "device": arguments.device, "cores": cores(), **row}
-                    print(json.dumps(row), flush=True)
-                    print("  ".join(f"{key}={value}" for key, value in row.items()), file=sys.stderr)
+    questions = {"decode": decode, "pipeline": pipeline, "workers": workers, "memory": memory}
+    answer(questions, arguments, {"device": arguments.device, "cores": cores()})
 
 
 # decode

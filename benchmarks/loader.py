@@ -23,12 +23,10 @@ sys.path[0] = str(ROOT)  # in place of this folder, for `benchmarks` and `tests`
 
 import argparse
 import io
-import json
 import multiprocessing
 import os
 import statistics
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -44,6 +42,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.made_sets import natural_samples, random_samples, read_video, write_set
 from benchmarks.paper_scale import ask_scale
+from benchmarks.questions import answer
 from gen1_train.batch import Batch, Pool, Sample, collate, decode_member, members_of
 from gen1_train.data.loader import BatchDataset, Place, build_loader
 from gen1_train.data.schedule import Schedule, Settings
@@ -68,20 +67,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="wait: optimizer steps")
     parser.add_argument("--only", choices=("read", "wait", "start", "scale"))
     arguments = parser.parse_args()
-    questions: dict[str, Callable[[argparse.Namespace, Path], Iterator[dict[str, Any]]]] = {
-        "read": ask_read,
-        "wait": ask_wait,
-        "start": ask_start,
-        "scale": ask_scale,
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        for name, ask in questions.items():
-            if arguments.only in (None, name):
-                place = Path(folder) / name
-                place.mkdir()
-                for row in ask(arguments, place):
-                    print(json.dumps({"question": name, **row}), flush=True)
-                    print("  ".join(f"{key}={value}" for key, value in row.items()), file=sys.stderr, flush=True)
+    answer({"read": ask_read, "wait": ask_wait, "start": ask_start, "scale": ask_scale}, arguments, {})
 
 
 # read
