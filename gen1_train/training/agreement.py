@@ -10,7 +10,6 @@ import torch.distributed
 from pytorch_lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-import gen1_train
 from gen1_train.errors import UserError
 
 SHOWN = 3  # hosts, or values, of a disagreement; the line is to stay readable with a thousand ranks
@@ -40,7 +39,7 @@ def check_agreement(values: Mapping[str, str]) -> None:
 
 def code_hash() -> str:
     """sha256 over the modules of this package, by their places in it."""
-    package = Path(gen1_train.__path__[0])
+    package = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())

@@ -1,6 +1,7 @@
 """Ranks that are about to do different things stop at the start; those that are not read one stream together."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch.distributed
 from gen1_train.data.loader import BatchDataset, Place, build_loader
 from gen1_train.data.schedule import Schedule, Settings
 from gen1_train.data.shards import ShardSet
+from gen1_train.training import agreement
 from gen1_train.training.agreement import Agreement, check_agreement, disagreement
 from tests.made import make_shard_set
 from tests.training.pair import run_pair, train_small
@@ -94,3 +96,16 @@ def test_two_real_processes_agree_at_every_step(tmp_path: Path) -> None:
         indices = [schedule.sample(step, slot) for slot in range(step.size)]
         assert [key for own in ranks for key in own["keys"]] == [f"{step.kind}-{index:03d}" for index in indices]
     assert [ranks[0]["kind"] for ranks in told].count("image") == STEPS // 4
+
+
+def test_the_code_is_that_of_the_whole_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever module differs on a node, also one that is new there, and nothing else."""
+    package = shutil.copytree(Path(agreement.__file__).parents[1], tmp_path / "gen1_train")
+    monkeypatch.setattr(agreement, "__file__", str(package / "training" / "agreement.py"))
+    hashes = [agreement.code_hash()]
+    (package / "data" / "notes.txt").write_text("no code")
+    assert agreement.code_hash() == hashes[0]
+    for path in (package / "batch.py", package / "data" / "new.py"):
+        path.write_text("pass\n")
+        hashes.append(agreement.code_hash())
+    assert len(set(hashes)) == 3
