@@ -167,15 +167,6 @@ NOISE = np.random.default_rng(0).integers(0, 65536, (32, 48, 3), np.uint16)
 JPEG = picture(NOISE.astype(np.uint8), "JPEG")
 
 
-@pytest.mark.parametrize("options", [{"quality": 95, "subsampling": 0}, {"quality": 60, "subsampling": 2}])
-def test_frames_are_those_that_pillow_decodes(options: dict[str, int]) -> None:
-    smooth = np.asarray(Image.fromarray(NOISE.astype(np.uint8)).resize((200, 120)))
-    turned = Image.Exif()
-    turned[0x0112] = 6  # "turn by 90 degrees": frames are as they are stored
-    data = picture(smooth, "JPEG", exif=turned, **options)
-    np.testing.assert_array_equal(decode_member("frame00.jpg", data), np.asarray(Image.open(io.BytesIO(data))))
-
-
 BROKEN = {
     "cut off npy": ("moments.npy", npy(np.zeros((2, 8, 2, 2), np.float16))[:-4]),
     "empty npy": ("moments.npy", b""),
