@@ -25,6 +25,7 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 
 from gen1_train.data.index import IndexDamage, check_index, index_path
+from gen1_train.data.loader import Place
 from gen1_train.data.prefetch import PAUSES, Job, Needs, affordable, serve, stubbornly
 from gen1_train.data.schedule import Schedule
 from gen1_train.data.shards import MANIFEST, PREFETCH_ERROR, Manifest, Shard, ShardSet
@@ -83,7 +84,7 @@ class NodeNeeds:
     def __call__(self, number: int) -> list[Shard]:
         """The shards of step `number`, in the order of its slots, each once."""
         step = self.schedule.at(number)
-        slots = range(self.node * step.size // self.nodes, (self.node + 1) * step.size // self.nodes)
+        slots = Place(self.node, self.nodes, accumulate=1).slots(step.size, 0)
         locate, sample = self.schedule.shards.locate, self.schedule.sample
         located = (locate(step.pool, sample(step, slot))[0] for slot in slots)
         return list({shard.name: shard for shard in located}.values())

@@ -74,9 +74,8 @@ class BatchDataset(Dataset[Batch]):
 
     def _read(self, step: Step, index: int, purpose: str) -> tuple[Sample, list[str]]:
         """Reads a sample; a bad one is replaced by a keyed other one of its pool, said, and named beside the sample."""
-        others = [self._substitute(step, index, attempt) for attempt in range(1, SUBSTITUTES)]
-        replaced: list[str] = []
-        for chosen, substitute in zip([index, *others], [*others, None]):
+        chosen, replaced = index, list[str]()
+        for attempt in range(1, SUBSTITUTES + 1):
             doing = f"reading {self._place_of(step.pool, chosen)} {purpose}"
             self.note(doing)
             try:
@@ -88,10 +87,12 @@ class BatchDataset(Dataset[Batch]):
             except Exception as error:
                 error.add_note(f"gen1-train: this was while {doing}")
                 raise
-            if substitute is not None:
+            if attempt < SUBSTITUTES:
+                substitute = self._substitute(step, index, attempt)
                 bad = f"{self._place_of(step.pool, chosen)}{self._key(step.pool, chosen)}"
                 print(f"gen1-train: warning: {bad} is replaced by sample {substitute}: {reason}", flush=True)
                 replaced = replaced or [bad]  # one word a place, also where a substitute is bad too
+                chosen = substitute
         raise UserError(
             f"{SUBSTITUTES} samples in a row of {step.pool} cannot be read ({reason}); the shard set "
             f"{self.shards.root} is damaged: copy it again"

@@ -11,29 +11,16 @@ import pytest
 
 from gen1_train.training.checkpoint import checkpoints_dir, latest
 from gen1_train.training.metrics import read_metrics
-from miniature.tiny import write_stable_diffusion
-from tests.made import make_shard_set
-from tests.running import ENVIRONMENT, REPOSITORY, TRAIN, command, run_well
+from tests.running import ENVIRONMENT, REPOSITORY, command, run_well
+from tests.training.runs import stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 STEPS = 40
 STALL = 5
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("failures")
-    make_shard_set(root / "set")
-    write_stable_diffusion(root / "sd", widths=(32, 64, 64, 64), layers=1, heads=2)
-    run_well("gen1_train.train", "stage=1", *TRAIN, f"init.from={root / 'sd'}", f"output={root / 'runs'}")
-    return root
-
-
 def stage_2(root: Path) -> list[str]:
-    return [
-        *("stage=2", *TRAIN, f"data.root={root / 'set'}", f"output={root / 'runs'}", f"stage.steps={STEPS}"),
-        *("checkpoint.every=5", f"data.stall_seconds={STALL}"),
-    ]
+    return stage(root, 2, "failures", f"stage.steps={STEPS}", "checkpoint.every=5", f"data.stall_seconds={STALL}")
 
 
 def family(group: int) -> dict[int, tuple[int, str]]:
@@ -62,7 +49,7 @@ def hurt_worker(root: Path, rank: int, signum: int) -> tuple[int, str]:
 
     Returns the worker's pid, and what the command said on stderr. No process is left then.
     """
-    run = root / "runs" / "demo" / "stage2"
+    run = root / "failures" / "demo" / "stage2"
     known = set(checkpoints_dir(run).glob("step-*"))
     process = subprocess.Popen(
         command("gen1_train.train", *stage_2(root)),
@@ -108,9 +95,9 @@ def test_a_worker_that_dies_or_stalls_is_named_and_the_run_can_go_on(place: Path
     worker = f"loader worker 0 of rank 1 (pid {pid})"
     assert line_of(said).startswith(f"gen1-train: error: {worker} has brought nothing for {STALL} s and has been ")
     run_well("gen1_train.train", *stage_2(place))
-    found = latest(place / "runs" / "demo" / "stage2")
+    found = latest(place / "failures" / "demo" / "stage2")
     assert found is not None and found.info.finished and found.info.step == STEPS
-    rows = read_metrics(place / "runs" / "demo" / "stage2" / "metrics.csv")
+    rows = read_metrics(place / "failures" / "demo" / "stage2" / "metrics.csv")
     assert [(row["step"], row["samples_replaced"]) for row in rows] == [
         (str(step), "0") for step in range(1, STEPS + 1)
     ]
