@@ -92,7 +92,7 @@ class Gen1Module(LightningModule):
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self.losses(batch).mean()  # logged by callbacks.Measure
+        return self.losses(batch).mean()  # logged by measure.Measure
 
     def losses(self, batch: Batch) -> Tensor:
         """The loss of each sample: (b,). A pure function of the weights and of the batch's (seed, step, slots)."""

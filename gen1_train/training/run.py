@@ -23,9 +23,9 @@ from gen1_train.model.pretrained import WeightReport, check_keys, check_same_fam
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training import checkpoint
 from gen1_train.training.agreement import Agreement, code_hash
-from gen1_train.training.callbacks import BatchFlops, Measure, Resume, SaveCheckpoints
 from gen1_train.training.datamodule import Gen1DataModule
 from gen1_train.training.ending import Ending
+from gen1_train.training.measure import BatchFlops, Measure
 from gen1_train.training.metrics import MetricsCSV
 from gen1_train.training.module import Gen1Module
 from gen1_train.training.prefetching import Prefetching
@@ -37,6 +37,7 @@ from gen1_train.training.preflight import (
     open_schedule,
     process_count,
 )
+from gen1_train.training.saving import Resume, SaveCheckpoints
 from gen1_train.training.stages import build_unet, read_recorded, run_folder, stage_unet
 from gen1_train.training.state import moments_of
 from gen1_train.training.strategy import build_strategy

@@ -12,8 +12,8 @@ from gen1_train.batch import Batch
 from gen1_train.data.schedule import Schedule, Settings
 from gen1_train.data.shards import ShardSet
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
-from gen1_train.training import callbacks
-from gen1_train.training.callbacks import BatchFlops, Tally
+from gen1_train.training import measure
+from gen1_train.training.measure import BatchFlops, Tally
 from gen1_train.training.metrics import MetricsCSV, read_metrics
 from gen1_train.training.run import step_cost
 from gen1_train.training.throughput import gemm_rate, step_flops, unet_flops
@@ -142,7 +142,7 @@ def batch(kind: str, b: int, n: int) -> Batch:
 
 def test_a_batch_costs_its_samples_and_a_shape_is_reckoned_once(monkeypatch):
     calls = []
-    monkeypatch.setattr(callbacks, "step_flops", lambda *args, **more: calls.append(args) or step_flops(*args, **more))
+    monkeypatch.setattr(measure, "step_flops", lambda *args, **more: calls.append(args) or step_flops(*args, **more))
     flops = BatchFlops(SMALL, 8)
     assert flops(batch("video", 2, 3)) == 2 * step_flops(SMALL, 8, 6, 3).total
     assert flops(batch("video", 5, 3)) == 5 * step_flops(SMALL, 8, 6, 3).total
