@@ -13,10 +13,13 @@ from torch.distributed.constants import default_pg_timeout
 from gen1_train.data.loader import DataConfig
 from gen1_train.diffusion.structure import MAX_LEVEL
 from gen1_train.errors import UserError
+from gen1_train.model.pretrained import NEW
 from gen1_train.model.unet import UNetConfig, temporal_heads
 from gen1_train.training.checkpoint import CheckpointConfig
+from gen1_train.training.ema import EmaConfig, name_of
+from gen1_train.training.guard import GuardConfig
 from gen1_train.training.module import DiffusionConfig, OptimConfig
-from gen1_train.training.stages import InitConfig, StageConfig
+from gen1_train.training.stages import RESETS, InitConfig, StageConfig
 from gen1_train.training.strategy import StrategyConfig
 
 
@@ -47,6 +50,8 @@ class TrainConfig:
     init: InitConfig = field(default_factory=InitConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -67,12 +72,14 @@ CHOICES = {
     "wandb": ("auto", "online", "offline", "disabled"),
     "mix": ("exact", "independent"),
     "order": ("global", "blocks"),
+    "non_finite": ("skip", "stop"),
+    "spike": ("skip", "stop", "allow"),
 }
 
 
 def check(config: TrainConfig) -> None:
     """What the types cannot say. Raises UserError that names the setting and the mend."""
-    for section in (config.trainer, config.log, config.data):
+    for section in (config.trainer, config.log, config.data, config.guard):
         for name, value in vars(section).items():
             if name in CHOICES and value not in CHOICES[name]:
                 raise UserError(f"{name}={value} is not one of {', '.join(CHOICES[name])}")
@@ -86,6 +93,9 @@ def check(config: TrainConfig) -> None:
         "trainer.nodes": config.trainer.nodes,
         "checkpoint.every": config.checkpoint.every,
         "checkpoint.keep": config.checkpoint.keep,
+        "guard.sigmas": config.guard.sigmas,
+        "guard.window": config.guard.window,
+        "guard.in_a_row": config.guard.in_a_row,
         "log.every": config.log.every,
         "optim.lr": config.optim.lr,
         "diffusion.noise.steps": config.diffusion.noise.steps,
@@ -101,24 +111,57 @@ def check(config: TrainConfig) -> None:
     for name, share in shares.items():
         if share is not None and not 0 <= share <= 1:
             raise UserError(f"{name}={share} is a share: give a number from 0 to 1")
-    for name, value in {"data.workers": config.data.workers, "stage.steps": config.stage.steps}.items():
+    counts = {
+        "data.workers": config.data.workers,
+        "stage.steps": config.stage.steps,
+        "guard.records": config.guard.records,
+        "checkpoint.keep_hours": config.checkpoint.keep_hours,
+        "checkpoint.patience_seconds": config.checkpoint.patience_seconds,
+    }
+    for name, value in counts.items():
         if value < 0:
             raise UserError(f"{name}={value} must be 0 or above")
-    longest = default_pg_timeout.total_seconds() / 2  # the other ranks may have waited for longer than the loader
-    if config.data.stall_seconds > longest:
-        raise UserError(
-            f"data.stall_seconds={config.data.stall_seconds:g} is too long: after {2 * longest:g} s the other ranks "
-            f"give up by themselves and cannot say why; give {longest:g} or less"
-        )
+    check_waiting(config)
+    check_stage(config)
     if config.data.cache is not None and config.data.order != "blocks":
         raise UserError("data.cache needs data.order=blocks: data.order=global reads from all shards at any time")
     if config.trainer.devices == 0 or config.trainer.devices < -1:
         raise UserError(f"trainer.devices={config.trainer.devices}: give a number of processes, or -1 for every GPU")
-    if not 0 <= config.stage.max_level <= MAX_LEVEL:
-        raise UserError(f"stage.max_level={config.stage.max_level} is out of range: give 0 to {MAX_LEVEL}")
     if len(config.optim.betas) != 2:
         raise UserError(f"optim.betas={config.optim.betas}: give two numbers")
     check_model(config.model)
+
+
+def check_waiting(config: TrainConfig) -> None:
+    """Raises UserError when one rank may wait for longer than the others wait for it."""
+    longest = default_pg_timeout.total_seconds() / 2  # they may have waited for a while before
+    waits = {
+        "data.stall_seconds": config.data.stall_seconds,
+        "checkpoint.patience_seconds": config.checkpoint.patience_seconds,
+    }
+    for name, value in waits.items():
+        if value > longest:
+            raise UserError(
+                f"{name}={value:g} is too long: after {2 * longest:g} s the other ranks give up by themselves and "
+                f"cannot say why; give {longest:g} or less"
+            )
+
+
+def check_stage(config: TrainConfig) -> None:
+    """Raises UserError for a stage, or averages, that cannot be."""
+    stage = config.stage
+    if not 0 <= stage.max_level <= MAX_LEVEL:
+        raise UserError(f"stage.max_level={stage.max_level} is out of range: give 0 to {MAX_LEVEL}")
+    for name, given, known in (("new", stage.new, NEW), ("resets", stage.resets, RESETS)):
+        if unknown := [word for word in given if word not in known]:
+            raise UserError(f"stage.{name}={given}: {unknown[0]} is not one of {', '.join(known)}")
+    if not stage.trains:
+        raise UserError("stage.trains=[] would train nothing: give globs over the names of weights, such as [*]")
+    decays = config.ema.decays
+    if any(not 0 < decay < 1 for decay in decays):
+        raise UserError(f"ema.decays={decays}: give numbers between 0 and 1, such as [0.9999], or [] for no average")
+    if len({name_of(decay) for decay in decays}) < len(decays):
+        raise UserError(f"ema.decays={decays}: two of them are the same to six digits")
 
 
 def check_model(model: UNetConfig) -> None:

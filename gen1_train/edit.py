@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 @dataclass
 class EditConfig:
     checkpoint: str | None = None  # a checkpoint folder, or a run folder (its newest)
+    weights: str = "ema"  # which of its weights: ema (the first average, if there is one), raw, or an average's decay
     input: str | None = None  # the video whose structure is kept
     image: str | None = None  # the content, by an example image
     prompt: str | None = None  # the content, by a text
@@ -59,7 +60,7 @@ def edit(config: EditConfig) -> None:
     except VideoError as error:
         raise UserError(f"image={config.image} cannot be read: {error}") from error
     frames, fps = read_input(config)
-    editor = Editor.from_checkpoint(str(config.checkpoint), config.device)
+    editor = Editor.from_checkpoint(str(config.checkpoint), config.device, config.weights)
     structure = editor.structure(frames, config.t_s)
     total = config.steps * len(window_starts(len(frames), editor.window))
     with tqdm(total=total, desc=output.name, unit="step", mininterval=0.5) as bar:

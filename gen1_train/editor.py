@@ -51,10 +51,11 @@ class Editor:
         self.device = device
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, device: str = "auto") -> "Editor":
+    def from_checkpoint(cls, path: str | Path, device: str = "auto", weights: str = "ema") -> "Editor":
         """Rebuilds model and estimators from a checkpoint's own config (or from the newest checkpoint of a run folder).
 
-        Raises UserError when it is not of stage 4 or 5, is damaged, or names an estimator that is not there or changed.
+        `weights`: see Checkpoint.weights_file; by default the average. Raises UserError when it is not of stage 4 or 5,
+        is damaged, or names an estimator that is not there or changed.
         """
         checkpoint = find_checkpoint(Path(path))
         where = pick_device(device)
@@ -65,7 +66,7 @@ class Editor:
                 "checkpoint of stage 4 or 5"
             )
         unet = SpatioTemporalUNet(recorded.unet)
-        load_weights(unet, checkpoint.weights(), str(checkpoint.path), grow=False)
+        load_weights(unet, checkpoint.weights(weights), str(checkpoint.path), may_be_new=())
         autoencoder, structure, clip = load_estimators(checkpoint, where)
         return cls(unet.to(where).eval().requires_grad_(False), recorded.noise, autoencoder, structure, clip, where)
 

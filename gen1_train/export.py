@@ -29,7 +29,8 @@ the content are (Stable Diffusion 1.x: eps, and the tokens of CLIP's text encode
 TEMPLATE = """\
 # Gen-1 UNet, stage {stage}
 
-Written by `gen1-export` from a checkpoint of stage {stage}, step {step}. Gen-1
+Written by `gen1-export` from `{weights}` of a checkpoint of stage {stage}, step
+{step}. Gen-1
 ([arXiv 2302.03011](https://arxiv.org/abs/2302.03011)) edits the content of a video and keeps its structure.
 
 | folder | holds | is read by |
@@ -104,6 +105,7 @@ with torch.no_grad():
 class ExportConfig:
     checkpoint: str | None = None  # a checkpoint folder, or a run folder (its newest); of any stage
     output: str | None = None  # the folder to write; it must not be there yet
+    weights: str = "ema"  # which of its weights: ema (the first average, if there is one), raw, or an average's decay
 
 
 def export(config: ExportConfig) -> None:
@@ -117,7 +119,7 @@ def export(config: ExportConfig) -> None:
 
     from gen1_train.exporter import read_source, write_checked
 
-    source = read_source(Path(str(config.checkpoint)))
+    source = read_source(Path(str(config.checkpoint)), config.weights)
     say(source.summary())
     with whole_or_nothing(output) as folder:
         spatial, whole = write_checked(source, folder, say)
@@ -153,6 +155,7 @@ def card(source: "Source", spatial: "Difference", whole: "Difference") -> str:
     trained = source.stage.predecessor is not None
     made_by = [f"- {name}: `{json.dumps(made.get('config'))}`" for name, made in info.estimators.items()]
     return TEMPLATE.format(
+        weights=source.weights,
         stage=info.stage,
         step=f"{info.step} of {source.stage.steps}",
         versions=f"torch {version('torch')}, diffusers {version('diffusers')}",

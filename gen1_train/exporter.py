@@ -5,6 +5,7 @@ OUTPUT/gen1/   the whole, as a checkpoint of ours without trainer state, and its
 """
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -20,7 +21,7 @@ from gen1_train.errors import UserError
 from gen1_train.model.diffusers_layout import CONFIG_FILE, WEIGHTS_FILE, config_to_diffusers, weights_to_diffusers
 from gen1_train.model.pretrained import is_temporal, listed, load_weights
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
-from gen1_train.training.checkpoint import Checkpoint, commit, find_checkpoint, read_checkpoint, write_weights
+from gen1_train.training.checkpoint import UNET, Checkpoint, find_checkpoint, read_checkpoint, write, write_weights
 from gen1_train.training.stages import StageConfig, read_recorded
 
 SPATIAL, WHOLE = "unet", "gen1"
@@ -37,6 +38,7 @@ class Source:
     stage: StageConfig
     noise: NoiseConfig
     unet: SpatioTemporalUNet
+    weights: str  # name of the checkpoint's file that they were read from
 
     def summary(self) -> str:
         millions = [0.0, 0.0]
@@ -44,7 +46,7 @@ class Source:
             millions[is_temporal(name)] += parameter.numel() / 1e6
         info = self.checkpoint.info
         weights = f"{millions[0]:.1f} M spatial weights, {millions[1]:.1f} M temporal"
-        return f"{self.checkpoint.path} is of stage {info.stage}, step {info.step}: {weights}"
+        return f"{self.checkpoint.path} is of stage {info.stage}, step {info.step}, {self.weights}: {weights}"
 
 
 @dataclass(frozen=True)
@@ -58,16 +60,20 @@ class Difference:
         return f"largest difference {self.absolute:.1e}, {self.relative:.1e} of the largest value"
 
 
-def read_source(path: Path) -> Source:
-    """Opens a checkpoint or a run's newest and builds its model. Raises UserError when they do not fit together."""
+def read_source(path: Path, which: str = "ema") -> Source:
+    """Opens a checkpoint or a run's newest and builds its model; `which` weights is Checkpoint.weights_file's.
+
+    Raises UserError when they do not fit together.
+    """
     checkpoint = find_checkpoint(path)
     recorded = read_recorded(checkpoint)
-    return Source(checkpoint, recorded.stage, recorded.noise, load_whole(checkpoint, recorded.unet))
+    file = checkpoint.weights_file(which)
+    return Source(checkpoint, recorded.stage, recorded.noise, load_whole(checkpoint, recorded.unet, which), file)
 
 
-def load_whole(checkpoint: Checkpoint, config: UNetConfig) -> SpatioTemporalUNet:
+def load_whole(checkpoint: Checkpoint, config: UNetConfig, which: str = "ema") -> SpatioTemporalUNet:
     unet = SpatioTemporalUNet(config)
-    load_weights(unet, checkpoint.weights(), str(checkpoint.path), grow=False)
+    load_weights(unet, checkpoint.weights(which), str(checkpoint.path), may_be_new=())
     return unet.eval().requires_grad_(False)
 
 
@@ -98,8 +104,10 @@ def write_whole(source: Source, folder: Path) -> None:
     temporary = folder.with_name(f".{folder.name}.tmp")
     temporary.mkdir()
     (temporary / CONFIG_FILE).write_text(json.dumps(asdict(source.unet.config), indent=2) + "\n")
-    checkpoint = source.checkpoint
-    commit(temporary, source.unet.state_dict(), checkpoint.config.read_text(), replace(checkpoint.info), keep=1)
+    before = source.checkpoint
+    info = replace(before.info, counters={})
+    write(temporary, {UNET: source.unet.state_dict()}, before.config.read_text(), info)
+    os.replace(temporary, folder)
 
 
 def check_spatial(source: Source, folder: Path) -> Difference:

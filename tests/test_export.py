@@ -1,7 +1,6 @@
 """gen1-export: what it writes is the model, in diffusers and in ours, or it is not there."""
 
 import json
-import os
 import re
 import stat
 from collections.abc import Callable
@@ -26,7 +25,19 @@ from gen1_train.diffusion.structure import level_channels
 from gen1_train.errors import UserError
 from gen1_train.export import ExportConfig, export
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
-from gen1_train.training.checkpoint import OPTIMIZER, CheckpointInfo, begin, commit, find_checkpoint, read_checkpoint
+from gen1_train.training.checkpoint import (
+    INFO,
+    OPTIMIZER,
+    UNET,
+    CheckpointConfig,
+    CheckpointInfo,
+    begin,
+    commit,
+    find_checkpoint,
+    read_checkpoint,
+    sha256,
+    write,
+)
 from gen1_train.training.stages import InitConfig, StageConfig, build_unet, stage_unet
 from tests.model.reference import SD1, frame_by_frame, inputs
 
@@ -45,17 +56,21 @@ def stage(name: str) -> StageConfig:
 
 
 def write_checkpoint(run: Path, name: str, model: UNetConfig = MODEL) -> Path:
-    """A checkpoint of a stage with random weights, and a file of trainer state; returns its folder."""
+    """A checkpoint of a stage with random weights, their average, which is other ones, and moments; returns its folder.
+
+    Stage 1, which is not trained, has weights alone.
+    """
     torch.manual_seed(int(name))
     config = TrainConfig(stage=stage(name), model=model)
     weights = SpatioTemporalUNet(stage_unet(model, config.stage)).state_dict()
     weights = {k: v + 0.1 * torch.randn_like(v) if ".temporal_" in k else v for k, v in weights.items()}
     steps = config.stage.steps
-    info = CheckpointInfo(name, steps, True, "hash" if steps else "", ESTIMATORS if steps else {}, ["32x16"])
-    temporary = begin(run, steps)
-    (temporary / "trainer").mkdir(parents=True)
-    (temporary / "trainer" / "state").write_bytes(b"optimizer")
-    return commit(temporary, weights, config.to_yaml(), info, keep=2)
+    info = CheckpointInfo(name, steps, True, {"step": steps} if steps else {}, ESTIMATORS if steps else {}, ["32x16"])
+    tensors = {UNET: weights}
+    if steps:
+        info.counters = {"updates": steps, "averaged": {"ema_0.5": steps}}
+        tensors |= {"ema_0.5.safetensors": {k: v / 2 for k, v in weights.items()}, OPTIMIZER: {"m": torch.zeros(1)}}
+    return commit(begin(run, steps), tensors, config.to_yaml(), info, CheckpointConfig())
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +122,10 @@ def test_every_stage_is_exported_as_it_is(
     config = UNetConfig(**json.loads((out / "gen1" / "config.json").read_text()))
     assert config == stage_unet(replace(MODEL, content_dim=content_dim), stage(name))
     ours = SpatioTemporalUNet(config)
-    ours.load_state_dict(load_file(source / "unet.safetensors"))
+    file = source / ("unet.safetensors" if name == "1" else "ema_0.5.safetensors")
+    ours.load_state_dict(load_file(file))
     again = load_file(out / "gen1" / "unet.safetensors")
-    assert list(again) == list(load_file(source / "unet.safetensors"))
+    assert list(again) == list(load_file(file))
     assert all(torch.equal(v, again[k]) for k, v in ours.state_dict().items())
     theirs = UNet2DConditionModel.from_pretrained(out / "unet").double().eval()
     assert theirs.config.in_channels == (12 if name in "45" else 4)
@@ -119,21 +135,25 @@ def test_every_stage_is_exported_as_it_is(
         assert (frame_by_frame(theirs, *given) - expected).abs().max() < 1e-9 * expected.abs().max()
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 4 and all(line.startswith("gen1-export: ") for line in said)
-    assert f"is of stage {name}, step {stage(name).steps}: " in said[0]
+    assert f"is of stage {name}, step {stage(name).steps}, {file.name}: " in said[0]
     assert "largest difference" in said[1] and "largest difference 0.0e+00, 0.0e+00" in said[2]
 
 
 def test_the_whole_is_a_checkpoint(checkpoint: Path, exported: Path) -> None:
     found, source = find_checkpoint(exported / "gen1"), read_checkpoint(checkpoint)
-    assert replace(found.info, sizes={}) == replace(source.info, sizes={})
-    sizes = {name: len(data) for name, data in files(exported / "gen1").items() if name != "checkpoint.json"}
-    assert found.info.sizes == sizes and set(sizes) == {"unet.safetensors", "config.yaml", "config.json"}
+    same = {"files": {}, "saved": 0.0, "counters": {}}
+    assert replace(found.info, **same) == replace(source.info, **same)
+    torch.testing.assert_close(found.weights(), source.weights("0.5"), rtol=0, atol=0)
+    assert {path.name for path in found.path.iterdir()} == {"unet.safetensors", "config.yaml", "config.json", INFO}
+    assert set(found.info.files) == {"unet.safetensors", "config.yaml", "config.json"} and not found.averages
     assert found.config.read_text() == source.config.read_text() and not (found.path / OPTIMIZER).exists()
 
 
 def test_an_export_is_exported_to_the_same_bytes(exported: Path, tmp_path: Path) -> None:
     export(ExportConfig(str(exported / "gen1"), str(tmp_path / "again")))
-    assert files(tmp_path / "again") == files(exported)
+    again, once = files(tmp_path / "again"), files(exported)
+    assert again.pop("README.md") == once.pop("README.md").replace(b"`ema_0.5.safetensors`", b"`unet.safetensors`")
+    assert again == once
 
 
 def test_a_cut_off_export_is_no_checkpoint(exported: Path, tmp_path: Path) -> None:
@@ -149,7 +169,7 @@ def test_the_next_stage_starts_from_it(tmp_path: Path) -> None:
     export(ExportConfig(str(source), str(tmp_path / "out")))
     init = InitConfig(checkpoint=str(tmp_path / "out" / "gen1"))
     unet, report = build_unet(MODEL, stage("5"), init, tmp_path / "tree", seed=0)
-    wanted = load_file(source / "unet.safetensors")
+    wanted = load_file(source / "ema_0.5.safetensors")
     assert report.new == report.widened == []
     assert all(torch.equal(v, wanted[k]) for k, v in unet.state_dict().items())
 
@@ -189,7 +209,7 @@ def test_others_may_read_it(exported: Path) -> None:
 
 def test_the_card_tells_what_it_is(exported: Path, tmp_path: Path) -> None:
     text = (exported / "README.md").read_text()
-    assert text.startswith("# Gen-1 UNet, stage 5\n") and "step 10000 of 10000" in text
+    assert text.startswith("# Gen-1 UNet, stage 5\n") and "stage 5, step\n10000 of 10000" in text
     for fact in (
         "times 0.5",
         "v = alpha_t eps - sigma_t x",
@@ -277,19 +297,20 @@ def test_no_checkpoint_is_said(tmp_path: Path) -> None:
 
 
 def damaged(tmp_path: Path, change: Callable[[Path], None]) -> Path:
-    """A stage 5 checkpoint that was changed, with sizes that are right again."""
+    """A stage 5 checkpoint that was changed, with hashes that are right again."""
     path = write_checkpoint(tmp_path / "run", "5")
     change(path)
     info = json.loads((path / "checkpoint.json").read_text())
-    info["sizes"] = {name: os.path.getsize(path / name) for name in info["sizes"]}
+    files = {name: path / name for name in info["files"]}
+    info["files"] = {name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for name, file in files.items()}
     (path / "checkpoint.json").write_text(json.dumps(info))
     return path
 
 
 def without_a_weight(path: Path) -> None:
-    weights = load_file(path / "unet.safetensors")
+    weights = load_file(path / "ema_0.5.safetensors")
     del weights["up_blocks.0.resnets.0.temporal_conv1.weight"]
-    save_file(weights, path / "unet.safetensors")
+    save_file(weights, path / "ema_0.5.safetensors")
 
 
 def test_weights_that_are_not_the_configs_are_refused(tmp_path: Path) -> None:
@@ -313,11 +334,11 @@ def other_names(patch: pytest.MonkeyPatch) -> None:
 
 
 def rounded_weights(patch: pytest.MonkeyPatch) -> None:
-    def rounded(temporary: Path, weights: dict[str, torch.Tensor], *rest: object, keep: int) -> Path:
-        rough = {k: v.bfloat16().float() for k, v in weights.items()}
-        return commit(temporary, rough, *rest, keep)  # type: ignore[arg-type]
+    def rounded(temporary: Path, tensors: dict[str, dict[str, torch.Tensor]], *rest: object) -> None:
+        rough = {k: v.bfloat16().float() for k, v in tensors[UNET].items()}
+        write(temporary, {UNET: rough}, *rest)  # type: ignore[arg-type]
 
-    patch.setattr(exporter, "commit", rounded)
+    patch.setattr(exporter, "write", rounded)
 
 
 def not_a_number(patch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ GROWN = (
     "checkpointing",
 )
 INPUT = "conv_in.weight"  # widened from stage 4 on: the structure enters here
+NEW = ("content_projection", "temporal", "input")  # what a UNet may have beyond its predecessor
 
 
 @dataclass(frozen=True)
@@ -109,20 +110,23 @@ def load_weights(
     unet: SpatioTemporalUNet,
     weights: dict[str, Tensor],
     source: str,
-    grow: bool = True,
+    may_be_new: Collection[str] = NEW,
     origins: dict[str, Origin] | None = None,
 ) -> WeightReport:
-    """Puts the weights of a predecessor into a UNet, or with grow=False those of this very UNet: then nothing is new.
+    """Puts the weights of a predecessor into a UNet, or with may_be_new=() those of this very UNet.
 
     The only keys that may be new are the temporal layers and the content projection; the only shape that may differ
     is the input convolution's, which may gain input channels: they start at zero, so the output does not change.
-    `origins` is for the report: by default each weight lay under its own name in the file `source`. Raises UserError
-    that names every other key that is missing, left over, of another shape or not finite; nothing is changed then.
+    `may_be_new` says which of these (NEW) are allowed. `origins` is for the report: by default each weight lay under
+    its own name in the file `source`. Raises UserError that names every other key that is missing, left over, of
+    another shape or not finite; nothing is changed then.
     """
     wanted = unet.state_dict()
-    new = [k for k in wanted if k not in weights and grow and (is_temporal(k) or is_projection(k))]
+    kinds = {"temporal": is_temporal, "content_projection": is_projection}
+    allowed = [kind for name, kind in kinds.items() if name in may_be_new]
+    new = [k for k in wanted if k not in weights and any(kind(k) for kind in allowed)]
     common = [k for k in wanted if k in weights]
-    widened = [k for k in common if grow and k == INPUT and _widens(weights[k], wanted[k])]
+    widened = [k for k in common if "input" in may_be_new and k == INPUT and _widens(weights[k], wanted[k])]
     check_keys(wanted, weights, source, new, widened)
     broken = [k for k in common if not weights[k].isfinite().all()]
     if broken:

@@ -10,13 +10,23 @@ from gen1_train.keyed import integer, normal, uniform
 
 
 @dataclass
-class Draws:
+class Choices:
+    """What is drawn as one number a sample."""
+
     frames: Tensor  # long (b,): the frame of each clip whose embedding is its content (paper section 3.2.2)
     timesteps: Tensor  # long (b,): one noise level per clip, uniform
     levels: Tensor  # long (b,): t_s, uniform over 0..max_level (paper section 3.2.1)
     dropped: Tensor  # bool (b,): content left out, for guidance
+
+
+@dataclass
+class Draws(Choices):
     noise: Tensor  # float32 (b, n, c, h, w): independent per frame
     posterior: Tensor  # float32 (b, n, c, h, w): for the draw from the autoencoder's posterior
+
+    @property
+    def choices(self) -> Choices:
+        return Choices(self.frames, self.timesteps, self.levels, self.dropped)
 
     def to(self, device: torch.device) -> "Draws":
         return Draws(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})

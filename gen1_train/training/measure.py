@@ -145,6 +145,9 @@ class Measure(Callback):
             logger.log_metrics({**row, "lr": self._lr}, step=trainer.global_step)
         self._row_began, self._row_waited, self._tally = now, waited, Tally()
 
+    def gradient(self, norm: float, skipped: bool) -> None:
+        """Is told of the gradient norm of each optimizer step, and whether it is skipped."""
+
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._bar is not None:

@@ -1,6 +1,8 @@
 """The LightningModule around the UNet: a batch in, the v-prediction loss out."""
 
-from collections.abc import Callable
+import fnmatch
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,10 +21,11 @@ from gen1_train.diffusion.loss import per_sample_loss
 from gen1_train.diffusion.prediction import v_from
 from gen1_train.diffusion.schedule import NoiseConfig, NoiseSchedule
 from gen1_train.diffusion.structure import degrade, level_channels
+from gen1_train.errors import UserError
 from gen1_train.frozen import autocast
 from gen1_train.model.autoencoder import Autoencoder, sample_latents, to_signed
 from gen1_train.model.unet import SpatioTemporalUNet
-from gen1_train.training.draws import draw
+from gen1_train.training.draws import Choices, draw
 
 
 @dataclass
@@ -42,6 +45,20 @@ class DiffusionConfig:
     drop_content: float = 0.1  # share of samples that learn without content, for guidance; ours
 
 
+@dataclass(frozen=True)
+class Observed:
+    """What is known of the samples of a micro-batch once their losses are."""
+
+    step: int
+    slots: list[int]
+    keys: list[str]
+    losses: Tensor  # (b,)
+    draws: Choices  # on the CPU
+
+    def detached(self) -> "Observed":
+        return replace(self, losses=self.losses.detach())
+
+
 class Gen1Module(LightningModule):
     """Trains p(x | structure, content) (paper Eq. 5); its parameters are those of `unet` and nothing else."""
 
@@ -57,20 +74,28 @@ class Gen1Module(LightningModule):
         autoencoder: Autoencoder | None = None,
         cached: bool = True,
         start: int = 0,
+        trains: Sequence[str] = ("*",),
     ) -> None:
         """`structure`: the UNet sees it (from stage 4 on). `cached`: the shards hold latents.
 
         The autoencoder is needed where they do not, and where `max_level` of t_s is above 0.
         `start`: optimizer steps that the weights have behind them, where the learning rate goes on.
+        `trains`: globs over the names of the weights that are changed. Raises UserError when one names none.
         """
         super().__init__()
         self.unet = unet
         self.optim, self.diffusion, self.seed = optim, diffusion, seed
         self.structure, self.max_level, self.latent_scale = structure, max_level, latent_scale
         self.cached, self.start = cached, start
+        self.trained = set(trained(unet, trains))
+        for name, parameter in unet.named_parameters():
+            if name not in self.trained:  # in the optimizer all the same: every strategy holds and saves it like others
+                parameter.register_hook(torch.zeros_like)
         # in a tuple, so that the frozen weights are neither sharded, nor saved, nor seen by the optimizer
         self._autoencoder = (autoencoder,)
         self._schedule: NoiseSchedule | None = None
+        self.observed: list[Observed] = []  # of the micro-batches of the optimizer step that is under way
+        self.judge: Callable[[float], bool] = _fine  # asked about the gradient norm, see training.guard; not in ZeRO
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -92,10 +117,18 @@ class Gen1Module(LightningModule):
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self.losses(batch).mean()  # logged by measure.Measure
+        observed = self.observe(batch)
+        if self.observed and self.observed[-1].step != batch.step:
+            self.observed.clear()
+        self.observed.append(observed.detached())
+        return observed.losses.mean()  # logged by measure.Measure
 
     def losses(self, batch: Batch) -> Tensor:
         """The loss of each sample: (b,). A pure function of the weights and of the batch's (seed, step, slots)."""
+        return self.observe(batch).losses
+
+    def observe(self, batch: Batch) -> Observed:
+        """The losses, with what was drawn for them."""
         assert self._schedule is not None
         moments = self.moments(batch)
         batch = replace(batch, moments=moments)
@@ -114,7 +147,8 @@ class Gen1Module(LightningModule):
         content = content_tokens(batch.embeddings[rows, draws.frames], draws.dropped)
         dtype = self.unet.conv_in.weight.dtype  # bfloat16 under ZeRO in bf16-mixed; else autocast does what is needed
         prediction = self.unet(inputs.to(dtype), draws.timesteps, content.to(dtype), temporal=batch.kind == "video")
-        return per_sample_loss(prediction, v_from(latents, draws.noise, alpha, sigma))
+        losses = per_sample_loss(prediction, v_from(latents, draws.noise, alpha, sigma))
+        return Observed(batch.step, batch.slots, batch.keys, losses, cpu_draws.choices)
 
     def moments(self, batch: Batch) -> Tensor:
         """Mean and log-variance of the frames' latents (b, n, 2c, h, w): from the shards if they are there."""
@@ -153,15 +187,20 @@ class Gen1Module(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        # DeepSpeed clips by itself. Lightning's own way refuses a fused optimizer under autocast, because of a loss
-        # scaler that bfloat16 does not have.
-        if gradient_clip_val and not isinstance(self.trainer.strategy, DeepSpeedStrategy):
-            clip_grad_norm_(self.unet.parameters(), gradient_clip_val)
+        # DeepSpeed clips and judges by itself. Lightning's own way refuses a fused optimizer under autocast, because of
+        # a loss scaler that bfloat16 does not have.
+        if not isinstance(self.trainer.strategy, DeepSpeedStrategy):
+            norm = clip_grad_norm_(self.unet.parameters(), gradient_clip_val or math.inf)
+            if not self.judge(float(norm)):
+                optimizer.zero_grad(set_to_none=True)  # without gradients a step changes nothing
 
     @override
     def configure_optimizers(self) -> Any:
+        groups: list[dict[str, Any]] = [{"params": []}, {"params": [], "lr": 0.0, "weight_decay": 0.0}]
+        for name, parameter in self.unet.named_parameters():
+            groups[name not in self.trained]["params"].append(parameter)
         optimizer = AdamW(
-            self.unet.parameters(),
+            [group for group in groups if group["params"]],
             lr=self.optim.lr,
             betas=(self.optim.betas[0], self.optim.betas[1]),
             weight_decay=self.optim.weight_decay,
@@ -169,6 +208,20 @@ class Gen1Module(LightningModule):
         )
         scheduler = LambdaLR(optimizer, warmup(self.optim.warmup_steps, self.start))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def trained(unet: SpatioTemporalUNet, globs: Sequence[str]) -> list[str]:
+    """The names of the weights that are meant. Raises UserError when a glob means none."""
+    names = [name for name, _ in unet.named_parameters()]
+    for glob in globs:
+        if not fnmatch.filter(names, glob):
+            raise UserError(f"stage.trains has {glob!r}, which is the name of no weight: give globs such as *temporal*")
+    return [name for name in names if any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
+
+
+def _fine(norm: float) -> bool:
+    """Without a guard any step is taken."""
+    return True
 
 
 def fill_missing_gradients(unet: SpatioTemporalUNet) -> None:

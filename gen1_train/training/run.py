@@ -25,6 +25,7 @@ from gen1_train.training import checkpoint
 from gen1_train.training.agreement import Agreement, code_hash
 from gen1_train.training.datamodule import Gen1DataModule
 from gen1_train.training.ending import Ending
+from gen1_train.training.guard import Guard
 from gen1_train.training.measure import BatchFlops, Measure
 from gen1_train.training.metrics import MetricsCSV
 from gen1_train.training.module import Gen1Module
@@ -37,8 +38,8 @@ from gen1_train.training.preflight import (
     open_schedule,
     process_count,
 )
-from gen1_train.training.saving import Resume, SaveCheckpoints
-from gen1_train.training.stages import build_unet, read_recorded, run_folder, stage_unet
+from gen1_train.training.saving import Averaging, Begin, SaveCheckpoints, begin_counters
+from gen1_train.training.stages import RESETS, build_unet, inherited, read_recorded, run_folder, stage_unet
 from gen1_train.training.state import moments_of
 from gen1_train.training.strategy import build_strategy
 from gen1_train.training.throughput import step_flops
@@ -65,8 +66,8 @@ def initialise(config: TrainConfig, run: Path) -> None:
     unet, report = build_unet(config.model, config.stage, config.init, config.tree, config.seed)
     open_run(config, run, report)
     info = checkpoint.CheckpointInfo(config.stage.name, step=0, finished=True)
-    temporary = checkpoint.begin(run, 0)
-    path = checkpoint.commit(temporary, unet.state_dict(), config.to_yaml(), info, config.checkpoint.keep)
+    tensors = {checkpoint.UNET: unet.state_dict()}
+    path = checkpoint.commit(checkpoint.begin(run, 0), tensors, config.to_yaml(), info, config.checkpoint)
     say(f"stage {config.stage.name} is finished: {path}")
 
 
@@ -88,17 +89,22 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
         state = asdict(capture(schedule, step, history))
         buckets = [f"{pool.width}x{pool.height}" for pool in shards.pools("video")]
         finished, estimators = step >= stage.steps, shards.manifest.estimators
-        return checkpoint.CheckpointInfo(stage.name, step, finished, state, estimators, buckets)
+        return checkpoint.CheckpointInfo(stage.name, step, finished, state, estimators, buckets, code=code_hash())
 
-    ending = Ending()
+    ending, decays, resolved = Ending(), config.ema.decays, config.to_yaml()
+    source, keeps = (resume, RESETS) if resume else inherited(stage, config.init, config.tree)
+    counters = begin_counters(source, keeps, decays, resumed=resume is not None)
     flops = BatchFlops(module.unet.config, shards.manifest.estimators["autoencoder"]["factor"])
+    measure = Measure(stage.steps, config.log.every, f"stage {stage.name}", flops, say)
     callbacks = [
         ending,
         Agreement(promises(config, schedule, start)),
         *([Prefetching(config.data, schedule, start, stage.steps)] if config.data.cache else []),
-        *([Resume(resume)] if resume else []),
-        Measure(stage.steps, config.log.every, f"stage {stage.name}", flops, say),
-        SaveCheckpoints(run, config.checkpoint, stage.steps, config.to_yaml(), describe),
+        Begin(counters, decays, source, start, keeps),
+        Guard(config.guard, counters, run, resolved, say, measure.gradient),
+        Averaging(counters, decays),
+        measure,
+        SaveCheckpoints(run, config.checkpoint, stage.steps, counters, resolved, describe, ending.fail),
     ]
     trainer = build_trainer(config, run, start, processes, strategy, callbacks)
     loading = config.data.workers, config.data.stall_seconds, ending.fail
@@ -139,6 +145,7 @@ def build_module(
         latent_scale=encoding["scale"],
         autoencoder=autoencoder,
         cached=cached,
+        trains=stage.trains,
         start=resume.info.step if resume else 0,
     )
 
@@ -230,7 +237,7 @@ def restore(config: TrainConfig, resume: checkpoint.Checkpoint) -> SpatioTempora
     """The UNet of a run that goes on; refuses another model."""
     unet = SpatioTemporalUNet(stage_unet(config.model, config.stage))
     check_same_family(unet.config, read_recorded(resume).unet, str(resume.path))
-    load_weights(unet, resume.weights(), str(resume.path), grow=False)
+    load_weights(unet, resume.weights("raw"), str(resume.path), may_be_new=())
     wanted = {name: weight for name, (weight, _) in moments_of(unet).items()}
     check_keys(wanted, resume.moments(), str(resume.path / checkpoint.OPTIMIZER))
     say(f"resuming from {resume.path}")

@@ -1,6 +1,6 @@
 """The five stages (paper section 3.3.1): what each builds on and adds, and where its weights come from."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -9,10 +9,12 @@ import yaml
 from gen1_train.diffusion.schedule import NoiseConfig
 from gen1_train.diffusion.structure import LEVEL_CHANNELS
 from gen1_train.errors import UserError
-from gen1_train.model.pretrained import WeightReport, check_same_family, load_weights
+from gen1_train.model.pretrained import NEW, WeightReport, check_same_family, load_weights
 from gen1_train.model.stable_diffusion import read_stable_diffusion
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training.checkpoint import UNET, Checkpoint, find_checkpoint, latest
+
+RESETS = ("optimizer", "ema")  # AdamW's moments, the averages
 
 
 @dataclass
@@ -24,6 +26,9 @@ class StageConfig:
     structure: bool  # the UNet sees the structure, as channels of its input
     max_level: int  # t_s is uniform over 0..max_level
     image_ratio: float  # share of image steps
+    new: list[str] = field(default_factory=lambda: list(NEW))  # what it may add to its predecessor's weights
+    trains: list[str] = field(default_factory=lambda: ["*"])  # weights that it changes, as globs over their names
+    resets: list[str] = field(default_factory=lambda: list(RESETS))  # what begins anew; else the predecessor's goes on
 
 
 @dataclass
@@ -32,6 +37,9 @@ class InitConfig:
 
     from_: str | None = None  # stage 1, `init.from=`: Stable Diffusion, as diffusers' folder, .safetensors or .ckpt
     checkpoint: str | None = None  # other stages: a checkpoint or run folder of the predecessor
+    weights: str = (
+        "ema"  # which of its weights: ema (its first average, if there is one), raw, or the decay of an average
+    )
 
 
 def stage_unet(model: UNetConfig, stage: StageConfig) -> UNetConfig:
@@ -76,19 +84,22 @@ def build_unet(
                 f"stage {stage.name} starts from Stable Diffusion: give its folder with init.from=PATH, or its "
                 ".safetensors or .ckpt file"
             )
-        return _from_stable_diffusion(config, init.from_)
+        return _from_stable_diffusion(config, stage, init.from_)
     start = predecessor(stage, init, tree)
     check_same_family(config, read_recorded(start).unet, str(start.path))
     unet = SpatioTemporalUNet(config)
-    return unet, load_weights(unet, start.weights(), str(start.path / UNET))
+    file = str(start.path / start.weights_file(init.weights))
+    return unet, load_weights(unet, start.weights(init.weights), file, stage.new)
 
 
-def _from_stable_diffusion(config: UNetConfig, source: str) -> tuple[SpatioTemporalUNet, WeightReport]:
+def _from_stable_diffusion(
+    config: UNetConfig, stage: StageConfig, source: str
+) -> tuple[SpatioTemporalUNet, WeightReport]:
     """Stage 1: a UNet of this config with the weights of the Stable Diffusion at `source`."""
     found = read_stable_diffusion(source)
     check_same_family(config, found.config, source, found.untold)
     unet = SpatioTemporalUNet(config)
-    report = load_weights(unet, found.weights, source, origins=found.origins)
+    report = load_weights(unet, found.weights, source, stage.new, found.origins)
     return unet, replace(report, left_aside=found.left_aside, untold=found.untold)
 
 
@@ -113,3 +124,20 @@ def predecessor(stage: StageConfig, init: InitConfig, tree: Path) -> Checkpoint:
             f"`gen1-train stage={stage.predecessor}` first, or give init.checkpoint="
         )
     return checkpoint
+
+
+def inherited(stage: StageConfig, init: InitConfig, tree: Path) -> tuple[Checkpoint | None, tuple[str, ...]]:
+    """The checkpoint from which a new stage takes more than weights, and which of RESETS it takes from it.
+
+    Raises UserError when it starts from an average and would go on with the moments of other weights.
+    """
+    keeps = tuple(name for name in RESETS if name not in stage.resets)
+    if stage.predecessor is None or not keeps:
+        return None, ()
+    source = predecessor(stage, init, tree)
+    if "optimizer" in keeps and source.weights_file(init.weights) != UNET:
+        raise UserError(
+            f"stage {stage.name} goes on with the optimizer of {source.path}, so it has to start from the weights that "
+            "it was changing: add init.weights=raw, or let stage.resets hold optimizer"
+        )
+    return source, keeps

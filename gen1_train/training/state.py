@@ -1,10 +1,12 @@
 """The training state as whole float32 tensors by name, however a strategy spreads it over however many processes.
 
-A run's state is its weights, AdamW's two moments of each, and the number of optimizer steps done. The rest follows from
-that number: the learning rate, AdamW's own count of steps, the place in the data; and all randomness is keyed by it.
+A run's state is its weights, AdamW's two moments of each, their averages (training.ema), and a few counters
+(training.counters). The rest follows from the number of steps done: the learning rate, the place in the data; and all
+randomness is keyed by it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,9 +18,10 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's names of them
-BUCKET = 2**24  # elements that are gathered at a time, unless one tensor has more
+BUCKET = 2**24  # elements that are gathered, or exchanged, at a time, unless one tensor has more
 
-Entries = dict[str, tuple[Parameter, str | None]]  # name of a tensor in a file -> its weight, and which moment of it
+# name of a tensor in a file -> its weight, and what that is kept of it: a moment, an average, or None: itself
+Entries = dict[str, tuple[Parameter, str | None]]
 
 
 def weights_of(model: Module) -> Entries:
@@ -31,29 +34,88 @@ def moments_of(model: Module) -> Entries:
     return {f"{name}.{moment}": (weight, moment) for name, weight in model.named_parameters() for moment in MOMENTS}
 
 
+def averages_of(model: Module, average: str) -> Entries:
+    """What the file of an average holds: the names are those of the weights."""
+    return {name: (weight, average) for name, weight in model.named_parameters()}
+
+
 class PlainState:
-    """What `single` and `ddp` hold: everything in every process, in a torch optimizer."""
+    """What `single` and `ddp` hold: everything in every process, in a torch optimizer.
+
+    Whatever is kept of a weight lies in the optimizer's state beside AdamW's moments.
+    """
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
 
     def gather(self, entries: Entries, keep: bool) -> dict[str, Tensor]:
-        """The whole tensors in float32 on the CPU, where `keep` is true: in rank 0; else none. A collective in ZeRO."""
-        return {name: self._held(*entry).float().cpu() for name, entry in entries.items()} if keep else {}
+        """Copies of the whole tensors, in float32 on the CPU, where `keep` is true: in rank 0; else none.
+
+        A collective in ZeRO.
+        """
+        if not keep:
+            return {}
+        return {name: self._held(*entry).to("cpu", torch.float32, copy=True) for name, entry in entries.items()}
 
     def put(self, weight: Parameter, moment: str | None, whole: Tensor) -> None:
         """Takes over what this process holds of a weight or moment; no other part of `whole` is read."""
         self._held(weight, moment).copy_(whole)
 
-    def create_moments(self, step: int) -> None:
-        """Makes the moments, as AdamW does itself in its first step, and lets it count on from `step`."""
+    def create_moments(self, updates: int) -> None:
+        """Makes the moments, as AdamW does itself in its first step, and lets it count on from `updates`."""
         for master in self.masters():
             moments = {moment: torch.zeros_like(master, memory_format=torch.preserve_format) for moment in MOMENTS}
-            self.optimizer.state[master] = {"step": torch.tensor(float(step), device=master.device), **moments}
+            self.optimizer.state[master] = {"step": torch.tensor(float(updates), device=master.device), **moments}
+
+    def create_average(self, average: str) -> None:
+        """Begins an average with the weights as they are. The moments must be there."""
+        for master in self.masters():
+            self.optimizer.state[master][average] = master.detach().clone()
+
+    @torch.no_grad()
+    def average(self, rates: Mapping[str, float]) -> None:
+        """Moves each average towards the weights by its rate: each process what it holds, nothing is sent."""
+        masters = [master.detach() for master in self.masters()]
+        for average, rate in rates.items():
+            torch._foreach_lerp_([self._held(master, average) for master in self.masters()], masters, rate)
+
+    @contextmanager
+    def showing(self, average: str | None) -> Iterator[None]:
+        """The model computes with an average in place of its weights; they are back afterwards, to the bit.
+
+        With None it stays as it is. A collective in ZeRO.
+        """
+        if average is None:
+            yield
+            return
+        self._exchange(average)
+        try:
+            yield
+        finally:
+            self._exchange(average)
+
+    @torch.no_grad()
+    def _exchange(self, average: str) -> None:
+        for master in self.masters():
+            kept = self._held(master, average)
+            # dense in memory and of one layout, so their elements pair up however they are strided
+            flat = [tensor.as_strided((tensor.numel(),), (1,)) for tensor in (master.detach(), kept)]
+            for weights, averages in zip(*(tensor.split(BUCKET) for tensor in flat)):
+                aside = weights.clone()
+                weights.copy_(averages)
+                averages.copy_(aside)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """The model computes with what the masters hold now. A collective in ZeRO."""
 
     def masters(self) -> list[Tensor]:
         """The tensors that the optimizer updates in this process."""
         return [master for group in self.optimizer.param_groups for master in group["params"]]
+
+    def shape(self, weight: Parameter) -> torch.Size:
+        """Of the whole weight."""
+        return weight.shape
 
     def _held(self, master: Tensor, moment: str | None) -> Tensor:
         return (master if moment is None else self.optimizer.state[master][moment]).detach()
@@ -84,6 +146,10 @@ class ZeroState(PlainState):
         return whole
 
     @override
+    def refresh(self) -> None:
+        self.zero.update_lp_params()
+
+    @override
     def put(self, weight: Parameter, moment: str | None, whole: Tensor) -> None:
         start, part = self.part(weight, moment)
         part.copy_(whole.flatten()[start : start + len(part)])
@@ -95,9 +161,6 @@ class ZeroState(PlainState):
             return 0, torch.empty(0)
         address, master = mapping.hp_fragment_address, self.masters()[mapping.param_group_index]
         return mapping.lp_fragment_address.start, self._held(master, moment).narrow(0, address.start, address.numel)
-
-    def shape(self, weight: Parameter) -> torch.Size:
-        return weight.shape
 
     def _buckets(self, entries: Entries) -> Iterator[list[str]]:
         """The names, in their order, in parts of about BUCKET elements: one collective each instead of one a name."""
@@ -124,6 +187,16 @@ class Zero3State(ZeroState):
         return start, self._held(self.masters()[group], moment).narrow(0, offset, filled)
 
     @override
+    def refresh(self) -> None:
+        zero = self.zero
+        zero._partition_all_parameters()
+        for group in range(len(zero.fp16_groups)):
+            zero._reassign_or_swap_out_partitioned_parameters(group)
+        if zero.persistent_parameters:
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+        zero.invalidate_secondary_tensor()
+
+    @override
     def masters(self) -> list[Tensor]:
         return self.zero.fp32_partitioned_groups_flat
 
@@ -140,15 +213,10 @@ def state_of(strategy: Strategy) -> PlainState:
     return Zero3State(zero) if strategy.zero_stage_3 else ZeroState(zero)
 
 
-def resume(trainer: Trainer, model: Module, moments: dict[str, Tensor], step: int) -> None:
-    """Puts trainer and optimizer where they were after `step` optimizer steps; the weights are there already.
+def go_on(trainer: Trainer, step: int) -> None:
+    """Lets the trainer go on after `step` optimizer steps.
 
-    For a trainer whose strategy has been set up. Of `moments`, which may lie in a mapped file, each process reads what
-    it will hold. The trainer begins with a step's first micro-batch: it may have another number of them than before.
+    It begins with a step's first micro-batch: there may be another number of them than before.
     """
-    state = state_of(trainer.strategy)
-    state.create_moments(step)
-    for name, entry in moments_of(model).items():
-        state.put(*entry, moments[name])
     done = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
     done.ready = done.completed = step

@@ -81,7 +81,7 @@ def test_a_resume_and_an_editor_take_nothing_as_new(old: str, new: str) -> None:
     """Their checkpoint is of this very model: temporal layers that are missing there were lost, not added."""
     configs = {"IMAGE": IMAGE, "VIDEO": VIDEO, "GUIDED": GUIDED}
     with pytest.raises(UserError, match="are not those of this model"):
-        load_weights(random_unet(configs[new]), random_unet(configs[old]).state_dict(), "step-00000100", grow=False)
+        load_weights(random_unet(configs[new]), random_unet(configs[old]).state_dict(), "step-00000100", may_be_new=())
 
 
 def without(weights: dict[str, Tensor], *starts: str) -> dict[str, Tensor]:

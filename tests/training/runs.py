@@ -7,10 +7,10 @@ from safetensors.torch import load_file
 
 from gen1_train.training.checkpoint import OPTIMIZER, UNET, latest
 from gen1_train.training.metrics import read_metrics
-from gen1_train.training.state import MOMENTS
 from tests.running import TRAIN
 
 STEPS = 8
+AVERAGES = ["ema_0.5.safetensors", "ema_0.9.safetensors"]  # of a run that lasts for so few steps
 
 
 def stage(root: Path, number: int, output: str, *more: str) -> list[str]:
@@ -22,7 +22,13 @@ def stage(root: Path, number: int, output: str, *more: str) -> list[str]:
         f"output={root / output}",
         f"stage.steps={STEPS}",
     ]
-    return [*settings, f"init.checkpoint={root / 'first' / 'demo' / f'stage{number - 1}'}", "checkpoint.every=3", *more]
+    return [
+        *settings,
+        f"init.checkpoint={root / 'first' / 'demo' / f'stage{number - 1}'}",
+        "checkpoint.every=3",
+        "ema.decays=[0.9,0.5]",
+        *more,
+    ]
 
 
 def folder(root: Path, output: str) -> Path:
@@ -46,16 +52,31 @@ def assert_equal_to_the_bit(root: Path, output: str, straight: str) -> None:
     """The losses of all steps, the last weights and the last state of the optimizer are those of a straight run."""
     assert losses(root, output) == losses(root, straight)
     assert last(root, output).name == last(root, straight).name
-    for name in (UNET, OPTIMIZER):
+    files = [sorted(path.name for path in last(root, name).glob("*.safetensors")) for name in (output, straight)]
+    assert files[0] == files[1] == [*AVERAGES, OPTIMIZER, UNET]
+    for name in files[0]:
         assert (last(root, output) / name).read_bytes() == (last(root, straight) / name).read_bytes(), name
 
 
+def everything(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint, by `KIND:NAME`: the kind is a file's, or a moment's."""
+    found = {}
+    for path in checkpoint.glob("*.safetensors"):
+        for name, tensor in load_file(path).items():
+            kind = name.rpartition(".")[2] if path.name == OPTIMIZER else path.stem
+            found[f"{kind}:{name}"] = tensor
+    return found
+
+
 def assert_close(checkpoint: Path, straight: Path) -> None:
-    """Two checkpoints are the same to the rounding of another order of sums: weights, and either moment as a whole."""
-    made, wanted = (load_file(path / UNET) | load_file(path / OPTIMIZER) for path in (checkpoint, straight))
+    """Two checkpoints are the same to the rounding of another order of sums.
+
+    Weights, each average, and either moment are compared as a whole.
+    """
+    made, wanted = (everything(path) for path in (checkpoint, straight))
     assert made.keys() == wanted.keys()
-    for kind in ("", *MOMENTS):
-        names = [name for name in wanted if (kind and name.endswith(f".{kind}")) or (not kind and ".exp" not in name)]
+    for kind in {name.partition(":")[0] for name in wanted}:
+        names = [name for name in wanted if name.startswith(f"{kind}:")]
         flat, reference = (torch.cat([tensors[name].flatten() for name in names]) for tensors in (made, wanted))
         assert (flat - reference).norm() <= 5e-3 * reference.norm(), kind or "weights"
 

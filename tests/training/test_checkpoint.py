@@ -5,12 +5,23 @@ import torch
 
 from gen1_train.errors import UserError
 from gen1_train.training import checkpoint
-from gen1_train.training.checkpoint import CheckpointInfo, begin, commit, find_checkpoint, latest, read_checkpoint
+from gen1_train.training.checkpoint import (
+    OPTIMIZER,
+    UNET,
+    CheckpointConfig,
+    CheckpointInfo,
+    begin,
+    commit,
+    find_checkpoint,
+    latest,
+    read_checkpoint,
+)
 
 
 def save(run: Path, step: int, value: float = 0.0, keep: int = 2, moment: float = 0.0) -> Path:
-    info, moments = CheckpointInfo("3", step, finished=False), {"w.exp_avg": torch.full((2, 3), moment)}
-    return commit(begin(run, step), {"w": torch.full((2, 3), value)}, "stage: {}\n", info, keep, moments)
+    tensors = {UNET: {"w": torch.full((2, 3), value)}, OPTIMIZER: {"w.exp_avg": torch.full((2, 3), moment)}}
+    info = CheckpointInfo("3", step, finished=False)
+    return commit(begin(run, step), tensors, "stage: {}\n", info, CheckpointConfig(keep=keep))
 
 
 def test_the_newest_is_found_and_holds_what_was_saved(tmp_path):
@@ -26,13 +37,13 @@ def test_the_newest_is_found_and_holds_what_was_saved(tmp_path):
 def test_only_the_newest_are_kept(tmp_path):
     for step in (10, 20, 30):
         save(tmp_path, step)
-    assert sorted(p.name for p in checkpoint.checkpoints_dir(tmp_path).iterdir()) == ["step-00000020", "step-00000030"]
+    names = sorted(p.name for p in checkpoint.checkpoints_dir(tmp_path).iterdir())
+    assert names == ["latest", "step-00000020", "step-00000030"]
 
 
 def test_a_checkpoint_that_is_being_written_is_never_found(tmp_path):
     save(tmp_path, 10)
     torn = begin(tmp_path, 20)
-    torn.mkdir()
     (torn / checkpoint.UNET).write_bytes(b"half")
     assert latest(tmp_path).info.step == 10
     save(tmp_path, 30)
@@ -50,9 +61,9 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, ca
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     save(tmp_path, 10, 1.0)
-    with pytest.raises(UserError, match="1 of 1 weights are not finite at step 20, w among them"):
+    with pytest.raises(UserError, match=r"1 of 1 tensors of unet\.safetensors are not finite at step 20, w among them"):
         save(tmp_path, 20, float("nan"))
-    with pytest.raises(UserError, match="1 of 1 moments are not finite at step 20, w"):
+    with pytest.raises(UserError, match=r"1 of 1 tensors of optimizer\.safetensors are not finite at step 20, w"):
         save(tmp_path, 20, moment=float("inf"))
     assert latest(tmp_path).info.step == 10
 
@@ -75,7 +86,8 @@ def test_errors_name_the_path_and_the_mend(tmp_path):
 
 def test_a_checkpoint_without_moments_says_that_no_run_goes_on_from_it(tmp_path):
     info = CheckpointInfo("1", 0, finished=True)
-    made = read_checkpoint(commit(begin(tmp_path, 0), {"w": torch.zeros(2)}, "stage: {}\n", info, keep=1))
-    assert set(made.info.sizes) == {"unet.safetensors", "config.yaml"}
+    tensors = {UNET: {"w": torch.zeros(2)}}
+    made = read_checkpoint(commit(begin(tmp_path, 0), tensors, "stage: {}\n", info, CheckpointConfig()))
+    assert set(made.info.files) == {"unet.safetensors", "config.yaml"}
     with pytest.raises(UserError, match=r"has no optimizer\.safetensors, so no run goes on from it: .* name="):
         made.moments()

@@ -17,7 +17,7 @@ from gen1_train.data.shards import Manifest
 from gen1_train.errors import UserError
 from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig, to_signed
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
-from gen1_train.training.checkpoint import CheckpointInfo, begin, commit, latest
+from gen1_train.training.checkpoint import UNET, CheckpointConfig, CheckpointInfo, begin, commit, latest
 from gen1_train.training.metrics import read_metrics
 from gen1_train.training.run import train
 from gen1_train.training.stages import StageConfig, stage_unet
@@ -72,7 +72,7 @@ def make_start(tree: Path, estimators: dict[str, Any]) -> Path:
     torch.manual_seed(0)
     weights = SpatioTemporalUNet(stage_unet(config.model, config.stage)).state_dict()
     info = CheckpointInfo("4", 10, finished=True, estimators=estimators)
-    commit(begin(tree / "stage4", 10), weights, config.to_yaml(), info, keep=1)
+    commit(begin(tree / "stage4", 10), {UNET: weights}, config.to_yaml(), info, CheckpointConfig())
     return tree / "stage4"
 
 

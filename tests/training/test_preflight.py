@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from gen1_train.config import TrainConfig
 from gen1_train.data.shards import Manifest
 from gen1_train.errors import UserError
 from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
-from gen1_train.training.checkpoint import CheckpointInfo, begin, commit
+from gen1_train.training.checkpoint import UNET, CheckpointConfig, CheckpointInfo, begin, commit
 from gen1_train.training.preflight import (
     check_start,
     load_autoencoder,
@@ -106,7 +107,8 @@ def started(tree: Path, number: int, estimators: dict[str, Any]) -> TrainConfig:
     before = STAGES[number - 1] if number > 3 else replace(STAGES[3], name="2", temporal=False)
     recorded = TrainConfig(before, model=UNetConfig(content_dim=WIDTH)).to_yaml()
     info = CheckpointInfo(before.name, before.steps, finished=True, estimators=estimators)
-    commit(begin(run_folder(tree, before.name), before.steps), {}, recorded, info, keep=1)
+    tensors: dict[str, dict[str, Tensor]] = {UNET: {}}
+    commit(begin(run_folder(tree, before.name), before.steps), tensors, recorded, info, CheckpointConfig())
     made = replace(config(), stage=STAGES[number], output=str(tree.parent), name=tree.name)
     made.data.root = "SET"
     return made
@@ -198,7 +200,8 @@ def test_a_stage_refuses_a_start_that_no_shape_tells_apart(tmp_path, start, chan
     unet = SpatioTemporalUNet(stage_unet(model, STAGES[start]))
     temporary = begin(run_folder(tmp_path, str(start)), 0)
     recorded = TrainConfig(STAGES[start], model=model).to_yaml()
-    commit(temporary, unet.state_dict(), recorded, CheckpointInfo(str(start), 0, finished=True), keep=1)
+    info = CheckpointInfo(str(start), 0, finished=True)
+    commit(temporary, {UNET: unet.state_dict()}, recorded, info, CheckpointConfig())
     after = replace(STAGES[start + 2], predecessor=str(start))
     build_unet(model, after, InitConfig(), tmp_path, 0)
     with pytest.raises(UserError, match=f"is not of the chosen model: {next(iter(change))}"):

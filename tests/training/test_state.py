@@ -11,7 +11,16 @@ from safetensors.torch import load_file, save_file
 from gen1_train.config import TrainConfig
 from gen1_train.errors import UserError
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
-from gen1_train.training.checkpoint import OPTIMIZER, UNET, CheckpointInfo, begin, commit, latest
+from gen1_train.training.checkpoint import (
+    OPTIMIZER,
+    UNET,
+    CheckpointConfig,
+    CheckpointInfo,
+    begin,
+    commit,
+    latest,
+    sha256,
+)
 from gen1_train.training.metrics import read_metrics
 from gen1_train.training.run import train
 from gen1_train.training.stages import StageConfig, stage_unet
@@ -32,7 +41,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     start = SpatioTemporalUNet(stage_unet(TINY, before)).state_dict()
     info, recorded = CheckpointInfo("2", 1, finished=True), TrainConfig(before, model=TINY).to_yaml()
-    commit(begin(root / "start", 1), start, recorded, info, keep=1)
+    commit(begin(root / "start", 1), {UNET: start}, recorded, info, CheckpointConfig())
     train(config(root, "half", 2))
     train(config(root, "whole", 4))
     return root
@@ -104,10 +113,10 @@ def test_moments_that_are_not_those_of_the_model_are_refused_by_name(root):
     bias = moments.pop("conv_in.bias.exp_avg")
     moments["conv_in.bias.exp_mean"] = bias
     moments["conv_out.bias.exp_avg"] = torch.zeros(3)
-    size = path.stat().st_size
+    info, before = path.with_name("checkpoint.json"), (path.stat().st_size, sha256(path))
     save_file(moments, path)
-    info = path.with_name("checkpoint.json")
-    info.write_text(info.read_text().replace(str(size), str(path.stat().st_size)))
+    for old, new in zip(before, (path.stat().st_size, sha256(path))):
+        info.write_text(info.read_text().replace(str(old), str(new)))
     with pytest.raises(UserError) as error:
         train(other)
     for words in (
