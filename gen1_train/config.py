@@ -21,6 +21,7 @@ from gen1_train.training.guard import GuardConfig
 from gen1_train.training.module import DiffusionConfig, OptimConfig
 from gen1_train.training.stages import RESETS, InitConfig, StageConfig
 from gen1_train.training.strategy import StrategyConfig
+from gen1_train.training.validation import ValidationConfig
 
 
 @dataclass
@@ -52,6 +53,7 @@ class TrainConfig:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -96,6 +98,8 @@ def check(config: TrainConfig) -> None:
         "guard.sigmas": config.guard.sigmas,
         "guard.window": config.guard.window,
         "guard.in_a_row": config.guard.in_a_row,
+        "validation.clips": config.validation.clips,
+        "validation.edit_steps": config.validation.edit_steps,
         "log.every": config.log.every,
         "optim.lr": config.optim.lr,
         "diffusion.noise.steps": config.diffusion.noise.steps,
@@ -115,6 +119,9 @@ def check(config: TrainConfig) -> None:
         "data.workers": config.data.workers,
         "stage.steps": config.stage.steps,
         "guard.records": config.guard.records,
+        "validation.every": config.validation.every,
+        "validation.edit_every": config.validation.edit_every,
+        "validation.edits": config.validation.edits,
         "checkpoint.keep_hours": config.checkpoint.keep_hours,
         "checkpoint.patience_seconds": config.checkpoint.patience_seconds,
     }

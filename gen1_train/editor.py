@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from gen1_train import keyed
-from gen1_train.diffusion.content import content_tokens
-from gen1_train.diffusion.guidance import GuidanceConfig, guided
-from gen1_train.diffusion.sampler import ddim
+from gen1_train.diffusion.editing import sample_clip
+from gen1_train.diffusion.guidance import GuidanceConfig
 from gen1_train.diffusion.schedule import NoiseConfig, NoiseSchedule
-from gen1_train.diffusion.structure import MAX_LEVEL, degrade, level_channels
+from gen1_train.diffusion.structure import MAX_LEVEL, degrade
 from gen1_train.errors import UserError
 from gen1_train.estimators.clip import ClipConfig, ClipEncoder
 from gen1_train.estimators.structure import StructureEstimator, build_structure, structure_config
@@ -106,26 +105,11 @@ class Editor:
         latents = torch.empty_like(encoded)
         for start in window_starts(n, self.window):
             part = slice(start, start + self.window)
-            latents[part] = self._sample(noise, encoded[part], content, config, on_step)
+            latents[part] = sample_clip(
+                *(self.unet, noise[: len(encoded[part])], encoded[part], config.t_s, content.to(self.device)),
+                *(self.schedule, config.steps, config.guidance, on_step),
+            )
         return to_pixels(self.autoencoder.decode(latents)).cpu().numpy()
-
-    def _sample(
-        self, noise: Tensor, structure: Tensor, content: Tensor, config: SamplingConfig, on_step: Callable[[], object]
-    ) -> Tensor:
-        n, _, h, w = structure.shape
-        level = torch.tensor([config.t_s], device=self.device)
-        condition = torch.cat([structure[None], level_channels(level, (n, h, w))], dim=2)  # 1 n 8 h w
-
-        def denoise(z: Tensor, timesteps: Tensor) -> Tensor:
-            def predict(z: Tensor, with_content: list[bool], temporal: bool) -> Tensor:
-                dropped = torch.tensor([not flag for flag in with_content], device=self.device)
-                tokens = content_tokens(content.to(self.device).expand(len(z), -1), dropped)
-                inputs = torch.cat([z, condition.expand(len(z), *condition.shape[1:])], dim=2)
-                return self.unet(inputs, timesteps.expand(len(z)), tokens, temporal=temporal)
-
-            return guided(predict, z, config.guidance)
-
-        return ddim(denoise, noise[None, :n], self.schedule, config.steps, lambda done: on_step())[0]
 
 
 def load_estimators(

@@ -19,6 +19,8 @@ TRAIN = [
     "log.every=1",
     "optim.warmup_steps=2",
     "checkpoint.keep=10",
+    "validation.every=0",
+    "validation.edit_every=0",
 ]
 
 

@@ -31,7 +31,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "gen1_train.video": LEAVES,
     "gen1_train.data": LEAVES,
     "gen1_train.training": LEAVES
-    | {"gen1_train.model", "gen1_train.diffusion", "gen1_train.data", "gen1_train.config"},
+    | {"gen1_train.model", "gen1_train.diffusion", "gen1_train.data", "gen1_train.config"}
+    | {"gen1_train.video.encode", "gen1_train.video.probe"},  # previews are files that people look at
     **{name: {"gen1_train"} for name in ENTRY - {"gen1_train.cli"}},
     "data_tools": LEAVES
     | {

@@ -46,3 +46,15 @@ def draw(seed: int, batch: Batch, timesteps: int, max_level: int, drop_rate: flo
         noise=torch.stack([normal(shape, *key, "noise") for key in keys]),
         posterior=torch.stack([normal(shape, *key, "posterior") for key in keys]),
     )
+
+
+def fixed_draw(seed: int, batch: Batch, timesteps: int, max_level: int, drop_rate: float) -> Draws:
+    """The draws for validation: always the same, of a clip's copies one in the middle of each part of the timesteps.
+
+    All copies share frame and t_s, which go by the batch's step, and none is without content.
+    """
+    draws, copies = draw(seed, batch, timesteps, max_level, 0.0), len(batch.slots)
+    draws.timesteps = torch.tensor([(2 * i + 1) * timesteps // (2 * copies) for i in range(copies)])
+    draws.levels = torch.full((copies,), batch.step % (max_level + 1))
+    draws.frames = draws.frames[:1].expand(copies)
+    return draws

@@ -25,7 +25,7 @@ from gen1_train.errors import UserError
 from gen1_train.frozen import autocast
 from gen1_train.model.autoencoder import Autoencoder, sample_latents, to_signed
 from gen1_train.model.unet import SpatioTemporalUNet
-from gen1_train.training.draws import Choices, draw
+from gen1_train.training.draws import Choices, Draws, draw, fixed_draw
 
 
 @dataclass
@@ -105,6 +105,10 @@ class Gen1Module(LightningModule):
         return (frames, "image_embedding", *((structure,) if self.structure else ()))
 
     @property
+    def autoencoder(self) -> Autoencoder | None:
+        return self._autoencoder[0]
+
+    @property
     def encodes_structure(self) -> bool:
         """The structure goes through the autoencoder in every step: no shard holds it as it is needed."""
         return self.max_level > 0 or not self.cached
@@ -127,12 +131,23 @@ class Gen1Module(LightningModule):
         """The loss of each sample: (b,). A pure function of the weights and of the batch's (seed, step, slots)."""
         return self.observe(batch).losses
 
-    def observe(self, batch: Batch) -> Observed:
-        """The losses, with what was drawn for them."""
+    @override
+    def validation_step(self, batch: Batch) -> Observed:  # type: ignore[override]
+        """The losses at fixed noise and fixed timesteps; see training.validation, which calls it."""
+        return self.observe(batch, fixed_draw)
+
+    @override
+    def predict_step(self, latents: Tensor, timesteps: Tensor, content: Tensor, temporal: bool) -> Tensor:
+        """v of the UNet, as diffusion.editing's Network; see training.previews, which calls it."""
+        dtype = self.unet.conv_in.weight.dtype  # bfloat16 under ZeRO in bf16-mixed; else autocast does what is needed
+        return self.unet(latents.to(dtype), timesteps, content.to(dtype), temporal=temporal).float()
+
+    def observe(self, batch: Batch, choose: Callable[..., Draws] = draw) -> Observed:
+        """The losses, with what was drawn for them by `choose`."""
         assert self._schedule is not None
         moments = self.moments(batch)
         batch = replace(batch, moments=moments)
-        cpu_draws = draw(
+        cpu_draws = choose(
             self.seed, batch, self._schedule.steps, self.max_level if self.structure else 0, self.diffusion.drop_content
         )
         draws = cpu_draws.to(moments.device)
@@ -145,8 +160,7 @@ class Gen1Module(LightningModule):
             inputs = torch.cat([inputs, self.structure_latents(batch, draws.levels), levels], dim=2)
         rows = torch.arange(len(draws.frames), device=draws.frames.device)
         content = content_tokens(batch.embeddings[rows, draws.frames], draws.dropped)
-        dtype = self.unet.conv_in.weight.dtype  # bfloat16 under ZeRO in bf16-mixed; else autocast does what is needed
-        prediction = self.unet(inputs.to(dtype), draws.timesteps, content.to(dtype), temporal=batch.kind == "video")
+        prediction = self.predict_step(inputs, draws.timesteps, content, temporal=batch.kind == "video")
         losses = per_sample_loss(prediction, v_from(latents, draws.noise, alpha, sigma))
         return Observed(batch.step, batch.slots, batch.keys, losses, cpu_draws.choices)
 

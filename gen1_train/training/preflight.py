@@ -106,6 +106,34 @@ def _described(estimator: dict[str, Any]) -> str:
     return f"{kind}{estimator.get('config')} (fingerprint {str(estimator.get('fingerprint'))[:12]})"
 
 
+def open_validation(config: TrainConfig, shards: ShardSet) -> ShardSet | None:
+    """Where validation clips come from: a set of their own, or the training set; None if there is no validation.
+
+    Raises UserError when the set of their own was made by other estimators than the training set.
+    """
+    settings = config.validation
+    if not (settings.every or settings.edit_every):
+        return None
+    if settings.root is None:
+        if config.data.cache is None:
+            return shards
+        print(
+            "gen1-train: warning: there is no validation: with data.cache only coming shards are on this machine; add "
+            "validation.root=FOLDER, or validation.every=0 validation.edit_every=0",
+            flush=True,
+        )
+        return None
+    held_out = ShardSet(settings.root)
+    for name, made_by in shards.manifest.estimators.items():
+        other = held_out.manifest.estimators.get(name, {})
+        if any(other.get(part) != made_by.get(part) for part in ("kind", "fingerprint", "stored")):
+            raise UserError(
+                f"validation.root={settings.root} was made with another {name} estimator than {config.data.root}: make "
+                "it with the same recipe, or leave it out"
+            )
+    return held_out
+
+
 def load_autoencoder(encoding: dict[str, Any]) -> Autoencoder:
     """The autoencoder that made the set's latents. Raises UserError when the one found there now is another."""
     autoencoder = Autoencoder(AutoencoderConfig(**encoding["config"]))

@@ -18,12 +18,14 @@ from gen1_train.config import LogConfig, TrainConfig, check
 from gen1_train.data.schedule import Schedule
 from gen1_train.data.shards import Manifest, ShardSet
 from gen1_train.data.state import capture
+from gen1_train.errors import UserError
 from gen1_train.files import write_atomically
 from gen1_train.model.pretrained import WeightReport, check_keys, check_same_family, load_weights
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training import checkpoint
 from gen1_train.training.agreement import Agreement, code_hash
 from gen1_train.training.datamodule import Gen1DataModule
+from gen1_train.training.ema import name_of
 from gen1_train.training.ending import Ending
 from gen1_train.training.guard import Guard
 from gen1_train.training.measure import BatchFlops, Measure
@@ -36,13 +38,16 @@ from gen1_train.training.preflight import (
     micro_clips,
     open_data,
     open_schedule,
+    open_validation,
     process_count,
 )
+from gen1_train.training.previews import Previews
 from gen1_train.training.saving import Averaging, Begin, SaveCheckpoints, begin_counters
 from gen1_train.training.stages import RESETS, build_unet, inherited, read_recorded, run_folder, stage_unet
 from gen1_train.training.state import moments_of
 from gen1_train.training.strategy import build_strategy
 from gen1_train.training.throughput import step_flops
+from gen1_train.training.validation import Validation
 
 say = rank_zero_only(lambda line: print(f"gen1-train: {line}", flush=True))
 
@@ -104,6 +109,7 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
         Guard(config.guard, counters, run, resolved, say, measure.gradient),
         Averaging(counters, decays),
         measure,
+        *validating(config, run, shards, module, "video" if schedule.share < 1 else "image"),
         SaveCheckpoints(run, config.checkpoint, stage.steps, counters, resolved, describe, ending.fail),
     ]
     trainer = build_trainer(config, run, start, processes, strategy, callbacks)
@@ -117,6 +123,24 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
     if trainer.interrupted:
         raise KeyboardInterrupt
     say(f"stage {stage.name} is finished: {checkpoint.find_checkpoint(run).path}")
+
+
+def validating(config: TrainConfig, run: Path, shards: ShardSet, module: Gen1Module, kind: str) -> list[Callback]:
+    """Validation loss and previews, as the config wants them; `kind` of samples, video or image."""
+    settings, steps, found = config.validation, config.stage.steps, list[Callback]()
+    held_out = open_validation(config, shards)
+    if held_out is None:
+        return found
+    average = name_of(config.ema.decays[0]) if config.ema.decays else None
+    if settings.every:
+        found.append(Validation(settings, held_out, kind, steps, average))
+    if settings.edit_every and settings.edits and config.stage.temporal:
+        try:
+            autoencoder = module.autoencoder or load_autoencoder(shards.manifest.estimators["autoencoder"])
+        except UserError as error:  # training from latents could go on without it
+            raise UserError(f"validation clips cannot be edited: {error}; or set validation.edit_every=0") from error
+        found.append(Previews(settings, held_out, steps, average, autoencoder, run, say))
+    return found
 
 
 def build_module(
@@ -205,6 +229,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", ".*persistent_workers.*")
+    warnings.filterwarnings("ignore", ".*You defined a `validation_step` but have no `val_dataloader`.*")
     warnings.filterwarnings("ignore", ".*configure_gradient_clipping.*")
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
