@@ -2,7 +2,8 @@
 
 Left alone the others would wait in a collective until it times out, after half an hour, or crash in it, each with a
 traceback that buries the line. So the rank that fails says so in the store through which the ranks met, and each rank
-listens there in a thread: its main thread may be stuck in the collective.
+listens there in a thread: its main thread may be stuck in the collective. Of a rank that was killed the others say it,
+see training.heartbeats.
 """
 
 import multiprocessing
@@ -21,8 +22,10 @@ from typing_extensions import override
 
 from gen1_train.errors import UserError
 from gen1_train.training.datamodule import Gen1DataModule
+from gen1_train.training.heartbeats import SILENCE, Heartbeats
 
 TICK = 0.5  # seconds between two looks into the store
+GRACE = 10.0  # seconds in which the end of training may follow that of rank 0
 FAILED, CODE = "gen1-train/failed", "gen1-train/exit-code"  # in the store: how many ranks failed, the first one's code
 
 
@@ -31,6 +34,7 @@ class Ending(Callback):
 
     def __init__(self) -> None:
         self._store: torch.distributed.Store | None = None  # None: this process is alone
+        self._rank, self._world = 0, 1
         self._listener = threading.Thread(target=self._listen, name="ending", daemon=True)
         self._children: list[Popen[bytes]] = []  # the other ranks of this machine, if this one started them
         self._speaks = threading.Event()
@@ -41,6 +45,7 @@ class Ending(Callback):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             self._store = _get_default_store().clone()
             self._store.set_timeout(timedelta(seconds=10))  # of half an hour, if rank 0's machine is gone
+            self._rank, self._world = trainer.global_rank, trainer.world_size
             self._children = getattr(trainer.strategy.launcher, "procs", [])
             self._listener.start()
 
@@ -58,6 +63,8 @@ class Ending(Callback):
             return
         if isinstance(exception, UserError):
             self.fail(exception)
+        if any(word in str(exception).lower() for word in ("gloo", "nccl")):
+            self._listener.join(SILENCE + 10)  # another rank failed or is gone: it ends the process with that line
         self._speak(code=1)
         time.sleep(2 * TICK)
 
@@ -90,16 +97,33 @@ class Ending(Callback):
         assert self._store is not None
         store = self._store.clone()  # each thread needs its own
         try:
+            hearts = Heartbeats(store, self._rank, self._world)
             while not store.check([CODE]):
                 if self._over.wait(TICK):
                     return
+                hearts.beat()
+                lost = hearts.lost()
+                # one that ended itself has spoken before
+                if lost is not None and not self._over.is_set() and not store.check([CODE]):
+                    self._leave_behind(lost, first=store.add(FAILED, 1) == 1)
             code = int(store.get(CODE))
-        except torch.distributed.DistError:
-            return  # rank 0, which has the store, is gone
+        except torch.distributed.DistError:  # rank 0, which has the store, has ended
+            if not self._over.wait(GRACE):
+                self._leave_behind("rank 0 is gone: it was killed, or its machine is", first=self._rank == 1)
+            return
         self._children.clear()
         if not self._speaks.is_set():
             time.sleep(TICK)  # by then all have heard
             leave(code)
+
+    def _leave_behind(self, lost: str, first: bool) -> NoReturn:
+        """Ends this process because another one is gone; the `first` to notice says so, the others notice, too."""
+        self._children.clear()
+        if first:
+            line = f"{lost}; call the same command again to go on from the newest checkpoint"
+            print(f"\ngen1-train: error: {line}", file=sys.stderr, flush=True)
+        time.sleep(2 * TICK)
+        leave(1)
 
 
 def leave(code: int) -> NoReturn:

@@ -1,5 +1,7 @@
 """One rank fails while the other one waits for it: both end at once, and only the one that failed speaks."""
 
+import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -66,3 +68,20 @@ def just_train(rank: int) -> None:
 def test_training_that_is_over_ends_by_itself(tmp_path: Path) -> None:
     codes, said = run_pair(just_train, tmp_path)
     assert codes == [3, 3] and not lines(said, "error")
+
+
+def be_killed(rank: int, victim: int) -> None:
+    def step(number: int) -> None:
+        if number == 1 and rank == victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train_small(step)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_is_killed_is_named_and_nobody_waits_for_it(tmp_path: Path, victim: int) -> None:
+    codes, said = run_pair(be_killed, tmp_path, victim)
+    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 1, said
+    (line,) = lines(said, "error")
+    assert line.startswith(f"gen1-train: error: rank {victim} ") and "is gone" in line and "go on" in line
+    assert not lines(said, "Traceback")
