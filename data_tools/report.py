@@ -12,7 +12,13 @@ from typing import Any
 import yaml
 
 from data_tools.failures import FAILURES, Failure, read_failures
-from data_tools.report_page import (
+from data_tools.report_charts import histogram
+from data_tools.report_sheet import SHEET_STYLE, contact_sheet
+from data_tools.stats import DURATION_EDGES, MEMBER_KINDS, MOTION_EDGES, Stats
+from gen1_train.data.shards import MANIFEST, Manifest, ShardSet
+from gen1_train.errors import UserError
+from gen1_train.files import write_atomically
+from gen1_train.page import (
     NOTHING,
     Child,
     Html,
@@ -20,7 +26,6 @@ from data_tools.report_page import (
     bar,
     duration,
     element,
-    histogram,
     join,
     note,
     number,
@@ -31,13 +36,9 @@ from data_tools.report_page import (
     shorten,
     size,
     table,
+    tiles,
     warning,
 )
-from data_tools.report_sheet import contact_sheet
-from data_tools.stats import DURATION_EDGES, MEMBER_KINDS, MOTION_EDGES, Stats
-from gen1_train.data.shards import MANIFEST, Manifest, ShardSet
-from gen1_train.errors import UserError
-from gen1_train.files import write_atomically
 
 REPORT = "report.html"
 MOST_SAMPLES = 200  # on the contact sheet
@@ -68,7 +69,8 @@ def write_report(root: Path, samples: int = 24, seed: int = 0) -> Path:
         raise UserError(f"samples={samples} is not in 0..{MOST_SAMPLES}: the page has to stay small")
     shards = ShardSet(root)
     name = root.resolve().name
-    content = page(f"{name} · gen1-data", *sections(shards, name, contact_sheet(shards, samples, seed)))
+    parts = sections(shards, name, contact_sheet(shards, samples, seed))
+    content = page(f"{name} · gen1-data", *parts, style=SHEET_STYLE)
     path = root / REPORT
     try:
         write_atomically(path, content)
@@ -110,11 +112,10 @@ def header(root: Path, name: str, manifest: Manifest, stats: Stats | None) -> Ht
     if stats:
         facts["of video decoded"] = duration(stats.milliseconds / 1000)
         facts["of the samples have a caption"] = percent(stats.captioned, sum(stats.samples.values()))
-    tiles = [element("div", element("b", value), element("span", of)) for of, value in facts.items()]
     return join(
         element("h1", name),
         note(f"Frozen {frozen:%Y-%m-%d %H:%M} UTC", *hashes),
-        element("div", *tiles, class_="facts"),
+        tiles(facts),
     )
 
 

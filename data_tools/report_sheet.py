@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_tools.report_page import Child, Html, element, note, number, section, shorten
 from gen1_train.batch import Sample, SampleError
 from gen1_train.data.shards import ShardSet
 from gen1_train.errors import UserError
 from gen1_train.keyed import permutation
+from gen1_train.page import Child, Html, element, note, number, section, shorten
 
 STRIP_WIDTH = 800  # pixels: of a clip as many frames are shown, evenly spread, as fit in there
 GAP = 3  # pixels between the pictures of a strip
@@ -130,3 +130,16 @@ def montage(rows: list[np.ndarray], height: int) -> Image.Image:
             small = Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS)
             sheet.paste(small, (x * (width + GAP), y * (height + GAP)))
     return sheet
+
+
+SHEET_STYLE = """
+.sheet { display: grid; gap: 1.2rem 1rem; }
+.video { grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); }
+.image { grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); }
+.sheet img { display: block; max-width: 100%; height: auto; }
+.sheet figcaption { margin-top: .3rem; line-height: 1.4; overflow-wrap: anywhere; }
+.sheet q { color: var(--ink); display: block; unicode-bidi: isolate; }
+.damaged { border: 1px dashed var(--alarm); color: var(--alarm); padding: .8rem; font-size: .87rem;
+  overflow-wrap: anywhere; }
+@media print { .video { grid-template-columns: 1fr 1fr; } .image { grid-template-columns: repeat(5, 1fr); } }
+"""

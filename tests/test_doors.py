@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OURS = ("gen1_train", "data_tools", "miniature")
 
-LEAVES = {f"gen1_train.{name}" for name in ("errors", "files", "keyed", "batch", "frozen", "remote")}
+LEAVES = {f"gen1_train.{name}" for name in ("errors", "files", "keyed", "batch", "frozen", "remote", "page")}
 ENTRY = {
     f"gen1_train.{name}" for name in ("train", "edit", "editor", "cli", "config", "evaluate", "export", "exporter")
 }
@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "gen1_train.files": set(),
     "gen1_train.keyed": set(),
     "gen1_train.batch": set(),
+    "gen1_train.page": set(),
     "gen1_train.frozen": {"gen1_train.errors"},
     "gen1_train.remote": {"gen1_train.errors"},
     "gen1_train.cli": {"gen1_train.errors", "gen1_train.cli_help"},

@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_tools.failures import FAILURES, Failure, to_lines
 from data_tools.report import BATCH_CLIPS, REPORT, STAGES, batch_sizes, obstacles, write_report
-from data_tools.report_page import Html, duration, element, histogram, number, shorten, size, table
+from data_tools.report_charts import histogram
 from data_tools.report_sheet import draw, picture
 from data_tools.stats import STATS, Histogram, Stats
 from gen1_train.batch import Pool
@@ -23,6 +23,7 @@ from gen1_train.data.loader import DataConfig
 from gen1_train.data.schedule import Schedule, Settings
 from gen1_train.data.shards import MANIFEST, Manifest, PoolShards, Shard, ShardSet
 from gen1_train.errors import UserError
+from gen1_train.page import Html, duration, element, number, shorten, size, table
 from tests.made import make_sample, make_shard_set
 
 CONF = Path(__file__).parents[2] / "conf"

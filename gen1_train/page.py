@@ -1,15 +1,17 @@
-"""What the report is drawn with: HTML that escapes by itself, tables, bars, SVG histograms, the style sheet.
+"""What the pages of gen1-data and gen1-train are made with: HTML that escapes by itself, tables, numbers, style.
 
 Whatever is not `Html` is text and is escaped where it enters an element: no name, caption or reason becomes markup.
 """
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from base64 import b64encode
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
 from html import escape
 
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
-VOID = ("br", "img", "meta", "rect", "line")  # elements without an end tag
+VOID = ("br", "img", "meta", "rect", "line", "path")  # elements without an end tag
 
 
 class Html(str):
@@ -56,6 +58,12 @@ def warning(*children: Child) -> Html:
     return element("p", *children, class_="warning")
 
 
+def tiles(facts: Mapping[str, str]) -> Html:
+    """The few numbers that one asks for first: what is counted -> the value."""
+    shown = [element("div", element("b", value), element("span", of)) for of, value in facts.items()]
+    return element("div", *shown, class_="facts")
+
+
 def table(headings: Sequence[str], rows: Iterable[Sequence[Child]]) -> Html:
     """A table; numbers stand at the right, and so does the heading of a column that begins with one."""
     body = [list(row) for row in rows]
@@ -79,34 +87,6 @@ def bar(share: float) -> Html:
     """A bar that fills `share` (0..1) of its cell; what is not nothing can be seen."""
     width = f"{max(share * 100, 0.5 if share else 0):.1f}%"
     return element("span", element("span", style=f"width:{width}"), class_="bar")
-
-
-def histogram(title: str, unit: str, counts: Sequence[int], ticks: Sequence[tuple[float, str]]) -> Html:
-    """A figure with a bar for each count, as inline SVG. A tick stands at a place in bins: 1.0 is the end of bin 0."""
-    left, top, width, height = 36, 12, 310, 130  # of the plot, in units of the view box
-    each, highest = width / len(counts), _round_up(max(counts, default=0))
-    shapes: list[Html] = []
-    for value in (0, highest // 2, highest) if highest > 1 else (0, highest):
-        y = top + height * (1 - value / highest)
-        shapes.append(element("line", x1=left, x2=left + width, y1=f"{y:.1f}", y2=f"{y:.1f}", class_="grid"))
-        shapes.append(element("text", short(value), x=left - 5, y=f"{y + 4:.1f}", text_anchor="end"))
-    for i, count in enumerate(counts):
-        size = max(height * count / highest, 1.5) if count else 0
-        box = {"x": f"{left + i * each + 1:.1f}", "y": f"{top + height - size:.1f}", "width": f"{each - 2:.1f}"}
-        shapes.append(element("rect", **box, height=f"{size:.1f}", class_="column"))
-    for place, label in ticks:
-        x = f"{left + place * each:.1f}"
-        shapes.append(element("text", label, x=x, y=top + height + 17, text_anchor="middle"))
-    shapes.append(element("text", unit, x=left + width / 2, y=top + height + 37, text_anchor="middle", class_="unit"))
-    label = f"{title}: {', '.join(str(count) for count in counts)}"
-    svg = element("svg", *shapes, viewBox="0 0 360 184", role="img", aria_label=label)
-    return element("figure", element("figcaption", title), svg)
-
-
-def _round_up(count: int) -> int:
-    """The next of 1, 2, 4, 6, 8, 10, 20, 40, ...: the end of an axis, with a whole number in its middle."""
-    power = 10 ** max(0, math.ceil(math.log10(count)) - 1) if count > 1 else 1
-    return next(step * power for step in (1, 2, 4, 6, 8, 10) if step * power >= count)
 
 
 def number(value: float) -> Number:
@@ -154,19 +134,28 @@ def shorten(value: object, longest: int = 300) -> str:
     return whole if len(whole) <= longest else f"{whole[:longest]}…"
 
 
-def page(title: str, *children: Child) -> bytes:
-    """A whole page in UTF-8. Its policy lets it load nothing and run nothing, whatever is in it."""
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+def page(title: str, *children: Child, style: str = "", script: str = "", videos: bool = False) -> bytes:
+    """A whole page in UTF-8, with rules of its own after the common STYLE.
+
+    Its policy lets it load nothing, but with `videos` those that lie where it lies, and run nothing but `script`,
+    whatever is in it.
+    """
+    policy = ["default-src 'none'", "img-src data:", "style-src 'unsafe-inline'"]
+    if videos:
+        policy.append("media-src 'self' file:")
+    if script:
+        policy.append(f"script-src 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'")
     head = element(
         "head",
         element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
+        element("meta", http_equiv="Content-Security-Policy", content="; ".join(policy)),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
         element("title", title),
-        element("style", Html(STYLE)),
+        element("style", Html(STYLE + style)),
     )
-    body = element("body", element("main", *children))
+    ending = element("script", Html(script)) if script else None
+    body = element("body", element("main", *children), ending)
     return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n".encode()
 
 
@@ -209,14 +198,6 @@ svg { width: 100%; max-width: 30rem; height: auto; display: block; }
 svg text { font: 12px system-ui, sans-serif; fill: var(--quiet); }
 .grid { stroke: var(--hair); }
 .column { fill: var(--fill); }
-.sheet { display: grid; gap: 1.2rem 1rem; }
-.video { grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); }
-.image { grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); }
-.sheet img { display: block; max-width: 100%; height: auto; }
-.sheet figcaption { margin-top: .3rem; line-height: 1.4; overflow-wrap: anywhere; }
-.sheet q { color: var(--ink); display: block; unicode-bidi: isolate; }
-.damaged { border: 1px dashed var(--alarm); color: var(--alarm); padding: .8rem; font-size: .87rem;
-  overflow-wrap: anywhere; }
 summary { cursor: pointer; margin: .6rem 0; }
 pre { background: var(--soft); padding: .8rem 1rem; margin: 0; white-space: pre-wrap; }
 @media (max-width: 40rem) { th, td { padding-right: .55rem; } .stack thead { display: none; }
@@ -227,6 +208,5 @@ pre { background: var(--soft); padding: .8rem 1rem; margin: 0; white-space: pre-
     --alarm: #8a3d06; --alarm-soft: #fff; }
   body { font-size: 10.5pt; } main { max-width: none; padding: 0; } h2, h3 { break-after: avoid; }
   figure, tr, .facts, .warning { break-inside: avoid; }
-  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  .video { grid-template-columns: 1fr 1fr; } .image { grid-template-columns: repeat(5, 1fr); } }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
