@@ -10,6 +10,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from typing_extensions import override
 
 from gen1_train.files import write_atomically
+from gen1_train.training.rows import read_metrics
 
 
 class MetricsCSV(Logger):
@@ -68,12 +69,3 @@ class _Lines:
 
     def __init__(self, lines: list[str]) -> None:
         self.write = lines.append
-
-
-def read_metrics(path: Path) -> list[dict[str, str]]:
-    """The rows of a metrics.csv, without empty cells; none if there is no file. A torn last line is left out."""
-    if not path.exists():
-        return []
-    with open(path, newline="") as stream:
-        rows = [row for row in csv.DictReader(stream) if None not in row and None not in row.values()]
-    return [{name: value for name, value in row.items() if value} for row in rows]

@@ -1,0 +1,50 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gen1_train.training.metrics import MetricsCSV
+from gen1_train.training.rows import read_metrics
+
+
+def test_rows_of_a_step_are_one(tmp_path: Path) -> None:
+    log = MetricsCSV(tmp_path / "metrics.csv", 0)
+    log.log_metrics({"loss": 1.0, "lr": 0.5}, step=10)
+    log.log_metrics({"loss": 0.5}, step=20)
+    log.log_metrics({"val_loss": 0.25, "loss": 0.75}, step=20)
+    log.log_metrics({"loss": 0.125}, step=30)
+    assert read_metrics(tmp_path / "metrics.csv") == [
+        {"step": "10", "loss": "1", "lr": "0.5"},
+        {"step": "20", "loss": "0.75", "val_loss": "0.25"},
+        {"step": "30", "loss": "0.125"},
+    ]
+
+
+def test_a_resume_keeps_what_a_step_has_in_two_rows(tmp_path: Path) -> None:
+    before = MetricsCSV(tmp_path / "metrics.csv", 0)
+    before.log_metrics({"loss": 0.5}, step=20)
+    before.log_metrics({"val_loss": 0.25}, step=20)
+    after = MetricsCSV(tmp_path / "metrics.csv", 20)
+    after.log_metrics({"loss": 0.125}, step=30)
+    assert read_metrics(tmp_path / "metrics.csv") == [
+        {"step": "20", "loss": "0.5", "val_loss": "0.25"},
+        {"step": "30", "loss": "0.125"},
+    ]
+
+
+@pytest.mark.parametrize("torn", ["3", "30,0.1", "30,0.12", "30,0.125,"])
+def test_a_last_line_without_its_end_is_left_out(tmp_path: Path, torn: str) -> None:
+    """Also where it looks whole: 0.12 may have been 0.125."""
+    path = tmp_path / "metrics.csv"
+    path.write_text(f"step,loss\r\n20,0.5\r\n{torn}")
+    assert read_metrics(path) == [{"step": "20", "loss": "0.5"}]
+
+
+def test_no_file_has_no_rows(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path / "metrics.csv") == []
+
+
+def test_reading_needs_no_torch() -> None:
+    code = "import sys, gen1_train.training.rows; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
