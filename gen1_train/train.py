@@ -1,13 +1,39 @@
-"""`gen1-train`: one training stage."""
+"""`gen1-train`: one training stage, or what a first setting of COMMANDS asks for."""
+
+import sys
 
 from gen1_train.cli import run_app
 
+COMMANDS = {
+    "report=RUN": "one HTML page about a run folder or a run tree: all panels, from its metrics.csv",
+    "dashboard=ENTITY/PROJECT": "the same panels as a saved view of a W&B project",
+}
+
 
 def main() -> None:
+    """Runs the command that a setting names, else a stage; what is not needed is not imported."""
+    for argument in sys.argv[1:]:
+        match argument.partition("="):
+            case "report", "=", _:
+                from gen1_train.training.report_page import RunReportConfig, report
+
+                return run_app("gen1-train", "run_report", RunReportConfig, report)
+            case "dashboard", "=", _:
+                from gen1_train.training.dashboard import DashboardConfig, dashboard
+
+                return run_app("gen1-train", "dashboard", DashboardConfig, dashboard)
     from gen1_train.config import TrainConfig
     from gen1_train.training.run import train
 
     run_app("gen1-train", "train", TrainConfig, train)
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(command_list())
+
+
+def command_list() -> str:
+    """What stands at the end of `gen1-train --help`."""
+    lines = [f"  {setting:25s} {meaning}" for setting, meaning in COMMANDS.items()]
+    return "\n".join(["", "instead of a stage (each with a --help of its own):", *lines])
 
 
 if __name__ == "__main__":
