@@ -60,6 +60,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "lightning_fabric": ("gen1_train.training",),
     "deepspeed": ("gen1_train.training",),
     "wandb": ("gen1_train.training",),
+    "wandb_workspaces": ("gen1_train.training.dashboard",),
     "decord": ("gen1_train.video",),
     "av": ("gen1_train.video", "miniature"),
     "open_clip": ("gen1_train.estimators.clip", "miniature"),
