@@ -30,7 +30,7 @@ class Scale:
             if 3 <= len(found) <= 6:
                 break
         if len(found) < 3:
-            found = [value for value in round_numbers(low, high, 4) if value > 0]
+            found = [value for value in round_numbers(low, high, 5) if value > 0]
         elif len(found) > 6:
             found = found[:: math.ceil(len(found) / 6)]
         return [(math.log10(value), label(value)) for value in found]
@@ -44,7 +44,7 @@ def scale_for(values: np.ndarray, log: bool) -> Scale:
     low, high = float(values.min()), float(values.max())
     if log and low > 0:
         bottom, top = math.log10(low), math.log10(high)
-        margin = max((top - bottom) * 0.04, 0.004)
+        margin = max((top - bottom) * 0.04, 0.02)
         return Scale(bottom - margin, top + margin, log=True)
     low, high = min(low, 0.0), max(high, 0.0)
     return Scale(low * 1.04, high * 1.04 or 1.0, log=False)
@@ -60,8 +60,11 @@ def round_numbers(low: float, high: float, about: int) -> list[float]:
 
 
 def label(value: float) -> str:
-    """A value beside an axis, short: 0.15, 3e-5, 12k, 2.5M."""
+    """A value beside an axis, short: 0.15, 5e-4, 12k, 2.5M."""
+    if 0 < abs(value) < 1e-3:
+        digits, _, power = f"{value:.3e}".partition("e")
+        return f"{float(digits):g}e{int(power)}"
     for unit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= unit:
             return f"{value / (1e3 if letter == 'k' else unit):.4g}{letter}"
-    return f"{value:.4g}".replace("e-0", "e-")
+    return f"{value:.4g}"

@@ -19,7 +19,7 @@ from gen1_train.training.run_log import RunLog
 LEFT, TOP, WIDTH, HEIGHT = 42, 16, 312, 130  # of the plot, in units of the view box
 BOX = (LEFT + WIDTH + 6, TOP + HEIGHT + 24)
 COLOURS = 9  # --c0 .. in the style sheet
-FEWEST_TO_SMOOTH = 20  # values of a column
+FEWEST_TO_SMOOTH = 50  # rows of a stage
 MOST_AREAS = 200  # stretches of rows in a stack, each drawn by its means
 
 
@@ -80,7 +80,8 @@ def chart(panel: Panel, timeline: Timeline) -> Html | None:
         drawn = areas(names, timeline)
     else:
         scale = scale_for(np.concatenate(values), panel.log)
-        drawn = [path for i, name in enumerate(names) for path in lines(i, parts[name], panel.style, scale)]
+        kind = kind_of(panel, max(map(len, values)))
+        drawn = [path for i, name in enumerate(names) for path in lines(i, parts[name], kind, scale)]
     lost = np.concatenate([part.lost for name in names for part in parts[name]])
     last = {name: next((part.y[-1] for part in reversed(parts[name]) if len(part.y)), None) for name in names}
     end = max(timeline.starts[-1], 1)
@@ -104,23 +105,28 @@ def chart(panel: Panel, timeline: Timeline) -> Html | None:
     return element("figure", heading, svg, legend(names, last), class_="chart")
 
 
-def lines(number: int, parts: Sequence[Part], style: Style, scale: Scale) -> list[Html]:
-    """A column's raw line, and the smoothed one over it."""
+def kind_of(panel: Panel, rows: int) -> str:
+    """How the values are drawn: as "dots", as a "line", or "raw", thin below a smoothed line."""
+    if panel.style is Style.POINTS:
+        return "dots"
+    return "raw" if panel.style is Style.LINES and rows >= FEWEST_TO_SMOOTH else "line"
+
+
+def lines(number: int, parts: Sequence[Part], kind: str, scale: Scale) -> list[Html]:
+    """A column's values, and the smoothed ones where they are raw; see kind_of."""
     count = sum(len(part.y) for part in parts)
-    smooth = style is Style.LINES and count >= FEWEST_TO_SMOOTH
     raw, smoothed = [], []
     for part in parts:
         if not len(part.y):
             continue
         y, share = scale.place(part.y), len(part.y) / count
         kept = curves.thin(y, max(4, int(curves.MOST_POINTS * share)))
-        raw.append(points(part.x[kept], y[kept], dots=style is Style.POINTS or len(kept) == 1))
-        if smooth:
+        raw.append(points(part.x[kept], y[kept], dots=kind == "dots" or len(kept) == 1))
+        if kind == "raw":
             kept = curves.evenly(len(y), max(2, int(curves.SMOOTH_POINTS * share)))
             smoothed.append(points(part.x[kept], curves.smooth(y)[kept]))
-    kind = "dots" if style is Style.POINTS else "raw" if smooth else "line"
     made = [path(raw, kind, number)]
-    if smooth:
+    if kind == "raw":
         made.append(path(smoothed, "line", number))
     return made
 
@@ -172,7 +178,8 @@ def frame(timeline: Timeline, scale: Scale) -> list[Html]:
         for step in round_numbers(0, end, 5 if len(timeline.logs) == 1 else 8):
             x = LEFT + (start + step) / end * WIDTH
             if start + step <= until and x >= free and (step or not start):
-                made.append(element("text", label(step), x=f"{x:.1f}", y=floor + 16, text_anchor="middle"))
+                anchor = "end" if x > LEFT + WIDTH - 12 else "middle"
+                made.append(element("text", label(step), x=f"{x:.1f}", y=floor + 16, text_anchor=anchor))
                 free = x + 34
     return made
 

@@ -16,7 +16,21 @@ from omegaconf import MISSING
 
 from gen1_train.errors import UserError
 from gen1_train.files import write_atomically
-from gen1_train.page import Html, duration, element, join, note, number, page, plural, section, table, tiles, warning
+from gen1_train.page import (
+    NOTHING,
+    Html,
+    duration,
+    element,
+    join,
+    note,
+    number,
+    page,
+    plural,
+    section,
+    table,
+    tiles,
+    warning,
+)
 from gen1_train.training.chart import LEFT, WIDTH, Timeline, chart
 from gen1_train.training.findings import findings, state
 from gen1_train.training.panels import sections_for
@@ -79,7 +93,7 @@ def facts(log: RunLog, now: datetime) -> dict[str, str]:
         "state": state(log, now),
         "step": f"{log.last_step:,}{planned}",
         "last checkpoint": f"{log.checkpoint:,}" if log.checkpoint is not None else "none",
-        "time so far": duration(float(np.nansum(seconds))) if len(seconds) else "—",
+        "time so far": duration(float(np.nansum(seconds))) if len(seconds) else NOTHING,
         "loss": _last(log, "loss"),
         "validation loss": _last(log, "val_loss_ema" if "val_loss_ema" in log.columns else "val_loss"),
         "samples/s": _last(log, "samples_per_second"),
@@ -90,7 +104,7 @@ def _last(log: RunLog, name: str) -> str:
     """The median of a column's last ten values."""
     values = log.values(name)[-10:]
     values = values[np.isfinite(values)]
-    return number(float(np.median(values))) if len(values) else "—"
+    return number(float(np.median(values))) if len(values) else NOTHING
 
 
 def charts(logs: Sequence[RunLog]) -> Iterator[Html]:

@@ -5,16 +5,17 @@ STYLE = """
   --c7: #7a6a55; --c8: #7f858d; }
 @media (prefers-color-scheme: dark) { :root { --c0: #6f9fd6; --c1: #ee9a62; --c2: #6cc191; --c3: #b795e0;
   --c4: #dcb95a; --c5: #5cc4d2; --c6: #e58ab8; --c7: #b7a68d; --c8: #a6acb4; } }
-.figures { grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); gap: 1.6rem 1.4rem; }
+.figures { grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 1.6rem 1.4rem; }
 .chart svg { max-width: 34rem; touch-action: pan-y; cursor: crosshair; }
 .chart figcaption { line-height: 1.35; margin-bottom: .35rem; }
 .chart figcaption b { color: var(--ink); font-size: .95rem; }
 .about { display: block; min-height: 2.7em; }
 .chart .unit { white-space: nowrap; }
-.chart path { fill: none; vector-effect: non-scaling-stroke; stroke: var(--c); stroke-linejoin: round; }
+.chart path { fill: none; vector-effect: non-scaling-stroke; stroke: var(--c); stroke-linejoin: round;
+  stroke-linecap: round; }
 .chart .raw { stroke-width: 1; opacity: .38; }
 .chart .line { stroke-width: 1.8; }
-.chart .dots { stroke-width: 4; stroke-linecap: round; opacity: .6; }
+.chart .dots { stroke-width: 4; opacity: .6; }
 .chart .area { fill: var(--c); stroke: none; }
 .chart .lost { stroke: var(--alarm); stroke-width: 3; }
 .stage { stroke: var(--quiet); stroke-dasharray: 2 3; }

@@ -1,0 +1,109 @@
+"""What is read of a run folder; what is damaged is said in one line."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gen1_train.errors import UserError
+from gen1_train.training import checkpoint
+from gen1_train.training.run_log import newest_videos, read_run, read_stage
+from tests.training.made_runs import CONFIG, write_run
+
+STEPS = np.arange(10, 60, 10)
+
+
+def made(folder: Path, **options: object) -> Path:
+    columns = {"loss": np.linspace(1, 0.5, 5), "seconds": np.array([50.0, 20, 20, 20, 90])}
+    return write_run(folder, columns, STEPS, **options)  # type: ignore[arg-type]
+
+
+def test_a_run_folder_is_read(tmp_path: Path) -> None:
+    log = read_stage(made(tmp_path / "gen1" / "stage4", checkpoint=(40, False)))
+    assert (log.name, log.stage, log.planned, log.last_step) == ("gen1", "4", 25_000, 50)
+    assert (log.checkpoint, log.finished) == (40, False)
+    assert log.columns["loss"].steps.tolist() == STEPS.tolist() and log.values("loss")[-1] == 0.5
+    assert log.seconds_per_step == 2.0  # neither the first row nor the one with a checkpoint in it
+    assert log.values("nothing").size == 0 and log.config is not None and "25000" in log.config
+
+
+def test_without_settings_the_folders_give_the_names(tmp_path: Path) -> None:
+    log = read_stage(made(tmp_path / "gen1" / "stage3", config=None))
+    assert (log.name, log.stage, log.planned, log.checkpoint, log.finished) == ("gen1", "3", None, None, False)
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2", "a list: [\n", "- 1\n", "stage: 4\nname: [x]\n"])
+def test_settings_that_are_damaged_are_done_without(tmp_path: Path, text: str) -> None:
+    run = made(tmp_path / "gen1" / "stage3")
+    (run / "config.yaml").write_text(text)
+    log = read_stage(run)
+    assert log.planned is None and log.stage == "3" and log.config == text
+
+
+def test_values_that_are_not_finite_are_values(tmp_path: Path) -> None:
+    run = tmp_path / "stage4"
+    run.mkdir()
+    (run / "metrics.csv").write_text("step,loss\n10,nan\n20,inf\n30,0.5\n")
+    assert np.isfinite(read_stage(run).values("loss")).tolist() == [False, False, True]
+
+
+def test_a_tree_has_its_stages_in_order(tmp_path: Path) -> None:
+    for stage in ("2", "10", "4", "prior"):
+        made(tmp_path / f"stage{stage}", config={**CONFIG, "stage": {"name": stage}})
+    (tmp_path / "stage1").mkdir()  # has no rows: it trains nothing
+    assert [log.stage for log in read_run(tmp_path)] == ["2", "4", "10", "prior"]
+    assert [log.stage for log in read_run(tmp_path / "stage4")] == ["4"]
+
+
+def test_the_newest_checkpoint_is_the_one_that_training_writes(tmp_path: Path) -> None:
+    """Read here without torch: so it is held against what the other room writes."""
+    run = made(tmp_path / "stage4")
+    for step in (5, 10):
+        info = checkpoint.CheckpointInfo("4", step, finished=step == 10)
+        checkpoint.commit(checkpoint.begin(run, step), {"weight": torch.zeros(1)}, "", info, keep=2)
+    log = read_stage(run)
+    assert (log.checkpoint, log.finished) == (10, True)
+    (run / "checkpoints" / "step-00000010" / "checkpoint.json").write_text("{")
+    assert read_stage(run).checkpoint == 5
+
+
+DAMAGED = {
+    "a cell": ("step,loss\n10,0.5\n20,0.4x\n", "loss at step 20 is '0.4x', not a number"),
+    "a step": ("step,loss\n10,0.5\nx,0.4\n", "step at step ? is 'x', not a number"),
+    "half a step": ("step,loss\n10.5,0.5\n", "step 10.5 follows step none"),
+    "no step": ("loss\n0.5\n", "step at step ? is '', not a number"),
+    "steps that go back": ("step,loss\n20,0.5\n10,0.4\n", "step 10 follows step 20"),
+    "step nan": ("step,loss\nnan,0.5\n", "step nan follows step none"),
+    "bytes": (b"step,loss\n10,\xff\xfe\n", "cannot be read"),
+    "only a head": ("step,loss\n", "has no whole row yet"),
+    "empty": ("", "has no whole row yet"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_a_damaged_table_is_said(tmp_path: Path, what: str) -> None:
+    content, says = DAMAGED[what]
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as error:
+        read_run(tmp_path)
+    assert says in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_folder_that_is_none_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no such folder"):
+        read_run(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"no metrics.csv in it or in its stages yet"):
+        read_run(tmp_path)
+
+
+def test_the_newest_videos_of_the_last_stage_come_first(tmp_path: Path) -> None:
+    logs = [read_stage(made(tmp_path / f"stage{stage}", config={"stage": {"name": stage}})) for stage in "34"]
+    for stage, step, name in (("3", 100, "a"), ("3", 2000, "a"), ("4", 50, "b"), ("4", 100, "b"), ("4", 100, "a")):
+        folder = tmp_path / f"stage{stage}" / "samples" / f"step-{step:08d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.mp4").touch()
+    (tmp_path / "stage4" / "samples" / "step-00000200").mkdir()  # is being written
+    found = [(heading, [file.stem for file in files]) for heading, files in newest_videos(logs)]
+    assert found == [("stage 4, step 100", ["a", "b"]), ("stage 4, step 50", ["b"]), ("stage 3, step 2,000", ["a"])]
