@@ -5,21 +5,18 @@ from pathlib import Path
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """The rows of a metrics.csv by step, without empty cells; none if there is no file.
+    """One row a step of a metrics.csv, without empty cells; none if there is no file. A torn last line is left out.
 
-    Rows of the same step that follow each other (validation has one of its own) are one; of a cell that both have the
-    later counts. A last line that was torn by a kill is left out.
+    Of rows that stand for one step (validation has one of its own), the later cells count.
     """
     if not path.exists():
         return []
-    with open(path, newline="") as stream:
-        whole = (line for line in stream if line.endswith("\n"))
-        read = [row for row in csv.DictReader(whole) if None not in row and None not in row.values()]
-    rows: list[dict[str, str]] = []
-    for row in read:
+    lines = path.read_bytes().decode().splitlines(keepends=True)
+    rows = csv.DictReader(line for line in lines if line.endswith("\n"))
+    steps: dict[str, dict[str, str]] = {}
+    for row in rows:
+        if None in row or None in row.values():  # torn, and another line after it
+            continue
         cells = {name: value for name, value in row.items() if value}
-        if rows and rows[-1].get("step") == cells.get("step"):
-            rows[-1] |= cells
-        else:
-            rows.append(cells)
-    return rows
+        steps.setdefault(cells.get("step", ""), {}).update(cells)
+    return list(steps.values())
