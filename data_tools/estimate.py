@@ -88,7 +88,8 @@ class Estimators:
             if all(map(math.isfinite, extent)):
                 found.append(((relative * STRUCTURE_MAX).round().numpy().astype(np.uint16), extent))
             else:
-                found.append(SampleError(f"the {self.recipe.structure} estimator gave values that are not finite"))
+                problem = f"the {self.recipe.structure} estimator gave values that are not finite"
+                found.append(SampleError(problem, "not_finite"))
         return found
 
     @torch.no_grad()

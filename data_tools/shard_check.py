@@ -215,7 +215,7 @@ def checked(key: str, name: str, data: bytes, rules: Rules) -> Any:
     except SampleError:
         raise
     except Exception as error:  # whatever a decoder makes of it, the member is at fault and not this program
-        raise SampleError(f"cannot be decoded: {error!r}") from error
+        raise SampleError(f"cannot be decoded: {error!r}", "decode") from error
     stem, _, kind = name.rpartition(".")
     one = replace(rules.pool, frames=1)  # an image is checked as a sample of one frame
     match kind:
@@ -227,7 +227,7 @@ def checked(key: str, name: str, data: bytes, rules: Rules) -> Any:
             validate(Sample(key, **{stem: value}), rules.pool)
             _check_size(stem, value, rules)
         case "json" if not (isinstance(value, dict) and isinstance(value.get("source"), str) and value["source"]):
-            raise SampleError("does not say where the sample comes from: source is missing")
+            raise SampleError("does not say where the sample comes from: source is missing", "missing")
     return value
 
 
@@ -236,7 +236,7 @@ def _check_size(name: str, value: np.ndarray, rules: Rules) -> None:
     wanted: tuple[int, ...] = (rules.width,) if name.endswith("embedding") else rules.latent
     if value.shape[-len(wanted) :] != wanted:
         want = "x".join(map(str, wanted))
-        raise SampleError(f"{name} has the shape {value.shape}, by the manifest it ends with {want}")
+        raise SampleError(f"{name} has the shape {value.shape}, by the manifest it ends with {want}", "shape")
 
 
 def _optional(pool: Pool) -> list[str]:

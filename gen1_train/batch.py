@@ -26,7 +26,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -38,8 +38,21 @@ KEY = re.compile(r"[A-Za-z0-9_-]{1,200}")
 STRUCTURE_MAX = 65535  # 16 bits: 8 would cost 0.2 % of the range
 
 
+# why a sample cannot be used: a part of it is not there, cannot be read from where it lies, has another crc32, cannot be
+# decoded, is not what its pool has, or holds values that are not finite
+Reason = Literal["missing", "read", "checksum", "decode", "shape", "not_finite"]
+REASONS: tuple[Reason, ...] = get_args(Reason)
+
+
 class SampleError(ValueError):
     """A sample that breaks the contract; the message names the member and what is wrong with it."""
+
+    def __init__(self, message: str, reason: Reason) -> None:
+        super().__init__(message, reason)  # both, so that it can travel between processes
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @dataclass(frozen=True)
@@ -127,14 +140,14 @@ def decode_sample(key: str, members: dict[str, bytes]) -> Sample:
     try:
         decoded = {name: decode_member(name, data) for name, data in members.items()}
     except SampleError as error:
-        raise SampleError(f"{key}: {error}") from error
+        raise SampleError(f"{key}: {error}", error.reason) from error
     frames = [decoded[name] for name in sorted(decoded) if name.startswith("frame")]
     planes = [decoded[name] for name in sorted(decoded) if name.startswith("structure") and name.endswith(".png")]
     try:
         sample.frames = np.stack(frames) if frames else None
         sample.structure = np.stack(planes) if planes else None
     except ValueError as error:
-        raise SampleError(f"{key}: its frames are of several sizes") from error
+        raise SampleError(f"{key}: its frames are of several sizes", "shape") from error
     for field in ("moments", "structure_latent", "image_embedding", "text_embedding"):
         setattr(sample, field, decoded.get(f"{field}.npy"))
     sample.caption, sample.meta = decoded.get("caption.txt"), decoded.get("meta.json")
@@ -162,8 +175,8 @@ def decode_member(name: str, data: bytes) -> Any:
             case "json":
                 return json.loads(data)
     except (OSError, ValueError, SyntaxError, RecursionError, Image.DecompressionBombError) as error:
-        raise SampleError(f"member {name} cannot be decoded: {error}") from error
-    raise SampleError(f"member {name} is none that a sample has")
+        raise SampleError(f"member {name} cannot be decoded: {error}", "decode") from error
+    raise SampleError(f"member {name} is none that a sample has", "shape")
 
 
 def _decode_array(data: bytes) -> np.ndarray:
@@ -188,7 +201,8 @@ def _parse_array_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]
 def validate(sample: Sample, pool: Pool) -> None:
     """Checks every field that is there against its pool: shapes, dtypes, finite values. Raises SampleError."""
     if not KEY.fullmatch(sample.key):
-        raise SampleError(f"key {sample.key!r} has characters outside of A-Z a-z 0-9 _ -, or is longer than 200")
+        problem = "has characters outside of A-Z a-z 0-9 _ -, or is longer than 200"
+        raise SampleError(f"key {sample.key!r} {problem}", "shape")
     n, h, w = pool.frames, pool.height, pool.width
     _expect(sample, "frames", np.uint8, (n, h, w, 3))
     _expect(sample, "structure", np.uint16, (n, h, w))
@@ -209,10 +223,10 @@ def _expect(sample: Sample, field: str, dtype: type, shape: tuple[int | None, ..
     if not fits or array.dtype != dtype:
         want = "x".join("*" if size is None else str(size) for size in shape)
         raise SampleError(
-            f"{sample.key}: {field} is {array.dtype} {array.shape}, the pool has {np.dtype(dtype)} {want}"
+            f"{sample.key}: {field} is {array.dtype} {array.shape}, the pool has {np.dtype(dtype)} {want}", "shape"
         )
     if array.dtype == np.float16 and not _finite(array):
-        raise SampleError(f"{sample.key}: {field} holds values that are not finite")
+        raise SampleError(f"{sample.key}: {field} holds values that are not finite", "not_finite")
 
 
 def _finite(array: np.ndarray) -> bool:
@@ -248,7 +262,8 @@ class Batch:
     structure_latents: Tensor | None = None  # float32 (b, n, c, h/f, w/f): latent of the structure at t_s = 0, scaled
     structure: Tensor | None = None  # float32 (b, n, h, w) in [0, 1], for depth 1 is nearest; to be encoded now
     frames: Tensor | None = None  # uint8 (b, n, h, w, 3), to be encoded now; None in a set with latents
-    replaced: list[str] = dataclasses.field(default_factory=list)  # bad samples, in whose places others stand
+    # bad samples, in whose places others stand, and why they are bad
+    replaced: list[tuple[str, Reason]] = dataclasses.field(default_factory=list)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch as the model takes it, with its tensors on another device."""

@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -106,8 +107,11 @@ CASES.remove(("text_embedding", "shape"))  # one caption's embedding is as wide 
 
 @pytest.mark.parametrize(("field", "change"), CASES)
 def test_validate_refuses_and_names_the_field(field: str, change: str) -> None:
-    with pytest.raises(SampleError, match=field):
+    with pytest.raises(SampleError, match=field) as refused:
         validate(damaged(field, change), VIDEO)
+    assert refused.value.reason == ("not_finite" if change in ("nan", "infinite") else "shape")
+    again = copy(refused.value)  # as pickle makes it, on its way from a worker
+    assert (str(again), again.reason) == (str(refused.value), refused.value.reason)
 
 
 def test_every_half_is_known_as_finite_or_not() -> None:
@@ -189,8 +193,9 @@ BROKEN = {
 @pytest.mark.parametrize("what", BROKEN)
 def test_a_member_that_cannot_be_decoded_is_named(what: str) -> None:
     name, data = BROKEN[what]
-    with pytest.raises(SampleError, match=name):
+    with pytest.raises(SampleError, match=name) as refused:
         decode_member(name, data)
+    assert refused.value.reason == ("shape" if name == "caption.pickle" else "decode")
 
 
 def test_structure_of_eight_bits_is_refused() -> None:

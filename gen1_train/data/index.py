@@ -194,7 +194,7 @@ class Index(OpenFile):
             raise IndexError(f"row {row} of {self.path}, which has {header.rows}")
         data = self.read(header.stride, header.start + row * header.stride)
         if not header.holds(data, row):
-            raise SampleError(f"{self.path.name}: row {row} is damaged (its crc32 differs)")
+            raise SampleError(f"{self.path.name}: row {row} is damaged (its crc32 differs)", "checksum")
         return header.entry(data)
 
 

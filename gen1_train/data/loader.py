@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from gen1_train.batch import Batch, Sample, SampleError, collate
+from gen1_train.batch import Batch, Reason, Sample, SampleError, collate
 from gen1_train.data.schedule import Schedule, Step
 from gen1_train.data.shards import ShardSet
 from gen1_train.data.watch import IDLE, Board, Watched
@@ -60,7 +60,7 @@ class BatchDataset(Dataset[Batch]):
         step = self.schedule.at(number)
         slots = list(self.place.slots(step.size, micro))
         samples: list[Sample] = []
-        replaced: list[str] = []
+        replaced: list[tuple[str, Reason]] = []
         for slot in slots:
             index = self.schedule.sample(step, slot)
             sample, bad = self._read(step, index, f"for step {number}, slot {slot}")
@@ -72,9 +72,9 @@ class BatchDataset(Dataset[Batch]):
         self.note(IDLE)
         return batch
 
-    def _read(self, step: Step, index: int, purpose: str) -> tuple[Sample, list[str]]:
+    def _read(self, step: Step, index: int, purpose: str) -> tuple[Sample, list[tuple[str, Reason]]]:
         """Reads a sample; a bad one is replaced by a keyed other one of its pool, said, and named beside the sample."""
-        chosen, replaced = index, list[str]()
+        chosen, replaced = index, list[tuple[str, Reason]]()
         for attempt in range(1, SUBSTITUTES + 1):
             doing = f"reading {self._place_of(step.pool, chosen)} {purpose}"
             self.note(doing)
@@ -83,18 +83,18 @@ class BatchDataset(Dataset[Batch]):
             except UserError:
                 raise
             except SampleError as error:
-                reason = error
+                problem = error
             except Exception as error:
                 error.add_note(f"gen1-train: this was while {doing}")
                 raise
             if attempt < SUBSTITUTES:
                 substitute = self._substitute(step, index, attempt)
                 bad = f"{self._place_of(step.pool, chosen)}{self._key(step.pool, chosen)}"
-                print(f"gen1-train: warning: {bad} is replaced by sample {substitute}: {reason}", flush=True)
-                replaced = replaced or [bad]  # one word a place, also where a substitute is bad too
+                print(f"gen1-train: warning: {bad} is replaced by sample {substitute}: {problem}", flush=True)
+                replaced = replaced or [(bad, problem.reason)]  # one word a place, also where a substitute is bad too
                 chosen = substitute
         raise UserError(
-            f"{SUBSTITUTES} samples in a row of {step.pool} cannot be read ({reason}); the shard set "
+            f"{SUBSTITUTES} samples in a row of {step.pool} cannot be read ({problem}); the shard set "
             f"{self.shards.root} is damaged: copy it again"
         )
 

@@ -145,7 +145,7 @@ def read_members(tar: OpenFile, entry: Entry, names: list[str]) -> dict[str, byt
     """Reads members of one sample by position, each checked against its crc32. Raises SampleError, OSError."""
     absent = [name for name in names if name not in entry.members]
     if absent:
-        raise SampleError(f"{tar.path.name}: sample {entry.key} has no member {absent[0]}")
+        raise SampleError(f"{tar.path.name}: sample {entry.key} has no member {absent[0]}", "missing")
     found = {}
     for run in neighbours(sorted((entry.members[name], name) for name in names)):
         (start, *_), _ = run[0]
@@ -154,7 +154,8 @@ def read_members(tar: OpenFile, entry: Entry, names: list[str]) -> dict[str, byt
         for (offset, size, crc32), name in run:
             member = data[offset - start : offset - start + size]
             if zlib.crc32(member) != crc32:
-                raise SampleError(f"{tar.path.name}: member {entry.key}.{name} is damaged (its crc32 differs)")
+                problem = f"{tar.path.name}: member {entry.key}.{name} is damaged (its crc32 differs)"
+                raise SampleError(problem, "checksum")
             found[name] = member
     return {name: found[name] for name in names}
 
@@ -239,7 +240,8 @@ class ShardSet:
             return read()
         except OSError as error:
             files.close(shard.name)
-            raise SampleError(f"{shard.name}: {what} cannot be read ({error.strerror or error})") from error
+            problem = f"{shard.name}: {what} cannot be read ({error.strerror or error})"
+            raise SampleError(problem, "read") from error
 
     def _tar(self, shard: Shard) -> OpenFile:
         path = self.root / "shards" / shard.name

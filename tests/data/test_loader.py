@@ -107,7 +107,7 @@ def test_a_bad_sample_is_replaced_and_said(tmp_path: Path, capsys: pytest.Captur
         assert [after.keys[row] for row, other in enumerate(changed) if other] == [f"video-{substitute:03d}"] * sum(
             changed
         )
-        assert after.replaced == [place] * sum(changed)
+        assert after.replaced == [(place, "checksum")] * sum(changed)
         for row, key in enumerate(after.keys):
             sample = ShardSet(root).read(VIDEO, int(key[-3:]), ("moments",))
             assert torch.equal(after.moments[row], torch.from_numpy(sample.moments).float())  # the data of its key

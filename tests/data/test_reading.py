@@ -163,6 +163,7 @@ def test_a_read_that_always_fails_is_a_bad_sample(
         with pytest.raises(SampleError) as error:
             shards.read(VIDEO, 2, ("moments",))
     assert str(error.value) == f"{VIDEO}-000002.tar: {what} cannot be read (Input/output error)"
+    assert error.value.reason == "read"
     shards.read(VIDEO, 2, ("moments",))  # the disk is well again
 
 

@@ -108,7 +108,7 @@ def test_a_flipped_byte_is_found_and_named(own: Path, field: str, member: str) -
     shards = ShardSet(own)
     with pytest.raises(SampleError) as error:
         shards.read(VIDEO, 1, (field,))
-    assert f"{tar.name}: member video-001.{member} is damaged" in line_of(error)
+    assert f"{tar.name}: member video-001.{member} is damaged" in line_of(error) and error.value.reason == "checksum"
     shards.read(VIDEO, 0, (field,))  # the neighbour is whole
     shards.read(VIDEO, 1, ("caption",))  # and so is what is read of the same sample
 
@@ -125,8 +125,9 @@ def test_a_field_that_the_sample_lacks_is_named(own: Path) -> None:
     entry = read_index(tar)[0]
     del entry.members["caption.txt"]
     refreeze_index(own, IMAGE, tar, [entry, *read_index(tar)[1:]])
-    with pytest.raises(SampleError, match=r"sample image-000 has no member caption\.txt"):
+    with pytest.raises(SampleError, match=r"sample image-000 has no member caption\.txt") as error:
         ShardSet(own).read(IMAGE, 0, ("caption",))
+    assert error.value.reason == "missing"
 
 
 def refreeze_index(root: Path, pool: str, tar: Path, entries: list[Entry]) -> None:

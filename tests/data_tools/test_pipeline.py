@@ -29,7 +29,7 @@ class FakeEstimators:
         self.batches.append(len(clips))
         if clips[0, 0, 0, 0, 0] == 99:
             raise ZeroDivisionError("a bug")
-        bad = SampleError("not finite")
+        bad = SampleError("not finite", "not_finite")
         return [bad if clip[0, 0, 0, 0] == 66 else (clip[..., 0].astype(np.uint16), (0.0, 1.0)) for clip in clips]
 
     def structure_latents(self, structure: np.ndarray) -> np.ndarray:
