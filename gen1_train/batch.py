@@ -38,8 +38,8 @@ KEY = re.compile(r"[A-Za-z0-9_-]{1,200}")
 STRUCTURE_MAX = 65535  # 16 bits: 8 would cost 0.2 % of the range
 
 
-# why a sample cannot be used: a part of it is not there, cannot be read from where it lies, has another crc32, cannot be
-# decoded, is not what its pool has, or holds values that are not finite
+# why a sample cannot be used: a part of it is not there, cannot be read, has another crc32, cannot be decoded, is not
+# what its pool has, or holds values that are not finite
 Reason = Literal["missing", "read", "checksum", "decode", "shape", "not_finite"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 

@@ -1,6 +1,7 @@
 """Schedule + shards -> batches. A worker builds a whole micro-batch; where it stands depends on the step alone."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -144,11 +145,13 @@ def build_loader(
     pin: bool,
     stall_seconds: float = DataConfig.stall_seconds,
     fail: Callable[[UserError], None] | None = None,
+    waiting: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Watched:
     """Batches of the steps start..stop-1, in order.
 
     A worker that dies, or brings nothing for `stall_seconds`, is a UserError that names it and the sample it held:
-    handed to `fail`, in whatever thread, or else raised by the iteration.
+    handed to `fail`, in whatever thread, or else raised by the iteration. `waiting` is entered while the next batch is
+    not there yet.
     """
     board = Board(workers)
     loader = DataLoader(
@@ -163,4 +166,4 @@ def build_loader(
         persistent_workers=False,
     )
     batches = (stop - start) * dataset.place.accumulate
-    return Watched(loader, board, batches, dataset.place.rank, stall_seconds, fail)
+    return Watched(loader, board, batches, dataset.place.rank, stall_seconds, fail, waiting)

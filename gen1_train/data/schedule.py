@@ -118,6 +118,11 @@ class Schedule:
     def kind(self, step: int) -> str:
         return "image" if self._mix.is_image(step) else "video"
 
+    def image_share(self, step: int) -> float:
+        """The share of image steps in those before `step`, from the start of this schedule on."""
+        images = self._mix.images_before(step) - self._mix.images_before(self.start.step)
+        return images / (step - self.start.step)
+
     def at(self, step: int) -> Step:
         """What optimizer step `step` (from 0) reads."""
         kind = self.kind(step)

@@ -11,6 +11,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from multiprocessing import connection, get_context
 from multiprocessing.process import BaseProcess
@@ -159,11 +160,14 @@ class Watched:
         rank: int,
         deadline: float,
         fail: Callable[[UserError], None] | None,
+        waiting: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        """`batches`: how many the loader has. `fail`: see Watch; without it the error is raised by the iteration."""
+        """`batches`: how many the loader has. `fail`: see Watch; without it the error is raised by the iteration.
+
+        `waiting` is entered while the next batch is not there yet.
+        """
         self.loader, self.board, self.batches, self.rank, self.deadline = loader, board, batches, rank, deadline
-        self.fail = fail or _leave_it
-        self.waited = 0.0  # seconds in which the next batch was not there yet
+        self.fail, self.waiting = fail or _leave_it, waiting
         self._watch: Watch | None = None
 
     def failure(self) -> UserError | None:
@@ -196,13 +200,11 @@ class Watched:
             watch.stop()
 
     def _next(self, iterator: Iterator[Batch]) -> Batch:
-        begin = time.perf_counter()
         try:
-            return next(iterator)
+            with self.waiting():
+                return next(iterator)
         except UserError as error:  # torch puts the worker's traceback before the line
             raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
-        finally:
-            self.waited += time.perf_counter() - begin
 
 
 def _leave_it(error: UserError) -> None:

@@ -1,6 +1,7 @@
 """The training batches, from wherever the trainer stands."""
 
 from collections.abc import Callable
+from functools import partial
 
 from pytorch_lightning import LightningDataModule
 from typing_extensions import override
@@ -10,6 +11,7 @@ from gen1_train.data.schedule import Schedule
 from gen1_train.data.shards import ShardSet
 from gen1_train.data.watch import Watched
 from gen1_train.errors import UserError
+from gen1_train.training.clock import Clock
 
 
 class Gen1DataModule(LightningDataModule):
@@ -24,11 +26,13 @@ class Gen1DataModule(LightningDataModule):
         workers: int,
         stall_seconds: float,
         fail: Callable[[UserError], None],
+        clock: Clock,
     ) -> None:
-        """`fail` is told of a loader worker that died or stalled, from any thread."""
+        """`fail` is told of a loader worker that died or stalled, from any thread; `clock` of the waiting for data."""
         super().__init__()
         self.shards, self.schedule, self.fields = shards, schedule, fields
         self.steps, self.workers, self.stall_seconds, self.fail = steps, workers, stall_seconds, fail
+        self.waiting = partial(clock.phase, "data_wait")
         self._loader: Watched | None = None
 
     @override
@@ -39,13 +43,9 @@ class Gen1DataModule(LightningDataModule):
         dataset = BatchDataset(self.shards, self.schedule, place, self.fields)
         pin = trainer.strategy.root_device.type == "cuda"
         start = trainer.global_step
-        self._loader = build_loader(dataset, start, self.steps, self.workers, pin, self.stall_seconds, self.fail)
+        watching = self.stall_seconds, self.fail, self.waiting
+        self._loader = build_loader(dataset, start, self.steps, self.workers, pin, *watching)
         return self._loader
-
-    @property
-    def waited(self) -> float:
-        """Seconds so far in which the next batch was not there yet."""
-        return self._loader.waited if self._loader is not None else 0.0
 
     def failure(self) -> UserError | None:
         """A loader worker that failed: torch raises an error of its own for it, anywhere in the main thread."""

@@ -1,9 +1,9 @@
-"""What is measured around the training steps: losses, throughput, the progress line."""
+"""What is measured around the training steps: losses, where the time goes, throughput, the progress line."""
 
+import resource
 import sys
-import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,9 @@ from typing_extensions import override
 
 from gen1_train.batch import Batch
 from gen1_train.model.unet import UNetConfig
-from gen1_train.training.datamodule import Gen1DataModule
+from gen1_train.training.clock import Clock, CudaStamp
+from gen1_train.training.module import Gen1Module
+from gen1_train.training.tally import Tally
 from gen1_train.training.throughput import gemm_rate, step_flops
 
 
@@ -42,69 +44,65 @@ class BatchFlops:
         return b * self._known[shape]
 
 
-@dataclass
-class Tally:
-    """What has happened since the last logged row, on this rank."""
+class Arriving:
+    """Numbers on their way from a device, each with a word to it: the newest that is there, and none is waited for."""
 
-    seconds: float = 0.0  # wall time
-    waited: float = 0.0  # seconds of it in which the next batch was not there yet
-    samples: int = 0
-    frames: int = 0
-    flops: int = 0  # of the model, see BatchFlops
-    replaced: int = 0  # bad samples in whose place others stood
-    loss: dict[str, float] = field(default_factory=dict)  # kind -> sum over samples
-    count: dict[str, int] = field(default_factory=dict)  # kind -> samples
+    def __init__(self) -> None:
+        self._coming: deque[tuple[CudaStamp, str, Tensor]] = deque()
+        self._last: tuple[str, float] = "", float("nan")
 
-    def add(self, batch: Batch, loss: float, flops: int) -> None:
-        b, n = batch.embeddings.shape[:2]
-        self.samples += b
-        self.frames += b * n
-        self.flops += flops
-        self.replaced += len(batch.replaced)
-        self.loss[batch.kind] = self.loss.get(batch.kind, 0.0) + loss * b
-        self.count[batch.kind] = self.count.get(batch.kind, 0) + b
+    def send(self, word: str, number: Tensor) -> None:
+        if number.device.type != "cuda":
+            self._last = word, float(number)
+            return
+        # only into pinned memory does a GPU copy while the process goes on
+        there = torch.empty(number.shape, dtype=number.dtype, pin_memory=True)
+        there.copy_(number.detach(), non_blocking=True)
+        self._coming.append((CudaStamp(), word, there))
 
-    def row(
-        self, world: int, gemm: float, reduce: Callable[[Tensor], Tensor], device: torch.device
-    ) -> dict[str, float]:
-        """The columns of a row: losses averaged over samples and ranks, the rest summed over ranks. A collective.
-
-        `mfu` is the share of `gemm`, the FLOP/s of a rank's matrix products, that the model's own FLOPs are done at.
-        """
-        kinds = sorted(self.count)  # the same on all ranks: the kind of a step is
-        means = [self.loss[kind] / self.count[kind] for kind in kinds]
-        *losses, replaced = reduce(torch.tensor([*means, float(self.replaced)], device=device)).tolist()
-        by_kind = {f"loss_{kind}": loss for kind, loss in zip(kinds, losses)}
-        loss = sum(loss * self.count[kind] for kind, loss in zip(kinds, losses)) / self.samples
-        return {
-            "loss": loss,
-            **by_kind,
-            "seconds": self.seconds,
-            "samples_per_second": self.samples * world / self.seconds,
-            "frames_per_second": self.frames * world / self.seconds,
-            "tflops_per_second": self.flops * world / self.seconds / 1e12,
-            "mfu": self.flops / self.seconds / gemm,
-            "data_wait": self.waited / self.seconds,
-            "samples_replaced": round(replaced * world),
-        }
+    def last(self) -> tuple[str, float]:
+        while self._coming and self._coming[0][0].passed():
+            _, word, there = self._coming.popleft()
+            self._last = word, float(there)
+        return self._last
 
 
 class Measure(Callback):
-    """Logs a row every `every` optimizer steps, averaged over the steps since the last, and shows the progress line."""
+    """Logs a row every `every` optimizer steps, over the steps since the last, and shows the progress line."""
 
-    def __init__(self, steps: int, every: int, label: str, flops: BatchFlops, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        steps: int,
+        every: int,
+        label: str,
+        flops: BatchFlops,
+        image_share: Callable[[int], float],
+        clock: Clock,
+        say: Callable[[str], None],
+    ) -> None:
+        """`image_share` of the steps before a step, see Schedule; `clock`: shared by all that take a step's time."""
         self.steps, self.every, self.label, self.flops, self.say = steps, every, label, flops, say
+        self.image_share, self.clock = image_share, clock
+        self.skipped: int | None = None  # optimizer steps since the run began; None: nobody has said anything of it
         self._bar: tqdm[Any] | None = None
+        self._shown = Arriving()
+        self._norm: float | None = None  # of the last step's gradient
         self._tally = Tally()
         self._gemm = 0.0  # FLOP/s of a rank's matrix products, the mean over the ranks
         self._step = 0  # not the bar's count: a disabled bar does not count, and all ranks must log together
-        self._row_began = self._row_waited = self._lr = 0.0
+        self._lr = 0.0
+
+    def gradient(self, norm: float, skipped: int) -> None:
+        """To be told once an optimizer step, on all ranks alike, before the batch ends: the norm of the whole gradient,
+        and how many steps have been skipped since the run began."""
+        self._norm, self.skipped = norm, skipped
+        self._tally.gradient(norm)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         dtype = torch.float32 if trainer.precision == "32-true" else torch.bfloat16
         rate = torch.tensor([gemm_rate(pl_module.device, dtype)], device=pl_module.device)
-        self._gemm = float(_mean(trainer)(rate))
+        self._gemm = float(trainer.strategy.reduce(rate, reduce_op="mean"))  # type: ignore[arg-type]
         products = f"{str(dtype).removeprefix('torch.')} matrix products"
         self.say(f"{products} run at {self._gemm / 1e12:.3g} TFLOP/s in each process: mfu is the share of that")
         self._bar = tqdm(
@@ -117,36 +115,54 @@ class Measure(Callback):
             dynamic_ncols=True,
         )
         self._step = trainer.global_step
-        self._row_began = time.perf_counter()
+        self._tally = _tally_for(pl_module)
+        peak_memory(pl_module.device)  # what came before is no part of the first row
+        self.clock.restart(pl_module.device)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         self._lr = trainer.optimizers[0].param_groups[0]["lr"]  # read here: the schedule moves on before the batch ends
+        self.clock.switch("forward")
+
+    @override
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        self.clock.switch("backward")
+
+    @override
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.clock.switch("optimizer")  # in a micro-batch that is not the last of its step there is nothing to do
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        loss = float(outputs["loss"]) * trainer.accumulate_grad_batches  # which Lightning has divided it by
-        self._tally.add(batch, loss, self.flops(batch))
+        self.clock.switch("other")
+        self._tally.add(batch, outputs, self.flops(batch))
         if trainer.global_step > self._step:  # the last micro-batch of an optimizer step
             self._step = trainer.global_step
-            assert self._bar is not None
-            self._bar.set_postfix_str(f"{batch.kind} loss {loss:.4f}", refresh=False)
-            self._bar.update()
+            self._show(batch.kind, outputs["losses"].mean())
             if trainer.global_step % self.every == 0 or trainer.global_step == self.steps:
                 self._log(trainer, pl_module)
 
-    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        now, waited = time.perf_counter(), _waited(trainer)
-        self._tally.seconds, self._tally.waited = now - self._row_began, waited - self._row_waited
-        row = self._tally.row(trainer.world_size, self._gemm, _mean(trainer), pl_module.device)
-        for logger in trainer.loggers:
-            logger.log_metrics({**row, "lr": self._lr}, step=trainer.global_step)
-        self._row_began, self._row_waited, self._tally = now, waited, Tally()
+    def _show(self, kind: str, loss: Tensor) -> None:
+        assert self._bar is not None
+        if not self._bar.disable:
+            self._shown.send(kind, loss)
+            shown, value = self._shown.last()
+            gradient = "" if self._norm is None else f", gradient {self._norm:.3g}"
+            self._bar.set_postfix_str(f"{shown} loss {value:.4f}{gradient}", refresh=False)
+        self._bar.update()
 
-    def gradient(self, norm: float, skipped: bool) -> None:
-        """Is told of the gradient norm of each optimizer step, and whether it is skipped."""
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step, memory = trainer.global_step, peak_memory(pl_module.device)
+        gather: Callable[[Tensor], Tensor] = trainer.strategy.all_gather
+        row = self._tally.row(self.clock.take(), memory, self._gemm, gather)
+        row |= {"lr": self._lr, "image_share": self.image_share(step)}
+        if self.skipped is not None:
+            row["skipped_steps"] = self.skipped
+        for logger in trainer.loggers:
+            logger.log_metrics(row, step=step)
+        self._tally = _tally_for(pl_module)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -159,12 +175,17 @@ class Measure(Callback):
             self._bar.close()  # what is said of the exception is to stand on a line of its own
 
 
-def _waited(trainer: Trainer) -> float:
-    """Seconds for which the loader has kept this rank waiting."""
-    data = trainer.datamodule  # type: ignore[attr-defined]
-    assert isinstance(data, Gen1DataModule)
-    return data.waited
+def _tally_for(module: LightningModule) -> Tally:
+    assert isinstance(module, Gen1Module)
+    levels = module.max_level if module.structure else 0
+    return Tally(module.device, module.diffusion.noise.steps, levels)
 
 
-def _mean(trainer: Trainer) -> Callable[[Tensor], Tensor]:
-    return lambda tensor: trainer.strategy.reduce(tensor, reduce_op="mean")  # type: ignore[return-value]
+def peak_memory(device: torch.device) -> int:
+    """Bytes: on a GPU the most that was allocated since it was last asked, else this process's largest resident set."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

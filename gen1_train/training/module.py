@@ -53,10 +53,7 @@ class Observed:
     slots: list[int]
     keys: list[str]
     losses: Tensor  # (b,)
-    draws: Choices  # on the CPU
-
-    def detached(self) -> "Observed":
-        return replace(self, losses=self.losses.detach())
+    draws: Choices
 
 
 class Gen1Module(LightningModule):
@@ -120,12 +117,15 @@ class Gen1Module(LightningModule):
             self._autoencoder[0].to(self.device)
 
     @override
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The mean loss, and of each sample (b,) what measure.Measure logs it by."""
         observed = self.observe(batch)
         if self.observed and self.observed[-1].step != batch.step:
             self.observed.clear()
-        self.observed.append(observed.detached())
-        return observed.losses.mean()  # logged by measure.Measure
+        self.observed.append(replace(observed, losses=observed.losses.detach()))
+        draws = observed.draws
+        by = {"timesteps": draws.timesteps, "levels": draws.levels, "dropped": draws.dropped}
+        return {"loss": observed.losses.mean(), "losses": observed.losses.detach(), **by}
 
     def losses(self, batch: Batch) -> Tensor:
         """The loss of each sample: (b,). A pure function of the weights and of the batch's (seed, step, slots)."""
@@ -162,7 +162,7 @@ class Gen1Module(LightningModule):
         content = content_tokens(batch.embeddings[rows, draws.frames], draws.dropped)
         prediction = self.predict_step(inputs, draws.timesteps, content, temporal=batch.kind == "video")
         losses = per_sample_loss(prediction, v_from(latents, draws.noise, alpha, sigma))
-        return Observed(batch.step, batch.slots, batch.keys, losses, cpu_draws.choices)
+        return Observed(batch.step, batch.slots, batch.keys, losses, draws.choices)
 
     def moments(self, batch: Batch) -> Tensor:
         """Mean and log-variance of the frames' latents (b, n, 2c, h, w): from the shards if they are there."""

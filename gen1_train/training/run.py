@@ -24,6 +24,7 @@ from gen1_train.model.pretrained import WeightReport, check_keys, check_same_fam
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training import checkpoint
 from gen1_train.training.agreement import Agreement, code_hash
+from gen1_train.training.clock import Clock
 from gen1_train.training.datamodule import Gen1DataModule
 from gen1_train.training.ema import name_of
 from gen1_train.training.ending import Ending
@@ -96,25 +97,25 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
         finished, estimators = step >= stage.steps, shards.manifest.estimators
         return checkpoint.CheckpointInfo(stage.name, step, finished, state, estimators, buckets, code=code_hash())
 
-    ending, decays, resolved = Ending(), config.ema.decays, config.to_yaml()
+    ending, clock, decays, resolved = Ending(), Clock(), config.ema.decays, config.to_yaml()
     source, keeps = (resume, RESETS) if resume else inherited(stage, config.init, config.tree)
     counters = begin_counters(source, keeps, decays, resumed=resume is not None)
     flops = BatchFlops(module.unet.config, shards.manifest.estimators["autoencoder"]["factor"])
-    measure = Measure(stage.steps, config.log.every, f"stage {stage.name}", flops, say)
+    measure = Measure(stage.steps, config.log.every, f"stage {stage.name}", flops, schedule.image_share, clock, say)
     callbacks = [
         ending,
         Agreement(promises(config, schedule, start)),
         *([Prefetching(config.data, schedule, start, stage.steps)] if config.data.cache else []),
         Begin(counters, decays, source, start, keeps),
         Guard(config.guard, counters, run, resolved, say, measure.gradient),
-        Averaging(counters, decays),
+        Averaging(counters, decays, clock),
         measure,
-        *validating(config, run, shards, module, "video" if schedule.share < 1 else "image"),
-        SaveCheckpoints(run, config.checkpoint, stage.steps, counters, resolved, describe, ending.fail),
+        *validating(config, run, shards, module, "video" if schedule.share < 1 else "image", clock),
+        SaveCheckpoints(run, config.checkpoint, stage.steps, counters, resolved, describe, ending.fail, clock),
     ]
     trainer = build_trainer(config, run, start, processes, strategy, callbacks)
     loading = config.data.workers, config.data.stall_seconds, ending.fail
-    data = Gen1DataModule(shards, schedule, module.fields, stage.steps, *loading)
+    data = Gen1DataModule(shards, schedule, module.fields, stage.steps, *loading, clock)
     say(f"stage {stage.name}: steps {start} to {stage.steps} in {run} on {trainer.world_size} processes")
     say(step_cost(module.unet.config, shards, schedule))
     if not module.cached:

@@ -13,7 +13,7 @@ from gen1_train.data.schedule import Schedule, Settings
 from gen1_train.data.shards import ShardSet
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training import measure
-from gen1_train.training.measure import BatchFlops, Tally
+from gen1_train.training.measure import BatchFlops
 from gen1_train.training.metrics import MetricsCSV, read_metrics
 from gen1_train.training.run import step_cost
 from gen1_train.training.throughput import gemm_rate, step_flops, unet_flops
@@ -151,18 +151,6 @@ def test_a_batch_costs_its_samples_and_a_shape_is_reckoned_once(monkeypatch):
     frames = torch.zeros(5, 3, 64, 48, 3, dtype=torch.uint8)  # a set without latents: 8 pixels per latent
     online = replace(batch("video", 5, 3), moments=None, frames=frames)
     assert flops(online) == flops(batch("video", 5, 3)) and len(calls) == 2
-
-
-def test_a_row_has_the_rate_of_all_ranks_and_its_share_of_their_products():
-    tally = Tally(seconds=2.0)
-    tally.add(batch("video", 2, 3), 1.0, 3 * 10**12)
-    tally.add(batch("image", 6, 1), 0.5, 10**12)
-    tally.add(replace(batch("image", 0, 1), replaced=["bad", "worse"]), 0.0, 0)
-    row = tally.row(4, 8e12, lambda tensor: tensor, torch.device("cpu"))
-    assert row["samples_replaced"] == 8  # 2 on each rank
-    assert row["tflops_per_second"] == pytest.approx(8.0)  # 4 TFLOP in 2 s on each of 4 ranks
-    assert row["mfu"] == pytest.approx(0.25)
-    assert row["loss"] == pytest.approx((2 * 1.0 + 6 * 0.5) / 8)
 
 
 def test_a_run_that_began_without_these_columns_goes_on(tmp_path):
