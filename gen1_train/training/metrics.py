@@ -14,7 +14,10 @@ from gen1_train.training.rows import read_metrics
 
 
 class MetricsCSV(Logger):
-    """Appends one row a logged step. Lightning's CSVLogger deletes the earlier rows when a run is resumed."""
+    """Appends a row for everything that is logged; rows of one step are one to those who read them.
+
+    Lightning's CSVLogger deletes the earlier rows when a run is resumed.
+    """
 
     def __init__(self, path: Path, resume_step: int) -> None:
         """Rows after `resume_step` (optimizer steps done) are dropped: the run is about to make them again."""
