@@ -38,6 +38,7 @@ class LogConfig:
     every: int = 10  # optimizer steps between rows
     wandb: str = "auto"  # auto: online if the user is logged in, else offline; online, offline, disabled
     project: str = "gen1-train"  # of W&B
+    wandb_seconds: float = 30.0  # that W&B's server is waited for, at the start and at the end
 
 
 @dataclass
@@ -101,6 +102,7 @@ def check(config: TrainConfig) -> None:
         "validation.clips": config.validation.clips,
         "validation.edit_steps": config.validation.edit_steps,
         "log.every": config.log.every,
+        "log.wandb_seconds": config.log.wandb_seconds,
         "optim.lr": config.optim.lr,
         "diffusion.noise.steps": config.diffusion.noise.steps,
     }

@@ -4,6 +4,7 @@ import resource
 import sys
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -155,8 +156,7 @@ class Measure(Callback):
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step, memory = trainer.global_step, peak_memory(pl_module.device)
-        gather: Callable[[Tensor], Tensor] = trainer.strategy.all_gather
-        row = self._tally.row(self.clock.take(), memory, self._gemm, gather)
+        row = self._tally.row(self.clock.take(), memory, self._gemm, partial(_gather, trainer))
         row |= {"lr": self._lr, "image_share": self.image_share(step)}
         if self.skipped is not None:
             row["skipped_steps"] = self.skipped
@@ -173,6 +173,13 @@ class Measure(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._bar is not None:
             self._bar.close()  # what is said of the exception is to stand on a line of its own
+
+
+def _gather(trainer: Trainer, own: Tensor) -> Tensor:
+    """(k) of each rank -> (ranks, k) on all."""
+    ranks = own.new_zeros(trainer.world_size, len(own))
+    ranks[trainer.global_rank] = own
+    return trainer.strategy.reduce(ranks, reduce_op="sum")  # type: ignore[return-value]
 
 
 def _tally_for(module: LightningModule) -> Tally:

@@ -2,19 +2,16 @@
 
 import hashlib
 import logging
-import os
-import secrets
 import sys
 import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.utilities import rank_zero_only
 
-from gen1_train.config import LogConfig, TrainConfig, check
+from gen1_train.config import TrainConfig, check
 from gen1_train.data.schedule import Schedule
 from gen1_train.data.shards import Manifest, ShardSet
 from gen1_train.data.state import capture
@@ -29,8 +26,8 @@ from gen1_train.training.datamodule import Gen1DataModule
 from gen1_train.training.ema import name_of
 from gen1_train.training.ending import Ending
 from gen1_train.training.guard import Guard
+from gen1_train.training.loggers import loggers
 from gen1_train.training.measure import BatchFlops, Measure
-from gen1_train.training.metrics import MetricsCSV
 from gen1_train.training.module import Gen1Module
 from gen1_train.training.prefetching import Prefetching
 from gen1_train.training.preflight import (
@@ -216,7 +213,7 @@ def build_trainer(
         max_epochs=-1,
         accumulate_grad_batches=config.trainer.accumulate,
         gradient_clip_val=config.optim.clip_norm or None,
-        logger=loggers(config.log, run, f"{config.name}-stage{stage.name}", start),
+        logger=loggers(config, run, start, say),
         callbacks=callbacks,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -226,7 +223,7 @@ def build_trainer(
 
 
 def quiet() -> None:
-    """Silences what Lightning, DeepSpeed and W&B say at every start and no user can act on."""
+    """Silences what Lightning and DeepSpeed say at every start and no user can act on."""
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", ".*persistent_workers.*")
@@ -235,7 +232,6 @@ def quiet() -> None:
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    os.environ.setdefault("WANDB_SILENT", "true")
     # what tidies up after a process that was ended at once says so, after the line that tells why
     sys.warnoptions.append("ignore:resource_tracker")
 
@@ -268,28 +264,3 @@ def restore(config: TrainConfig, resume: checkpoint.Checkpoint) -> SpatioTempora
     check_keys(wanted, resume.moments(), str(resume.path / checkpoint.OPTIMIZER))
     say(f"resuming from {resume.path}")
     return unet
-
-
-def loggers(config: LogConfig, run: Path, name: str, resume_step: int) -> list[Logger]:
-    """metrics.csv always; W&B online if the user is logged in, else offline, under one id for the run's whole life."""
-    chosen: list[Logger] = [MetricsCSV(run / "metrics.csv", resume_step)]
-    if config.wandb == "disabled":
-        return chosen
-    import wandb
-
-    online = config.wandb == "online" or (config.wandb == "auto" and wandb.login(prompt=False, verify=False))
-    id_file = run / "wandb.id"
-    if _is_rank_zero() and not id_file.exists():
-        write_atomically(id_file, secrets.token_hex(4).encode())
-    identity = id_file.read_text() if id_file.exists() else None
-    chosen.append(
-        WandbLogger(
-            project=config.project,
-            name=name,
-            id=identity,
-            save_dir=str(run),
-            mode="online" if online else "offline",
-            resume="allow",
-        )
-    )
-    return chosen
