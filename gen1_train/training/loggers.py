@@ -116,7 +116,7 @@ class WandbRows(Logger):
         if self._wandb is None:
             self._over = True
             return
-        self._first = self._wandb.step
+        self._first = self._wandb.starting_step  # `step` is 0 until something is logged, also in a run that goes on
         for row in read_metrics(self.run / "metrics.csv"):
             if (step := int(row.pop("step"))) <= self.resume_step:
                 self._log(partial(_numbers, row), step)

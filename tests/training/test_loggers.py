@@ -15,6 +15,7 @@ from gen1_train.errors import UserError
 from gen1_train.training.loggers import WandbRows, loggers
 from gen1_train.training.metrics import MetricsCSV
 from tests.training.wandb_life import KEY, config, live, records, rows
+from tests.training.wandb_server import wandb_server
 
 wandb = pytest.importorskip("wandb")
 
@@ -89,11 +90,38 @@ def test_a_server_that_does_not_answer_is_waited_for_and_no_longer(tmp_path: Pat
     assert_no_key(run)
 
 
-class StandIn:
-    """W&B's run, as far as it is used; it has the steps before `step` already."""
+@pytest.mark.slow
+def test_online_a_run_that_was_killed_goes_on_as_the_same_run(tmp_path: Path) -> None:
+    """Its last checkpoint is of step 3, and the server had got steps 1 and 2 before it was killed at 5."""
+    with wandb_server() as server:
+        there = {"wandb": "online", "environment": {"WANDB_BASE_URL": server.url}}
+        assert live(tmp_path / "run", 0, 2, **there).returncode == 0
+        assert server.rows == expected(2, validated=[2])
+        assert live(tmp_path / "run", 2, 5, wandb="offline", killed=True).returncode == 9
+        done = live(tmp_path / "run", 3, 7, **there)
+        assert (done.returncode, done.stdout) == (0, "")
+        assert server.rows == expected(7, validated=[2, 7])
+    assert_no_key(tmp_path / "run")
 
-    def __init__(self, folder: Path, step: int) -> None:
-        self.step, self.dir = step, str(folder / "files")
+
+@pytest.mark.slow
+def test_a_server_that_falls_silent_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    with wandb_server() as server:
+        server.silent = True
+        done = live(tmp_path / "run", 0, 3, wandb="online", wandb_seconds=3, environment={"WANDB_BASE_URL": server.url})
+    assert done.returncode == 0, done.stderr
+    warning, where = done.stdout.splitlines()
+    assert warning.startswith("warning: W&B has not got all: ")
+    (file,) = (tmp_path / "run").glob("wandb/run-*/*.wandb")
+    assert f"`wandb sync {file.parent}` sends them" in where
+    assert rows(file) == expected(3, validated=[3])
+
+
+class StandIn:
+    """W&B's run, as far as it is used; it has the steps before `starting_step` already."""
+
+    def __init__(self, folder: Path, starting_step: int) -> None:
+        self.starting_step, self.dir = starting_step, str(folder / "files")
         self.logged: list[tuple[int, dict[str, Any]]] = []
         self.finished: list[int] = []
         self.error: Exception | None = None
