@@ -76,9 +76,9 @@ class Guard(Callback):
         run: Path,
         resolved: str,
         say: Callable[[str], None],
-        heard: Callable[[float, bool], None],
+        heard: Callable[[float, int], None],
     ) -> None:
-        """`resolved`: the run's config as YAML. `heard` is told of every norm, and whether its step is skipped."""
+        """`resolved`: the run's config as YAML. `heard` is told of every norm and of the steps skipped so far."""
         self.config, self.counters, self.run, self.resolved = config, counters, run, resolved
         self.say, self.heard = say, heard
         self.norms = Norms(**counters.norms)  # type: ignore[arg-type]
@@ -96,7 +96,8 @@ class Guard(Callback):
         """Whether a step with this gradient norm is taken. Raises UserError when the run is to stop. A collective."""
         bound = self.norms.bound(self.config)
         fine = math.isfinite(norm) and norm <= bound
-        self.heard(norm, not fine)
+        self.counters.skipped += not fine
+        self.heard(norm, self.counters.skipped)
         if fine:
             self.counters.in_a_row = 0
             self.norms.add(norm, self.config.window)
@@ -104,7 +105,6 @@ class Guard(Callback):
             self.counters.updates += 1
             return True
         self.counters.in_a_row += 1
-        self.counters.skipped += 1
         self._refuse(norm, bound)
         return False
 

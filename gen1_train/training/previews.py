@@ -23,6 +23,7 @@ from gen1_train.diffusion.editing import sample_clip
 from gen1_train.diffusion.guidance import GuidanceConfig
 from gen1_train.diffusion.schedule import NoiseSchedule
 from gen1_train.model.autoencoder import Autoencoder, to_pixels
+from gen1_train.training.clock import Clock
 from gen1_train.training.module import Gen1Module
 from gen1_train.training.state import state_of
 from gen1_train.training.validation import Turn, ValidationConfig, chosen, is_due, turns
@@ -45,9 +46,10 @@ class Previews(Callback):
         autoencoder: Autoencoder,
         run: Path,
         say: Callable[[str], None],
+        clock: Clock,
     ) -> None:
         self.config, self.shards, self.steps, self.average = config, shards, steps, average
-        self.autoencoder, self.run, self.say = autoencoder, run, say
+        self.autoencoder, self.run, self.say, self.clock = autoencoder, run, say, clock
         self._turns: list[Turn] = []
         self._contents: list[Tensor] = []  # of all chosen clips, (d,)
         self._done = -1
@@ -66,11 +68,14 @@ class Previews(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
+        if is_due(trainer.global_step, self._done, self.config.edit_every, self.steps):
+            assert isinstance(pl_module, Gen1Module)
+            self._done = trainer.global_step
+            with self.clock.phase("validation"):
+                self._edit(trainer, pl_module)
+
+    def _edit(self, trainer: Trainer, pl_module: Gen1Module) -> None:
         step = trainer.global_step
-        if not is_due(step, self._done, self.config.edit_every, self.steps):
-            return
-        assert isinstance(pl_module, Gen1Module)
-        self._done = step
         folder = self.run / "samples" / f"step-{step:08d}"
         self.autoencoder.to(trainer.strategy.root_device)
         with torch.no_grad(), state_of(trainer.strategy).showing(self.average):

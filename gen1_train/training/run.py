@@ -123,7 +123,9 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
     say(f"stage {stage.name} is finished: {checkpoint.find_checkpoint(run).path}")
 
 
-def validating(config: TrainConfig, run: Path, shards: ShardSet, module: Gen1Module, kind: str) -> list[Callback]:
+def validating(
+    config: TrainConfig, run: Path, shards: ShardSet, module: Gen1Module, kind: str, clock: Clock
+) -> list[Callback]:
     """Validation loss and previews, as the config wants them; `kind` of samples, video or image."""
     settings, steps, found = config.validation, config.stage.steps, list[Callback]()
     held_out = open_validation(config, shards)
@@ -131,13 +133,13 @@ def validating(config: TrainConfig, run: Path, shards: ShardSet, module: Gen1Mod
         return found
     average = name_of(config.ema.decays[0]) if config.ema.decays else None
     if settings.every:
-        found.append(Validation(settings, held_out, kind, steps, average))
+        found.append(Validation(settings, held_out, kind, steps, average, clock))
     if settings.edit_every and settings.edits and config.stage.temporal:
         try:
             autoencoder = module.autoencoder or load_autoencoder(shards.manifest.estimators["autoencoder"])
         except UserError as error:  # training from latents could go on without it
             raise UserError(f"validation clips cannot be edited: {error}; or set validation.edit_every=0") from error
-        found.append(Previews(settings, held_out, steps, average, autoencoder, run, say))
+        found.append(Previews(settings, held_out, steps, average, autoencoder, run, say, clock))
     return found
 
 

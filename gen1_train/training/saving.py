@@ -16,6 +16,7 @@ from gen1_train.batch import Batch
 from gen1_train.errors import UserError
 from gen1_train.training import checkpoint, ema, state
 from gen1_train.training.checkpoint import OPTIMIZER, UNET, CheckpointInfo
+from gen1_train.training.clock import Clock
 from gen1_train.training.counters import Counters
 from gen1_train.training.module import Gen1Module
 
@@ -86,8 +87,8 @@ def put(held: state.PlainState, entries: state.Entries, saved: Mapping[str, Tens
 class Averaging(Callback):
     """Takes the weights of each optimizer step into the averages."""
 
-    def __init__(self, counters: Counters, decays: list[float]) -> None:
-        self.counters, self.decays = counters, decays
+    def __init__(self, counters: Counters, decays: list[float], clock: Clock) -> None:
+        self.counters, self.decays, self.clock = counters, decays, clock
         self._updates = counters.updates
 
     @override
@@ -96,7 +97,8 @@ class Averaging(Callback):
     ) -> None:
         if self.counters.updates > self._updates:  # neither a micro-batch alone nor a step that was skipped
             self._updates = self.counters.updates
-            ema.update(state.state_of(trainer.strategy), self.counters, self.decays)
+            with self.clock.phase("ema"):
+                ema.update(state.state_of(trainer.strategy), self.counters, self.decays)
 
 
 class SaveCheckpoints(Callback):
@@ -111,13 +113,14 @@ class SaveCheckpoints(Callback):
         resolved: str,
         describe: Callable[[int], CheckpointInfo],
         fail: Callable[[UserError], None],
+        clock: Clock,
     ) -> None:
         """`describe(step)` makes the CheckpointInfo of a step; `resolved` is the run's config as YAML.
 
         `fail` is told, in a thread of the writer's, when a checkpoint cannot be written.
         """
         self.run, self.config, self.steps, self.counters = run, config, steps, counters
-        self.resolved, self.describe = resolved, describe
+        self.resolved, self.describe, self.clock = resolved, describe, clock
         self._writer = Writer(config, fail)
         self._saved = -1
 
@@ -132,7 +135,8 @@ class SaveCheckpoints(Callback):
         step = trainer.global_step
         due = step % self.config.every == 0 or step == self.steps
         if due and step != self._saved:
-            self.save(trainer, pl_module)
+            with self.clock.phase("checkpoint"):
+                self.save(trainer, pl_module)
             self._saved = step
 
     def save(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -17,6 +17,7 @@ from gen1_train.batch import Batch, Sample, SampleError, collate
 from gen1_train.data.shards import ShardSet
 from gen1_train.errors import UserError
 from gen1_train.keyed import permutation
+from gen1_train.training.clock import Clock
 from gen1_train.training.module import Gen1Module
 from gen1_train.training.state import state_of
 
@@ -83,9 +84,11 @@ def turns(shards: ShardSet, places: Sequence[Place], fields: tuple[str, ...], ra
 class Validation(Callback):
     """Logs val_loss (weights) and val_loss_ema (first average), as a whole and by quarter of the timesteps."""
 
-    def __init__(self, config: ValidationConfig, shards: ShardSet, kind: str, steps: int, average: str | None) -> None:
+    def __init__(
+        self, config: ValidationConfig, shards: ShardSet, kind: str, steps: int, average: str | None, clock: Clock
+    ) -> None:
         """`kind` of the samples, video or image; the stage has `steps`; `average` is its name in training.state."""
-        self.config, self.shards, self.kind, self.steps = config, shards, kind, steps
+        self.config, self.shards, self.kind, self.steps, self.clock = config, shards, kind, steps, clock
         self.shown = {"val_loss": None, **({"val_loss_ema": average} if average else {})}
         self._turns: list[Turn] = []
         self._done = -1
@@ -103,7 +106,8 @@ class Validation(Callback):
     ) -> None:
         if is_due(trainer.global_step, self._done, self.config.every, self.steps):
             self._done = trainer.global_step
-            row = self.losses(trainer)
+            with self.clock.phase("validation"):
+                row = self.losses(trainer)
             for logger in trainer.loggers:
                 logger.log_metrics(row, step=trainer.global_step)
 
