@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import yaml
+from omegaconf import OmegaConf
 from torch.distributed.constants import default_pg_timeout
 
 from gen1_train.data.loader import DataConfig
@@ -63,6 +64,12 @@ class TrainConfig:
     @property
     def tree(self) -> Path:
         return Path(self.output) / self.name
+
+    @classmethod
+    def from_yaml(cls, text: str) -> "TrainConfig":
+        """What `to_yaml` wrote. Raises OmegaConfBaseException or YAMLError when it is no config of this version."""
+        made = OmegaConf.merge(OmegaConf.structured(cls), OmegaConf.create(text))
+        return OmegaConf.to_object(made)  # type: ignore[return-value]
 
     def to_yaml(self) -> str:
         """The resolved whole, as it stands in the run folder and in every checkpoint."""

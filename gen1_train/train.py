@@ -5,6 +5,7 @@ import sys
 from gen1_train.cli import run_app
 
 COMMANDS = {
+    "replay=FILE": "runs a step that the guard has recorded (RUN/guard/step-…/guard.json) again, on one process",
     "report=RUN": "one HTML page about a run folder or a run tree: all panels, from its metrics.csv",
     "dashboard=ENTITY/PROJECT": "the same panels as a saved view of a W&B project",
 }
@@ -18,6 +19,10 @@ def main() -> None:
                 from gen1_train.training.report_page import RunReportConfig, report
 
                 return run_app("gen1-train", "run_report", RunReportConfig, report)
+            case "replay", "=", _:
+                from gen1_train.training.replay import ReplayConfig, replay
+
+                return run_app("gen1-train", "replay", ReplayConfig, replay)
             case "dashboard", "=", _:
                 from gen1_train.training.dashboard import DashboardConfig, dashboard
 

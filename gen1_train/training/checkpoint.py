@@ -251,6 +251,11 @@ def latest(run: Path) -> Checkpoint | None:
     return None
 
 
+def newest(run: Path) -> Path | None:
+    """The folder of a run's newest checkpoint, whether it is whole or not."""
+    return next(reversed(_named(checkpoints_dir(run))), None)
+
+
 def find_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint by its own folder or its run's (then the newest); every byte of it is read. Raises UserError."""
     if not path.exists():

@@ -3,7 +3,8 @@
 Such a step is left out (the weights, AdamW and the averages stay as they are, the data goes on) or stops the run. It is
 recorded, so that `gen1-train replay=FILE` can run it again on one process:
 
-RUN/guard/step-00001234/guard.json          step, reason, norms, and of every sample slot, key, loss and draws
+RUN/guard/step-00001234/guard.json          step, reason, norms, the data's state, and of every sample slot, key, loss
+                                            and draws, all of which are keyed by (seed, step, slot)
                         config.yaml         the resolved config
                         unet.safetensors    the weights that the step was taken with; of the first records only
 
@@ -27,7 +28,7 @@ from typing_extensions import override
 from gen1_train.errors import UserError
 from gen1_train.files import write_atomically
 from gen1_train.training import state
-from gen1_train.training.checkpoint import CONFIG, UNET, write_weights
+from gen1_train.training.checkpoint import CONFIG, UNET, CheckpointInfo, write_weights
 from gen1_train.training.counters import Counters
 from gen1_train.training.module import Gen1Module, Observed
 
@@ -75,12 +76,16 @@ class Guard(Callback):
         counters: Counters,
         run: Path,
         resolved: str,
+        describe: Callable[[int], CheckpointInfo],
         say: Callable[[str], None],
         heard: Callable[[float, int], None],
     ) -> None:
-        """`resolved`: the run's config as YAML. `heard` is told of every norm and of the steps skipped so far."""
+        """`resolved`: the run's config as YAML; `describe`: see SaveCheckpoints.
+
+        `heard` is told of every norm and of the steps skipped so far.
+        """
         self.config, self.counters, self.run, self.resolved = config, counters, run, resolved
-        self.say, self.heard = say, heard
+        self.describe, self.say, self.heard = describe, say, heard
         self.norms = Norms(**counters.norms)  # type: ignore[arg-type]
         self._trainer: Trainer | None = None
 
@@ -152,7 +157,7 @@ class Guard(Callback):
                 "norm": norm if math.isfinite(norm) else None,
                 "bound": bound if math.isfinite(bound) else None,
                 "norms": asdict(self.norms),
-                "seed": module.seed,
+                "data": self.describe(step).data,
                 "samples": sorted(samples, key=lambda row: row["slot"]),
             }
             write_atomically(folder / RECORD, json.dumps(content, indent=1).encode())

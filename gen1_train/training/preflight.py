@@ -134,6 +134,29 @@ def open_validation(config: TrainConfig, shards: ShardSet) -> ShardSet | None:
     return held_out
 
 
+def encodes(config: TrainConfig, manifest: Manifest) -> bool:
+    """Whether a training step takes the autoencoder: for structure at t_s > 0, and where the shards hold no latents."""
+    return config.stage.max_level > 0 or not manifest.estimators["autoencoder"].get("stored", True)
+
+
+def wants_previews(config: TrainConfig) -> bool:
+    """Whether validation clips are to be edited: from the stage on that knows videos."""
+    return config.stage.temporal and config.validation.edit_every > 0 and config.validation.edits > 0
+
+
+def open_autoencoder(config: TrainConfig, manifest: Manifest) -> Autoencoder | None:
+    """The autoencoder, where it is needed. Raises UserError when it is not there, or another one."""
+    encoding = manifest.estimators["autoencoder"]
+    if encodes(config, manifest):
+        return load_autoencoder(encoding)
+    if not wants_previews(config):
+        return None
+    try:
+        return load_autoencoder(encoding)
+    except UserError as error:  # training from latents could go on without it
+        raise UserError(f"validation clips cannot be edited: {error}; or set validation.edit_every=0") from error
+
+
 def load_autoencoder(encoding: dict[str, Any]) -> Autoencoder:
     """The autoencoder that made the set's latents. Raises UserError when the one found there now is another."""
     autoencoder = Autoencoder(AutoencoderConfig(**encoding["config"]))

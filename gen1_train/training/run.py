@@ -15,8 +15,8 @@ from gen1_train.config import TrainConfig, check
 from gen1_train.data.schedule import Schedule
 from gen1_train.data.shards import Manifest, ShardSet
 from gen1_train.data.state import capture
-from gen1_train.errors import UserError
 from gen1_train.files import write_atomically
+from gen1_train.model.autoencoder import Autoencoder
 from gen1_train.model.pretrained import WeightReport, check_keys, check_same_family, load_weights
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training import checkpoint
@@ -32,12 +32,14 @@ from gen1_train.training.module import Gen1Module
 from gen1_train.training.prefetching import Prefetching
 from gen1_train.training.preflight import (
     check_start,
-    load_autoencoder,
+    encodes,
     micro_clips,
+    open_autoencoder,
     open_data,
     open_schedule,
     open_validation,
     process_count,
+    wants_previews,
 )
 from gen1_train.training.previews import Previews
 from gen1_train.training.saving import Averaging, Begin, SaveCheckpoints, begin_counters
@@ -84,7 +86,9 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
     processes = process_count(config)
     world = processes * config.trainer.nodes
     strategy = build_strategy(config.strategy, world, micro_clips(config, world))
-    module = build_module(config, run, resume, shards.manifest, schedule.settings.seed)
+    held_out, autoencoder = open_validation(config, shards), open_autoencoder(config, shards.manifest)
+    unet = starting_unet(config, run, resume)
+    module = make_module(config, unet, shards.manifest, autoencoder, schedule.settings.seed, start)
     for change in history[len(resume.info.data["history"]) :] if resume else ():
         say(f"the data goes on with a change: {change}")
 
@@ -104,10 +108,10 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
         Agreement(promises(config, schedule, start)),
         *([Prefetching(config.data, schedule, start, stage.steps)] if config.data.cache else []),
         Begin(counters, decays, source, start, keeps),
-        Guard(config.guard, counters, run, resolved, say, measure.gradient),
+        Guard(config.guard, counters, run, resolved, describe, say, measure.gradient),
         Averaging(counters, decays, clock),
         measure,
-        *validating(config, run, shards, module, "video" if schedule.share < 1 else "image", clock),
+        *validating(config, run, held_out, autoencoder, "video" if schedule.share < 1 else "image", clock),
         SaveCheckpoints(run, config.checkpoint, stage.steps, counters, resolved, describe, ending.fail, clock),
     ]
     trainer = build_trainer(config, run, start, processes, strategy, callbacks)
@@ -120,45 +124,49 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
     trainer.fit(module, datamodule=data)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    say(f"stage {stage.name} is finished: {checkpoint.find_checkpoint(run).path}")
+    say(f"stage {stage.name} is finished: {checkpoint.newest(run)}")
 
 
 def validating(
-    config: TrainConfig, run: Path, shards: ShardSet, module: Gen1Module, kind: str, clock: Clock
+    config: TrainConfig,
+    run: Path,
+    held_out: ShardSet | None,
+    autoencoder: Autoencoder | None,
+    kind: str,
+    clock: Clock,
 ) -> list[Callback]:
-    """Validation loss and previews, as the config wants them; `kind` of samples, video or image."""
+    """Validation loss and previews, as far as the config wants them; `kind` of samples, video or image."""
     settings, steps, found = config.validation, config.stage.steps, list[Callback]()
-    held_out = open_validation(config, shards)
-    if held_out is None:
-        return found
     average = name_of(config.ema.decays[0]) if config.ema.decays else None
-    if settings.every:
+    if held_out is not None and settings.every:
         found.append(Validation(settings, held_out, kind, steps, average, clock))
-    if settings.edit_every and settings.edits and config.stage.temporal:
-        try:
-            autoencoder = module.autoencoder or load_autoencoder(shards.manifest.estimators["autoencoder"])
-        except UserError as error:  # training from latents could go on without it
-            raise UserError(f"validation clips cannot be edited: {error}; or set validation.edit_every=0") from error
+    if held_out is not None and wants_previews(config):
+        assert autoencoder is not None
         found.append(Previews(settings, held_out, steps, average, autoencoder, run, say, clock))
     return found
 
 
-def build_module(
-    config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None, manifest: Manifest, seed: int
-) -> Gen1Module:
-    """The module with the weights that the stage starts or goes on with, and the run folder that says so.
-
-    `seed`: of the stage's noise.
-    """
-    stage, encoding = config.stage, manifest.estimators["autoencoder"]
-    cached = encoding.get("stored", True)
-    autoencoder = load_autoencoder(encoding) if stage.max_level > 0 or not cached else None
-    if resume is None:
-        unet, report = build_unet(config.model, stage, config.init, config.tree, config.seed)
-        open_run(config, run, report)
-    else:
+def starting_unet(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) -> SpatioTemporalUNet:
+    """The weights that the stage starts or goes on with, and the run folder that says so."""
+    if resume is not None:
         unet = restore(config, resume)
         record(config, run)
+        return unet
+    unet, report = build_unet(config.model, config.stage, config.init, config.tree, config.seed)
+    open_run(config, run, report)
+    return unet
+
+
+def make_module(
+    config: TrainConfig,
+    unet: SpatioTemporalUNet,
+    manifest: Manifest,
+    autoencoder: Autoencoder | None,
+    seed: int,
+    start: int,
+) -> Gen1Module:
+    """The module around a UNet, for data of this manifest. `seed`: of the stage's noise; `start`: steps done."""
+    stage, encoding = config.stage, manifest.estimators["autoencoder"]
     return Gen1Module(
         unet,
         config.optim,
@@ -167,10 +175,10 @@ def build_module(
         structure=stage.structure,
         max_level=stage.max_level,
         latent_scale=encoding["scale"],
-        autoencoder=autoencoder,
-        cached=cached,
+        autoencoder=autoencoder if encodes(config, manifest) else None,
+        cached=encoding.get("stored", True),
         trains=stage.trains,
-        start=resume.info.step if resume else 0,
+        start=start,
     )
 
 

@@ -1,7 +1,6 @@
 """Runs that stop and go on, in this process: one process, no DeepSpeed. Those on several processes are in test_runs."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,62 +9,26 @@ from safetensors.torch import load_file, save_file
 
 from gen1_train.config import TrainConfig
 from gen1_train.errors import UserError
-from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training.checkpoint import (
     OPTIMIZER,
     UNET,
-    CheckpointConfig,
-    CheckpointInfo,
-    begin,
-    commit,
-    latest,
     sha256,
 )
-from gen1_train.training.metrics import read_metrics
 from gen1_train.training.run import train
-from gen1_train.training.stages import StageConfig, stage_unet
-from tests.made import WIDTH, make_shard_set
+from tests.training.alone import config, last, make_start, rows
 from tests.training.runs import assert_close
 
 pytestmark = pytest.mark.slow
-STAGE = StageConfig("3", "2", 4, temporal=True, structure=False, max_level=0, image_ratio=0.5)
-TINY = UNetConfig(channels=[8, 16, 16, 16], heads=[2, 2, 2, 2], groups=8, context_dim=WIDTH, content_dim=WIDTH)
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A shard set, a stage 2 to start from, and stage 3 run to step 2 (`half`) and to step 4 (`whole`)."""
+    """What a stage 3 starts from, and that stage run to step 2 (`half`) and to step 4 (`whole`)."""
     root = tmp_path_factory.mktemp("state")
-    make_shard_set(root / "set")
-    before = replace(STAGE, name="2", temporal=False)
-    torch.manual_seed(0)
-    start = SpatioTemporalUNet(stage_unet(TINY, before)).state_dict()
-    info, recorded = CheckpointInfo("2", 1, finished=True), TrainConfig(before, model=TINY).to_yaml()
-    commit(begin(root / "start", 1), {UNET: start}, recorded, info, CheckpointConfig())
+    make_start(root)
     train(config(root, "half", 2))
     train(config(root, "whole", 4))
     return root
-
-
-def config(root: Path, output: str, steps: int) -> TrainConfig:
-    made = TrainConfig(replace(STAGE, steps=steps), output=str(root / output), name="run", model=TINY)
-    made.data.root, made.data.batch_clips, made.data.workers = str(root / "set"), 4, 0
-    made.init.checkpoint = str(root / "start")
-    made.trainer.accelerator, made.trainer.precision, made.trainer.devices = "cpu", "32-true", 1
-    made.strategy.name, made.log.wandb, made.log.every = "single", "disabled", 1
-    made.optim.lr, made.optim.warmup_steps = 1e-3, 3
-    return made
-
-
-def last(root: Path, output: str) -> Path:
-    found = latest(root / output / "run" / "stage3")
-    assert found is not None
-    return found.path
-
-
-def rows(root: Path, output: str) -> list[tuple[str, str, str]]:
-    metrics = read_metrics(root / output / "run" / "stage3" / "metrics.csv")
-    return [(row["step"], row["loss"], row["lr"]) for row in metrics]
 
 
 def begun(root: Path, output: str) -> TrainConfig:
@@ -76,7 +39,7 @@ def begun(root: Path, output: str) -> TrainConfig:
 
 def test_resumed_equals_straight_to_the_bit(root):
     train(begun(root, "resumed"))
-    for name in (UNET, OPTIMIZER):
+    for name in (UNET, OPTIMIZER, "ema_0.9.safetensors"):
         assert (last(root, "resumed") / name).read_bytes() == (last(root, "whole") / name).read_bytes()
     assert rows(root, "resumed") == rows(root, "whole")
     assert len({lr for *_, lr in rows(root, "whole")}) == 3  # the learning rate was still rising
