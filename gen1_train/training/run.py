@@ -87,7 +87,10 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
     world = processes * config.trainer.nodes
     strategy = build_strategy(config.strategy, world, micro_clips(config, world))
     held_out, autoencoder = open_validation(config, shards), open_autoencoder(config, shards.manifest)
-    unet = starting_unet(config, run, resume)
+    if resume is None:
+        unet, report = build_unet(config.model, stage, config.init, config.tree, config.seed)
+    else:
+        unet, report = restore(config, resume), None
     module = make_module(config, unet, shards.manifest, autoencoder, schedule.settings.seed, start)
     for change in history[len(resume.info.data["history"]) :] if resume else ():
         say(f"the data goes on with a change: {change}")
@@ -101,6 +104,7 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
     ending, clock, decays, resolved = Ending(), Clock(), config.ema.decays, config.to_yaml()
     source, keeps = (resume, RESETS) if resume else inherited(stage, config.init, config.tree)
     counters = begin_counters(source, keeps, decays, resumed=resume is not None)
+    open_run(config, run, report)
     flops = BatchFlops(module.unet.config, shards.manifest.estimators["autoencoder"]["factor"])
     measure = Measure(stage.steps, config.log.every, f"stage {stage.name}", flops, schedule.image_share, clock, say)
     callbacks = [
@@ -144,17 +148,6 @@ def validating(
         assert autoencoder is not None
         found.append(Previews(settings, held_out, steps, average, autoencoder, run, say, clock))
     return found
-
-
-def starting_unet(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) -> SpatioTemporalUNet:
-    """The weights that the stage starts or goes on with, and the run folder that says so."""
-    if resume is not None:
-        unet = restore(config, resume)
-        record(config, run)
-        return unet
-    unet, report = build_unet(config.model, config.stage, config.init, config.tree, config.seed)
-    open_run(config, run, report)
-    return unet
 
 
 def make_module(
@@ -250,19 +243,18 @@ def _is_rank_zero() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def open_run(config: TrainConfig, run: Path, report: WeightReport) -> None:
-    """Starts the run folder: the resolved config, and where the weights came from."""
-    say(report.summary())
-    record(config, run)
-    if _is_rank_zero():
-        write_atomically(run / "weights.json", report.to_json().encode())
+def open_run(config: TrainConfig, run: Path, report: WeightReport | None) -> None:
+    """Opens the run folder: the resolved config, and in a new one where the weights came from.
 
-
-def record(config: TrainConfig, run: Path) -> None:
-    """Writes the resolved config into the run folder; that of an earlier life stands in its checkpoints."""
+    The config of an earlier life stands in its checkpoints.
+    """
+    if report is not None:
+        say(report.summary())
     if _is_rank_zero():
         run.mkdir(parents=True, exist_ok=True)
         write_atomically(run / "config.yaml", config.to_yaml().encode())
+        if report is not None:
+            write_atomically(run / "weights.json", report.to_json().encode())
 
 
 def restore(config: TrainConfig, resume: checkpoint.Checkpoint) -> SpatioTemporalUNet:

@@ -1,3 +1,5 @@
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -91,3 +93,57 @@ def test_a_checkpoint_without_moments_says_that_no_run_goes_on_from_it(tmp_path)
     assert set(made.info.files) == {"unet.safetensors", "config.yaml"}
     with pytest.raises(UserError, match=r"has no optimizer\.safetensors, so no run goes on from it: .* name="):
         made.moments()
+
+
+def test_a_flipped_bit_falls_back_to_the_one_before_and_says_so(tmp_path, capsys):
+    save(tmp_path, 10)
+    flipped = save(tmp_path, 20) / OPTIMIZER
+    data = bytearray(flipped.read_bytes())
+    data[-3] ^= 1
+    flipped.write_bytes(data)
+    assert latest(tmp_path).info.step == 10
+    assert f"{flipped.parent} is damaged: {OPTIMIZER} is not what was written" in capsys.readouterr().out
+    with pytest.raises(UserError, match="is damaged"):
+        find_checkpoint(flipped.parent)
+
+
+def test_the_link_points_to_the_newest_also_in_a_run_that_was_copied_without_links(tmp_path):
+    save(tmp_path / "run", 10)
+    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "latest").info.step == 10
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    for run in (tmp_path / "run", tmp_path / "copy"):
+        save(run, 20)
+        assert os.readlink(run / "checkpoints" / "latest") == "step-00000020"
+        assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_the_newest_of_every_so_many_hours_stays(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(checkpoint.time, "time", lambda: now[0])
+    for step in range(12):
+        now[0] = 3600 * (0.5 + step)
+        tensors = {UNET: {"w": torch.zeros(1)}}
+        info = CheckpointInfo("3", step, finished=False)
+        commit(begin(tmp_path, step), tensors, "stage: {}\n", info, CheckpointConfig(keep=2, keep_hours=4))
+    kept = sorted(int(path.name.removeprefix("step-")) for path in (tmp_path / "checkpoints").glob("step-*"))
+    assert kept == [3, 7, 10, 11]
+
+
+def test_weights_are_found_by_what_they_are_called(tmp_path):
+    tensors = {name: {"w": torch.full((2,), value)} for name, value in ((UNET, 1.0), ("ema_0.9.safetensors", 2.0))}
+    tensors["ema_0.5.safetensors"] = {"w": torch.full((2,), 3.0)}
+    info = CheckpointInfo("3", 5, finished=True, counters={"averaged": {"ema_0.9": 5, "ema_0.5": 5}})
+    made = read_checkpoint(commit(begin(tmp_path, 5), tensors, "stage: {}\n", info, CheckpointConfig()))
+    found = {which: float(made.weights(which)["w"][0]) for which in ("ema", "raw", "0.9", "0.5")}
+    assert found == {"ema": 2.0, "raw": 1.0, "0.9": 2.0, "0.5": 3.0}
+    with pytest.raises(UserError, match=r"has no weights=0\.99: choose from raw, 0\.9, 0\.5"):
+        made.weights("0.99")
+    plain = read_checkpoint(save(tmp_path / "plain", 1, 7.0))
+    assert float(plain.weights()["w"][0, 0]) == 7.0
+
+
+def test_a_checkpoint_that_does_not_tell_of_its_average_is_refused(tmp_path):
+    info = CheckpointInfo("3", 5, finished=True, counters={"averaged": {"ema_0.9": 5}})
+    with pytest.raises(UserError, match=r"does not tell of ema_0\.9\.safetensors"):
+        commit(begin(tmp_path, 5), {UNET: {"w": torch.zeros(1)}}, "stage: {}\n", info, CheckpointConfig())
+    assert latest(tmp_path) is None
