@@ -16,6 +16,7 @@ from gen1_train.errors import UserError
 from gen1_train.model.unet import UNetConfig, temporal_heads
 from gen1_train.training.checkpoint import CheckpointConfig
 from gen1_train.training.module import DiffusionConfig, OptimConfig
+from gen1_train.training.rates import SCHEDULES
 from gen1_train.training.stages import InitConfig, StageConfig
 from gen1_train.training.strategy import StrategyConfig
 
@@ -67,12 +68,13 @@ CHOICES = {
     "wandb": ("auto", "online", "offline", "disabled"),
     "mix": ("exact", "independent"),
     "order": ("global", "blocks"),
+    "schedule": SCHEDULES,
 }
 
 
 def check(config: TrainConfig) -> None:
     """What the types cannot say. Raises UserError that names the setting and the mend."""
-    for section in (config.trainer, config.log, config.data):
+    for section in (config.trainer, config.log, config.data, config.optim):
         for name, value in vars(section).items():
             if name in CHOICES and value not in CHOICES[name]:
                 raise UserError(f"{name}={value} is not one of {', '.join(CHOICES[name])}")
@@ -97,11 +99,17 @@ def check(config: TrainConfig) -> None:
         "data.image_ratio": config.data.image_ratio,
         "stage.image_ratio": config.stage.image_ratio,
         "diffusion.drop_content": config.diffusion.drop_content,
+        "optim.final_lr_share": config.optim.final_lr_share,
     }
     for name, share in shares.items():
         if share is not None and not 0 <= share <= 1:
             raise UserError(f"{name}={share} is a share: give a number from 0 to 1")
-    for name, value in {"data.workers": config.data.workers, "stage.steps": config.stage.steps}.items():
+    counts = {
+        "data.workers": config.data.workers,
+        "stage.steps": config.stage.steps,
+        "optim.warmup_steps": config.optim.warmup_steps,
+    }
+    for name, value in counts.items():
         if value < 0:
             raise UserError(f"{name}={value} must be 0 or above")
     longest = default_pg_timeout.total_seconds() / 2  # the other ranks may have waited for longer than the loader

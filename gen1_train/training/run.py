@@ -140,6 +140,7 @@ def build_module(
         autoencoder=autoencoder,
         cached=cached,
         start=resume.info.step if resume else 0,
+        steps=stage.steps,
     )
 
 
