@@ -151,7 +151,7 @@ def test_a_stage_has_the_unet_that_it_needs() -> None:
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "strategy").glob("*.yaml")))
 def test_every_strategy_is_one(name: str) -> None:
-    build_strategy(composed("stage=4", f"strategy={name}").strategy, processes=1, micro_batch=1)
+    build_strategy(composed("stage=4", f"strategy={name}").strategy, processes=1, micro_batch=1, gpu=False)
 
 
 def test_the_resolved_config_reads_back_as_it_was() -> None:

@@ -31,6 +31,7 @@ from gen1_train.training.module import Gen1Module
 from gen1_train.training.prefetching import Prefetching
 from gen1_train.training.preflight import (
     check_start,
+    gpu_count,
     load_autoencoder,
     micro_clips,
     open_data,
@@ -79,7 +80,7 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
         check_start(config, shards.manifest)
     processes = process_count(config)
     world = processes * config.trainer.nodes
-    strategy = build_strategy(config.strategy, world, micro_clips(config, world))
+    strategy = build_strategy(config.strategy, world, micro_clips(config, world), gpu=gpu_count(config) > 0)
     module = build_module(config, run, resume, shards.manifest, schedule.settings.seed)
     for change in history[len(resume.info.data["history"]) :] if resume else ():
         say(f"the data goes on with a change: {change}")
