@@ -28,6 +28,10 @@ class TrainerConfig:
     nodes: int = 1  # machines
     precision: str = "bf16-mixed"  # or 32-true
     accumulate: int = 1  # micro-batches per optimizer step
+    tf32: bool = True  # GPUs: float32 products and convolutions with the 10-bit mantissa of tensor cores
+    cudnn_benchmark: bool = True  # GPUs: cuDNN tries its algorithms once for each shape, of which there are few
+    compile: bool = False  # the UNet by torch.compile; all shapes before the first step, which may take minutes
+    compile_backend: str = "inductor"  # of torch.compile; aot_eager, eager: no compiler needed, and no gain
 
 
 @dataclass
@@ -69,11 +73,37 @@ CHOICES = {
     "mix": ("exact", "independent"),
     "order": ("global", "blocks"),
     "schedule": SCHEDULES,
+    "compile_backend": ("inductor", "aot_eager", "eager"),
 }
 
 
 def check(config: TrainConfig) -> None:
     """What the types cannot say. Raises UserError that names the setting and the mend."""
+    check_values(config)
+    longest = default_pg_timeout.total_seconds() / 2  # the other ranks may have waited for longer than the loader
+    if config.data.stall_seconds > longest:
+        raise UserError(
+            f"data.stall_seconds={config.data.stall_seconds:g} is too long: after {2 * longest:g} s the other ranks "
+            f"give up by themselves and cannot say why; give {longest:g} or less"
+        )
+    if config.data.cache is not None and config.data.order != "blocks":
+        raise UserError("data.cache needs data.order=blocks: data.order=global reads from all shards at any time")
+    if config.trainer.devices == 0 or config.trainer.devices < -1:
+        raise UserError(f"trainer.devices={config.trainer.devices}: give a number of processes, or -1 for every GPU")
+    if not 0 <= config.stage.max_level <= MAX_LEVEL:
+        raise UserError(f"stage.max_level={config.stage.max_level} is out of range: give 0 to {MAX_LEVEL}")
+    if len(config.optim.betas) != 2:
+        raise UserError(f"optim.betas={config.optim.betas}: give two numbers")
+    check_model(config.model)
+    if config.trainer.compile and config.strategy.name == "zero3":
+        raise UserError(
+            "trainer.compile=true does not go with strategy=zero3, whose hooks fetch the weights of each layer in the "
+            "middle of the graph: choose strategy=zero2 or trainer.compile=false"
+        )
+
+
+def check_values(config: TrainConfig) -> None:
+    """Settings that are one of a few words, or lie in a range, each by itself."""
     for section in (config.trainer, config.log, config.data, config.optim):
         for name, value in vars(section).items():
             if name in CHOICES and value not in CHOICES[name]:
@@ -112,21 +142,6 @@ def check(config: TrainConfig) -> None:
     for name, value in counts.items():
         if value < 0:
             raise UserError(f"{name}={value} must be 0 or above")
-    longest = default_pg_timeout.total_seconds() / 2  # the other ranks may have waited for longer than the loader
-    if config.data.stall_seconds > longest:
-        raise UserError(
-            f"data.stall_seconds={config.data.stall_seconds:g} is too long: after {2 * longest:g} s the other ranks "
-            f"give up by themselves and cannot say why; give {longest:g} or less"
-        )
-    if config.data.cache is not None and config.data.order != "blocks":
-        raise UserError("data.cache needs data.order=blocks: data.order=global reads from all shards at any time")
-    if config.trainer.devices == 0 or config.trainer.devices < -1:
-        raise UserError(f"trainer.devices={config.trainer.devices}: give a number of processes, or -1 for every GPU")
-    if not 0 <= config.stage.max_level <= MAX_LEVEL:
-        raise UserError(f"stage.max_level={config.stage.max_level} is out of range: give 0 to {MAX_LEVEL}")
-    if len(config.optim.betas) != 2:
-        raise UserError(f"optim.betas={config.optim.betas}: give two numbers")
-    check_model(config.model)
 
 
 def check_model(model: UNetConfig) -> None:

@@ -9,12 +9,13 @@ import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.utilities import rank_zero_only
 
-from gen1_train.config import LogConfig, TrainConfig, check
+from gen1_train.config import LogConfig, TrainConfig, TrainerConfig, check
 from gen1_train.data.schedule import Schedule
 from gen1_train.data.shards import Manifest, ShardSet
 from gen1_train.data.state import capture
@@ -23,6 +24,7 @@ from gen1_train.model.pretrained import WeightReport, check_keys, check_same_fam
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training import checkpoint
 from gen1_train.training.agreement import Agreement, code_hash
+from gen1_train.training.compiling import Compile, shapes_of
 from gen1_train.training.datamodule import Gen1DataModule
 from gen1_train.training.ending import Ending
 from gen1_train.training.measure import BatchFlops, Measure
@@ -92,12 +94,14 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
         return checkpoint.CheckpointInfo(stage.name, step, finished, state, estimators, buckets)
 
     ending = Ending()
+    shapes = shapes_of(schedule, world * config.trainer.accumulate)
     flops = BatchFlops(module.unet.config, shards.manifest.estimators["autoencoder"]["factor"])
     callbacks = [
         ending,
         Agreement(promises(config, schedule, start)),
         *([Prefetching(config.data, schedule, start, stage.steps)] if config.data.cache else []),
         *([Resume(resume)] if resume else []),
+        *([Compile(config.trainer.compile_backend, shapes, say)] if config.trainer.compile else []),
         Measure(stage.steps, config.log.every, f"stage {stage.name}", flops, say),
         SaveCheckpoints(run, config.checkpoint, stage.steps, config.to_yaml(), describe),
     ]
@@ -176,6 +180,7 @@ def build_trainer(
     """Lightning's Trainer with our loggers and callbacks in place of its own checkpoints and bars."""
     stage = config.stage
     quiet()
+    set_switches(config.trainer)
     return Trainer(
         accelerator=config.trainer.accelerator,
         devices=processes,
@@ -193,6 +198,12 @@ def build_trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+
+
+def set_switches(config: TrainerConfig) -> None:
+    """What torch keeps for the whole process; on CPUs without effect."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
+    torch.backends.cudnn.benchmark = config.cudnn_benchmark
 
 
 def quiet() -> None:

@@ -18,10 +18,12 @@ from gen1_train.config import TrainConfig
 from gen1_train.training.ending import Ending
 
 
-def run_pair(task: Callable[..., None], folder: Path, *arguments: Any) -> tuple[list[int | None], list[str]]:
+def run_pair(
+    task: Callable[..., None], folder: Path, *arguments: Any, seconds: float = 60
+) -> tuple[list[int | None], list[str]]:
     """Calls `task(rank, *arguments)` in two processes that find each other; their exit codes and what they said.
 
-    A process that lives for more than a minute is killed.
+    A process that lives for longer than so many `seconds` is killed.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -31,7 +33,7 @@ def run_pair(task: Callable[..., None], folder: Path, *arguments: Any) -> tuple[
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(seconds)
         process.kill()
         process.join()
     return [process.exitcode for process in processes], [(folder / f"{rank}.err").read_text() for rank in range(2)]
