@@ -84,7 +84,7 @@ def zero_config(config: StrategyConfig, micro_batch: int, gpu: bool) -> dict[str
         "train_micro_batch_size_per_gpu": micro_batch,  # for its own throughput log alone
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,  # torch's AdamW
-        # torch's fused AdamW is as fast on a CPU as DeepSpeed's, which has to be compiled first: docs/strategies.md
+        # torch's fused AdamW: DeepSpeed's for CPUs has to be compiled first and gains little, see docs/strategies.md
         "zero_force_ds_cpu_optimizer": False,
     }
 
