@@ -20,6 +20,7 @@ from gen1_train.training.checkpoint import CheckpointConfig
 from gen1_train.training.ema import EmaConfig, name_of
 from gen1_train.training.guard import GuardConfig
 from gen1_train.training.module import DiffusionConfig, OptimConfig
+from gen1_train.training.rates import SCHEDULES
 from gen1_train.training.stages import RESETS, InitConfig, StageConfig
 from gen1_train.training.strategy import StrategyConfig
 from gen1_train.training.validation import ValidationConfig
@@ -32,6 +33,10 @@ class TrainerConfig:
     nodes: int = 1  # machines
     precision: str = "bf16-mixed"  # or 32-true
     accumulate: int = 1  # micro-batches per optimizer step
+    tf32: bool = True  # GPUs: float32 products and convolutions with the 10-bit mantissa of tensor cores
+    cudnn_benchmark: bool = True  # GPUs: cuDNN tries its algorithms once for each shape, of which there are few
+    compile: bool = False  # the UNet by torch.compile; all shapes before the first step, which may take minutes
+    compile_backend: str = "inductor"  # of torch.compile; aot_eager, eager: no compiler needed, and no gain
 
 
 @dataclass
@@ -84,12 +89,33 @@ CHOICES = {
     "order": ("global", "blocks"),
     "non_finite": ("skip", "stop"),
     "spike": ("skip", "stop", "allow"),
+    "schedule": SCHEDULES,
+    "compile_backend": ("inductor", "aot_eager", "eager"),
 }
 
 
 def check(config: TrainConfig) -> None:
     """What the types cannot say. Raises UserError that names the setting and the mend."""
-    for section in (config.trainer, config.log, config.data, config.guard):
+    check_values(config)
+    check_waiting(config)
+    check_stage(config)
+    if config.data.cache is not None and config.data.order != "blocks":
+        raise UserError("data.cache needs data.order=blocks: data.order=global reads from all shards at any time")
+    if config.trainer.devices == 0 or config.trainer.devices < -1:
+        raise UserError(f"trainer.devices={config.trainer.devices}: give a number of processes, or -1 for every GPU")
+    if len(config.optim.betas) != 2:
+        raise UserError(f"optim.betas={config.optim.betas}: give two numbers")
+    check_model(config.model)
+    if config.trainer.compile and config.strategy.name == "zero3":
+        raise UserError(
+            "trainer.compile=true does not go with strategy=zero3, whose hooks fetch the weights of each layer in the "
+            "middle of the graph: choose strategy=zero2 or trainer.compile=false"
+        )
+
+
+def check_values(config: TrainConfig) -> None:
+    """Settings that are one of a few words, or lie in a range, each by itself."""
+    for section in (config.trainer, config.log, config.data, config.optim, config.guard):
         for name, value in vars(section).items():
             if name in CHOICES and value not in CHOICES[name]:
                 raise UserError(f"{name}={value} is not one of {', '.join(CHOICES[name])}")
@@ -120,6 +146,7 @@ def check(config: TrainConfig) -> None:
         "data.image_ratio": config.data.image_ratio,
         "stage.image_ratio": config.stage.image_ratio,
         "diffusion.drop_content": config.diffusion.drop_content,
+        "optim.final_lr_share": config.optim.final_lr_share,
     }
     for name, share in shares.items():
         if share is not None and not 0 <= share <= 1:
@@ -133,19 +160,11 @@ def check(config: TrainConfig) -> None:
         "validation.edits": config.validation.edits,
         "checkpoint.keep_hours": config.checkpoint.keep_hours,
         "checkpoint.patience_seconds": config.checkpoint.patience_seconds,
+        "optim.warmup_steps": config.optim.warmup_steps,
     }
     for name, value in counts.items():
         if value < 0:
             raise UserError(f"{name}={value} must be 0 or above")
-    check_waiting(config)
-    check_stage(config)
-    if config.data.cache is not None and config.data.order != "blocks":
-        raise UserError("data.cache needs data.order=blocks: data.order=global reads from all shards at any time")
-    if config.trainer.devices == 0 or config.trainer.devices < -1:
-        raise UserError(f"trainer.devices={config.trainer.devices}: give a number of processes, or -1 for every GPU")
-    if len(config.optim.betas) != 2:
-        raise UserError(f"optim.betas={config.optim.betas}: give two numbers")
-    check_model(config.model)
 
 
 def check_waiting(config: TrainConfig) -> None:

@@ -1,7 +1,7 @@
 """conf/: every file composes into the typed config, says what it is, and holds what the paper says where it does."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import cache
 from typing import Any
 
@@ -151,7 +151,7 @@ def test_a_stage_has_the_unet_that_it_needs() -> None:
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "strategy").glob("*.yaml")))
 def test_every_strategy_is_one(name: str) -> None:
-    build_strategy(composed("stage=4", f"strategy={name}").strategy, processes=1, micro_batch=1)
+    build_strategy(composed("stage=4", f"strategy={name}").strategy, processes=1, micro_batch=1, gpu=False)
 
 
 def test_the_resolved_config_reads_back_as_it_was() -> None:
@@ -178,11 +178,15 @@ REFUSED = [
     "data.workers=-1",  # DataLoader's ValueError, with a traceback
     "trainer.accumulate=0",
     "trainer.nodes=0",
+    "trainer.compile_backend=tvm",
     "trainer.devices=0",  # neither a number of processes nor "all"
     "checkpoint.every=0",
     "checkpoint.keep=0",
     "log.every=0",
     "optim.lr=0",
+    "optim.schedule=linear",
+    "optim.final_lr_share=-0.1",
+    "optim.warmup_steps=-1",
     "optim.betas=[0.9]",  # an IndexError when the optimizer is made
     "diffusion.drop_content=1.1",
     "diffusion.noise.steps=0",
@@ -201,6 +205,13 @@ def test_what_the_types_cannot_say_is_checked(argument: str) -> None:
         check(changed(argument))
     key, _, _ = argument.partition("=")
     assert key.rpartition(".")[2] in str(error.value) and "\n" not in str(error.value)
+
+
+def test_compiling_and_zero3_are_refused_together() -> None:
+    config = composed("stage=4", "strategy=zero3", "trainer.compile=true")
+    with pytest.raises(UserError, match=r"trainer\.compile=true does not go with strategy=zero3"):
+        check(config)
+    check(replace(config, strategy=StrategyConfig("zero2")))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import fnmatch
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from gen1_train.frozen import autocast
 from gen1_train.model.autoencoder import Autoencoder, sample_latents, to_signed
 from gen1_train.model.unet import SpatioTemporalUNet
 from gen1_train.training.draws import Choices, Draws, draw, fixed_draw
+from gen1_train.training.rates import after, rate_at
 
 
 @dataclass
@@ -33,9 +35,11 @@ class OptimConfig:
     """AdamW; all values are ours, the paper gives none."""
 
     lr: float = 1e-5  # after the warm-up
+    schedule: str = "constant"  # or cosine: from there down to final_lr_share of it at the stage's last step
+    final_lr_share: float = 0.1  # schedule=cosine: share of lr at the last step
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # of AdamW's moments
     weight_decay: float = 0.01  # of AdamW, on all weights
-    warmup_steps: int = 500  # linear from 0, then constant
+    warmup_steps: int = 500  # linear from 0
     clip_norm: float = 1.0  # of the whole gradient; 0 switches clipping off
 
 
@@ -72,18 +76,20 @@ class Gen1Module(LightningModule):
         cached: bool = True,
         start: int = 0,
         trains: Sequence[str] = ("*",),
+        steps: int = 1,
     ) -> None:
         """`structure`: the UNet sees it (from stage 4 on). `cached`: the shards hold latents.
 
         The autoencoder is needed where they do not, and where `max_level` of t_s is above 0.
-        `start`: optimizer steps that the weights have behind them, where the learning rate goes on.
+        `start`: optimizer steps that the weights have behind them, where the learning rate goes on; `steps`: of the
+        whole stage, by which a cosine ends.
         `trains`: globs over the names of the weights that are changed. Raises UserError when one names none.
         """
         super().__init__()
         self.unet = unet
         self.optim, self.diffusion, self.seed = optim, diffusion, seed
         self.structure, self.max_level, self.latent_scale = structure, max_level, latent_scale
-        self.cached, self.start = cached, start
+        self.cached, self.start, self.steps = cached, start, steps
         self.trained = set(trained(unet, trains))
         for name, parameter in unet.named_parameters():
             if name not in self.trained:  # in the optimizer all the same: every strategy holds and saves it like others
@@ -220,7 +226,14 @@ class Gen1Module(LightningModule):
             weight_decay=self.optim.weight_decay,
             fused=True,
         )
-        scheduler = LambdaLR(optimizer, warmup(self.optim.warmup_steps, self.start))
+        rate = partial(
+            rate_at,
+            schedule=self.optim.schedule,
+            warmup_steps=self.optim.warmup_steps,
+            steps=self.steps,
+            final_share=self.optim.final_lr_share,
+        )
+        scheduler = LambdaLR(optimizer, after(self.start, rate))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
@@ -246,8 +259,3 @@ def fill_missing_gradients(unet: SpatioTemporalUNet) -> None:
     for parameter in unet.parameters():
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-
-
-def warmup(steps: int, start: int = 0) -> Callable[[int], float]:
-    """The factor of the rate at each step after step `start`: linear up to 1 over `steps` from 0, then constant."""
-    return lambda step: min(1.0, (start + step + 1) / max(1, steps))

@@ -7,11 +7,12 @@ import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.utilities import rank_zero_only
 
-from gen1_train.config import TrainConfig, check
+from gen1_train.config import TrainConfig, TrainerConfig, check
 from gen1_train.data.schedule import Schedule
 from gen1_train.data.shards import Manifest, ShardSet
 from gen1_train.data.state import capture
@@ -22,6 +23,7 @@ from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training import checkpoint
 from gen1_train.training.agreement import Agreement, code_hash
 from gen1_train.training.clock import Clock
+from gen1_train.training.compiling import Compile, shapes_of
 from gen1_train.training.datamodule import Gen1DataModule
 from gen1_train.training.ema import name_of
 from gen1_train.training.ending import Ending
@@ -33,6 +35,7 @@ from gen1_train.training.prefetching import Prefetching
 from gen1_train.training.preflight import (
     check_start,
     encodes,
+    gpu_count,
     micro_clips,
     open_autoencoder,
     open_data,
@@ -85,7 +88,7 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
         check_start(config, shards.manifest)
     processes = process_count(config)
     world = processes * config.trainer.nodes
-    strategy = build_strategy(config.strategy, world, micro_clips(config, world))
+    strategy = build_strategy(config.strategy, world, micro_clips(config, world), gpu=gpu_count(config) > 0)
     held_out, autoencoder = open_validation(config, shards), open_autoencoder(config, shards.manifest)
     if resume is None:
         unet, report = build_unet(config.model, stage, config.init, config.tree, config.seed)
@@ -104,6 +107,7 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
     ending, clock, decays, resolved = Ending(), Clock(), config.ema.decays, config.to_yaml()
     source, keeps = (resume, RESETS) if resume else inherited(stage, config.init, config.tree)
     counters = begin_counters(source, keeps, decays, resumed=resume is not None)
+    shapes = shapes_of(schedule, world * config.trainer.accumulate)
     open_run(config, run, report)
     flops = BatchFlops(module.unet.config, shards.manifest.estimators["autoencoder"]["factor"])
     measure = Measure(stage.steps, config.log.every, f"stage {stage.name}", flops, schedule.image_share, clock, say)
@@ -112,6 +116,7 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
         Agreement(promises(config, schedule, start)),
         *([Prefetching(config.data, schedule, start, stage.steps)] if config.data.cache else []),
         Begin(counters, decays, source, start, keeps),
+        *([Compile(config.trainer.compile_backend, shapes, say)] if config.trainer.compile else []),
         Guard(config.guard, counters, run, resolved, describe, say, measure.gradient),
         Averaging(counters, decays, clock),
         measure,
@@ -172,6 +177,7 @@ def make_module(
         cached=encoding.get("stored", True),
         trains=stage.trains,
         start=start,
+        steps=stage.steps,
     )
 
 
@@ -206,6 +212,7 @@ def build_trainer(
     """Lightning's Trainer with our loggers and callbacks in place of its own checkpoints and bars."""
     stage = config.stage
     quiet()
+    set_switches(config.trainer)
     return Trainer(
         accelerator=config.trainer.accelerator,
         devices=processes,
@@ -223,6 +230,12 @@ def build_trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+
+
+def set_switches(config: TrainerConfig) -> None:
+    """What torch keeps for the whole process; on CPUs without effect."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
+    torch.backends.cudnn.benchmark = config.cudnn_benchmark
 
 
 def quiet() -> None:

@@ -124,17 +124,17 @@ class PlainState:
 class ZeroState(PlainState):
     """What DeepSpeed's ZeRO 1 and 2 hold: all weights end to end in float32, of which each process has a part."""
 
-    def __init__(self, zero: Any) -> None:
-        """`zero`: DeepSpeed's optimizer, which wraps torch's."""
+    def __init__(self, zero: Any, device: torch.device) -> None:
+        """`zero`: DeepSpeed's optimizer, which wraps torch's. `device`: where collectives run."""
         super().__init__(zero.optimizer)
-        self.zero = zero
+        self.zero, self.device = zero, device
 
     @override
     def gather(self, entries: Entries, keep: bool) -> dict[str, Tensor]:
         whole: dict[str, Tensor] = {}
         for names in self._buckets(entries):
             sizes = [self.shape(entries[name][0]).numel() for name in names]
-            bucket = torch.zeros(sum(sizes), dtype=torch.float32, device=self.masters()[0].device)
+            bucket = torch.zeros(sum(sizes), dtype=torch.float32, device=self.device)
             tensors = dict(zip(names, bucket.split(sizes)))
             for name, tensor in tensors.items():
                 start, part = self.part(*entries[name])
@@ -209,8 +209,8 @@ def state_of(strategy: Strategy) -> PlainState:
     """Where a strategy that has been set up holds the training state."""
     if not isinstance(strategy, DeepSpeedStrategy):
         return PlainState(strategy.optimizers[0])
-    zero = strategy.deepspeed_engine.optimizer
-    return Zero3State(zero) if strategy.zero_stage_3 else ZeroState(zero)
+    zero, device = strategy.deepspeed_engine.optimizer, strategy.root_device
+    return Zero3State(zero, device) if strategy.zero_stage_3 else ZeroState(zero, device)
 
 
 def go_on(trainer: Trainer, step: int) -> None:

@@ -23,7 +23,7 @@ def run_pair(
 ) -> tuple[list[int | None], list[str]]:
     """Calls `task(rank, *arguments)` in two processes that find each other; their exit codes and what they said.
 
-    A process that lives for more than so many seconds is killed.
+    A process that lives for longer than so many `seconds` is killed.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

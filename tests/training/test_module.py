@@ -13,7 +13,7 @@ from gen1_train.diffusion.schedule import NoiseSchedule
 from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig, to_signed
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training.draws import draw
-from gen1_train.training.module import DiffusionConfig, Gen1Module, OptimConfig, fill_missing_gradients, warmup
+from gen1_train.training.module import DiffusionConfig, Gen1Module, OptimConfig, fill_missing_gradients
 from tests.made import WIDTH, make_shard_set
 
 WEIGHTS = Path(__file__).parents[2] / "miniature" / "weights" / "autoencoder"
@@ -207,10 +207,3 @@ def test_the_frozen_autoencoder_is_neither_trained_nor_saved():
     module = make_module(max_level=7)
     assert all(name.startswith("unet.") for name, _ in module.named_parameters())
     assert all(name.startswith("unet.") for name in module.state_dict())
-
-
-def test_warmup_reaches_the_rate_and_keeps_it():
-    factor = warmup(4)
-    assert [factor(step) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    assert [warmup(4, start=2)(step) for step in range(3)] == [0.75, 1.0, 1.0]  # resumed
-    assert warmup(0)(0) == 1.0

@@ -85,15 +85,6 @@ def test_processes_are_as_many_as_asked_for_and_one_on_a_cpu():
     assert process_count(alone) == 3
 
 
-@pytest.mark.parametrize("strategy", ["single", "ddp"])
-def test_autocast_on_a_cpu_is_refused(strategy):
-    made = config()
-    assert made.trainer.precision == "bf16-mixed" and process_count(made) == 1  # ZeRO does without autocast
-    made.strategy.name = strategy
-    with pytest.raises(UserError, match=r"use trainer\.precision=32-true"):
-        process_count(made)
-
-
 def test_another_autoencoder_than_the_set_s_is_refused():
     same = Autoencoder(AutoencoderConfig(str(AUTOENCODER)))
     encoding = {"config": {"path": str(AUTOENCODER)}, "fingerprint": same.fingerprint}

@@ -1,6 +1,5 @@
 """Whole runs of gen1-train on CPU processes, as a user starts them."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,38 +8,29 @@ import pytest
 
 from gen1_train.training.checkpoint import checkpoints_dir
 from gen1_train.training.metrics import read_metrics
-from gen1_train.training.strategy import ZeroStrategy
-from tests.running import ENVIRONMENT, TRAIN, run, run_well
+from tests.running import TRAIN, run, run_well
 from tests.training.runs import assert_equal_to_the_bit, assert_same_run, folder, stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 CHECKPOINTING = "model.checkpointing=[true,true,true,true]"  # of activations, at all resolutions
+ZERO3 = ["strategy=zero3", "strategy.persist_below=0"]  # lets go of every weight after its layer: tiny's are all small
 WAYS = {  # of training
     "zero2": ["strategy=zero2"],
     "checkpointing": ["strategy=zero2", CHECKPOINTING],
     "single": ["strategy=single", "trainer.devices=1"],
     "ddp": ["strategy=ddp"],
     "zero1": ["strategy=zero1"],
-    "zero3": ["strategy=zero3"],
-    "zero3-checkpointing": ["strategy=zero3", CHECKPOINTING],
-    "zero3-of-three": ["strategy=zero3", "trainer.devices=3", "data.batch_clips=3"],  # few weights divide by 3
+    "zero3": ZERO3,
+    "zero3-checkpointing": [*ZERO3, CHECKPOINTING],
+    "zero3-of-three": [*ZERO3, "trainer.devices=3", "data.batch_clips=3"],  # few weights divide by 3
     "zero2-bf16": ["strategy=zero2", "trainer.precision=bf16-mixed"],
 }
 
 
 def go(root: Path, output: str, way: list[str], *more: str) -> None:
-    """Runs stage 3, or goes on with it. ZeRO-3 lets go of every weight after its layer.
-
-    By itself it keeps the small ones, which are all of tiny's.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        if "strategy=zero3" in way:
-            config = ZeroStrategy(3, micro_batch=2).config
-            config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-            (root / "deepspeed.json").write_text(json.dumps(config))
-            patch.setitem(ENVIRONMENT, "PL_DEEPSPEED_CONFIG_PATH", str(root / "deepspeed.json"))
-        run_well("gen1_train.train", *stage(root, 3, output, *way, *more))
+    """Runs stage 3, or goes on with it."""
+    run_well("gen1_train.train", *stage(root, 3, output, *way, *more))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +73,7 @@ LIVES = {  # of one run: the step that each ends with, and how it is trained
     2: ["strategy=zero2"],
     4: ["strategy=single", "trainer.devices=1"],
     6: ["strategy=zero2", "trainer.devices=4"],
-    8: ["strategy=zero3"],
+    8: ZERO3,
     10: ["strategy=zero2", "trainer.devices=1", "trainer.accumulate=2"],
     12: ["strategy=ddp"],
     14: ["strategy=zero2"],

@@ -1,6 +1,7 @@
 """Runs that stop and go on, in this process: one process, no DeepSpeed. Those on several processes are in test_runs."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,22 @@ def test_resumed_equals_straight_to_the_bit(root):
         assert (last(root, "resumed") / name).read_bytes() == (last(root, "whole") / name).read_bytes()
     assert rows(root, "resumed") == rows(root, "whole")
     assert len({lr for *_, lr in rows(root, "whole")}) == 3  # the learning rate was still rising
+
+
+def test_a_resumed_cosine_equals_a_straight_one_to_the_bit(root):
+    """Its shape depends on the stage's last step, so it is cut by taking its later checkpoints away."""
+    made = config(root, "cosine", 4)
+    made.optim.schedule, made.optim.warmup_steps = "cosine", 1
+    made.checkpoint.every, made.checkpoint.keep = 2, 2
+    train(made)
+    shutil.copytree(root / "cosine", root / "cosine-resumed")
+    shutil.rmtree(last(root, "cosine-resumed"))
+    assert last(root, "cosine-resumed").name == "step-00000002"
+    train(replace(made, output=str(root / "cosine-resumed")))
+    for name in (UNET, OPTIMIZER):
+        assert (last(root, "cosine-resumed") / name).read_bytes() == (last(root, "cosine") / name).read_bytes()
+    assert rows(root, "cosine-resumed") == rows(root, "cosine")
+    assert [float(lr) for *_, lr in rows(root, "cosine")] == pytest.approx([1e-3, 0.775e-3, 0.325e-3, 0.1e-3])
 
 
 def test_a_run_goes_on_with_other_micro_batches(root):

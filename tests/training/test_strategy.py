@@ -1,0 +1,149 @@
+"""Which strategies there are, and that all ways to train of docs/strategies.md take the same steps."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from gen1_train.errors import UserError
+from gen1_train.training.checkpoint import OPTIMIZER, UNET, checkpoints_dir, latest
+from gen1_train.training.metrics import read_metrics
+from gen1_train.training.state import MOMENTS
+from gen1_train.training.strategy import BUCKET, StrategyConfig, ZeroStrategy, build_strategy, zero_config
+from tests.training.pair import run_pair
+from tests.training.table import OFFLOADED, REFERENCE, STRATEGIES, cells, folder, make_start, resumed, run_all
+
+DOCS = Path(__file__).parents[2] / "docs" / "strategies.md"
+CELLS = [cell for strategy in STRATEGIES for cell in cells(strategy)]
+ROUNDING = {  # the largest share by which losses and moments, and all that two steps changed, may differ
+    "32-true": (1e-5, 1e-3),
+    "bf16-mixed": (2e-2, 0.15),  # AdamW's first steps are the gradient's sign, also where it is all rounding
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "processes", "said"),
+    [
+        (StrategyConfig("fsdp"), 1, "there is no strategy 'fsdp'"),
+        (StrategyConfig("single"), 2, "choose strategy=ddp or strategy=zero2"),
+        (StrategyConfig("zero2", offload="cpu"), 2, "strategy.offload=cpu is not one of none, optimizer, all"),
+        (StrategyConfig("zero2", offload="all"), 2, "strategy.offload=all needs strategy=zero3, not zero2"),
+        (StrategyConfig("ddp", offload="optimizer"), 2, "needs zero1, zero2, zero3, not strategy=ddp"),
+        (StrategyConfig("zero3", persist_below=-1), 2, "strategy.persist_below=-1 must be 0 or above"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(config, processes, said):
+    with pytest.raises(UserError, match=re.escape(said)) as error:
+        build_strategy(config, processes, micro_batch=1, gpu=False)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3"])
+def test_deepspeed_takes_what_is_built_for_it(name, gpu):
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    made = zero_config(StrategyConfig(name, "optimizer", persist_below=7), micro_batch=3, gpu=gpu)
+    parsed = DeepSpeedZeroConfig(**made["zero_optimization"])
+    assert parsed.stage == int(name[-1]) and parsed.contiguous_gradients
+    assert parsed.overlap_comm is gpu and parsed.reduce_bucket_size == BUCKET
+    assert parsed.offload_optimizer.device == "cpu" and parsed.offload_optimizer.pin_memory is gpu
+    assert parsed.offload_param is None and parsed.param_persistence_threshold == 7
+    assert made["train_micro_batch_size_per_gpu"] == 3
+
+
+def test_all_is_offloaded_where_it_is_asked_for():
+    made = build_strategy(StrategyConfig("zero3", "all"), processes=2, micro_batch=1, gpu=False)
+    assert isinstance(made, ZeroStrategy)
+    assert {"offload_optimizer", "offload_param"} <= made.config["zero_optimization"].keys()
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All cells, run for a video step and an image step."""
+    root = tmp_path_factory.mktemp("table")
+    make_start(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        codes, said = run_pair(run_all, root, root, CELLS, seconds=900)
+    assert codes == [0, 0], "\n".join(text[-3000:] for text in said)
+    return root
+
+
+def saved(root: Path, name: str) -> dict[str, Tensor]:
+    """The weights and moments that a run ends with."""
+    found = latest(folder(root, name))
+    assert found is not None and found.info.finished
+    return load_file(found.path / UNET) | load_file(found.path / OPTIMIZER)
+
+
+def losses(root: Path, name: str) -> list[tuple[str, float]]:
+    rows = read_metrics(folder(root, name) / "metrics.csv")
+    return [("image" if "loss_image" in row else "video", float(row["loss"])) for row in rows]
+
+
+def parts(state: dict[str, Tensor], start: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What two steps have done to the weights that there were before, and either moment, end to end."""
+    made = {moment: [value for name, value in state.items() if name.endswith(f".{moment}")] for moment in MOMENTS}
+    made["update"] = [state[name] - value for name, value in start.items()]
+    return {part: torch.cat([value.flatten() for value in values]) for part, values in made.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1000)
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
+def test_all_ways_take_the_same_two_steps(table, cell):
+    """The same losses, moments and updates, to the rounding of the sums' order or of bfloat16."""
+    wanted, made = losses(table, REFERENCE.name), losses(table, cell.name)
+    assert [kind for kind, _ in made] == [kind for kind, _ in wanted] == ["video", "image"]
+    values, updates = ROUNDING[cell.precision]
+    assert [loss for _, loss in made] == pytest.approx([loss for _, loss in wanted], rel=values)
+    start = load_file(next(checkpoints_dir(table / "start").iterdir()) / UNET)
+    reference, state = parts(saved(table, REFERENCE.name), start), parts(saved(table, cell.name), start)
+    for part, bound in (*((moment, values) for moment in MOMENTS), ("update", updates)):
+        assert (state[part] - reference[part]).norm() <= bound * reference[part].norm(), part
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1000)
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.precision == "bf16-mixed"], ids=lambda cell: cell.name)
+def test_masters_and_moments_are_float32(table, cell):
+    """Half of a bfloat16's bits would be lost in nearly every one of them."""
+    for name, value in saved(table, cell.name).items():
+        changed = value[value != 0]
+        assert value.dtype == torch.float32
+        assert changed.numel() < 8 or (changed.bfloat16().float() != changed).float().mean() > 0.5, name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1000)
+@pytest.mark.parametrize("cell", OFFLOADED, ids=lambda cell: cell.name)
+def test_resumed_equals_straight_to_the_bit_where_state_is_offloaded(table, cell):
+    made, straight = saved(table, resumed(cell)), saved(table, cell.name)
+    assert made.keys() == straight.keys() and all(torch.equal(made[name], straight[name]) for name in made)
+    assert losses(table, resumed(cell)) == losses(table, cell.name)
+
+
+def test_the_table_in_the_docs_is_the_one_that_is_run():
+    head, _, *rows = (line for line in DOCS.read_text().splitlines() if line.count("|") == 8)
+    assert [word.strip() for word in head.split("|")[2:6]] == ["checkpointing", "compile", "precision", "offload"]
+    shown = {name.strip(" `"): [word.strip() for word in words] for _, name, *words, _ in (r.split("|") for r in rows)}
+    for strategy in STRATEGIES:
+        run = cells(strategy)
+        words = [
+            "yes" if any(cell.checkpointing for cell in run) else "refused",
+            "yes" if any(cell.compile for cell in run) else "refused",
+            ", ".join(dict.fromkeys(cell.precision for cell in run)),
+            ", ".join(dict.fromkeys(cell.offload for cell in run)),
+        ]
+        assert shown[strategy][:4] == words, strategy
+    assert tuple(shown) == STRATEGIES
+
+
+def test_every_choice_meets_every_other_one():
+    """Of the table's axes; compiling ZeRO-3 is refused by config.check."""
+    assert len(set(CELLS)) == len(CELLS) == len(STRATEGIES) * 8 - 4 + len(OFFLOADED)
+    assert len({cell.name for cell in CELLS}) == len(CELLS)
