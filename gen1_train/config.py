@@ -15,6 +15,7 @@ from gen1_train.diffusion.structure import MAX_LEVEL
 from gen1_train.errors import UserError
 from gen1_train.model.unet import UNetConfig, temporal_heads
 from gen1_train.training.checkpoint import CheckpointConfig
+from gen1_train.training.gpus import PlanConfig
 from gen1_train.training.module import DiffusionConfig, OptimConfig
 from gen1_train.training.stages import InitConfig, StageConfig
 from gen1_train.training.strategy import StrategyConfig
@@ -51,6 +52,8 @@ class TrainConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    plan_only: bool = False  # print what the run will take (memory, disk, FLOPs, days), and do nothing
+    plan: PlanConfig = field(default_factory=PlanConfig)
 
     @property
     def tree(self) -> Path:
@@ -89,9 +92,12 @@ def check(config: TrainConfig) -> None:
         "log.every": config.log.every,
         "optim.lr": config.optim.lr,
         "diffusion.noise.steps": config.diffusion.noise.steps,
+        "plan.gigabytes": config.plan.gigabytes,
+        "plan.tflops": config.plan.tflops,
+        "plan.mfu": config.plan.mfu,
     }
     for name, value in positive.items():
-        if value <= 0:
+        if value is not None and value <= 0:
             raise UserError(f"{name}={value} must be above 0")
     shares = {
         "data.image_ratio": config.data.image_ratio,

@@ -1,5 +1,6 @@
 """What is checked before a device is touched or a file is written; every failure is one line for the user."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from gen1_train.errors import UserError
 from gen1_train.frozen import check_fingerprint
 from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig
 from gen1_train.remote import is_url, without_secrets
-from gen1_train.training.checkpoint import Checkpoint
+from gen1_train.training.checkpoint import Checkpoint, checkpoints_dir
 from gen1_train.training.stages import predecessor, read_recorded
 
 
@@ -113,6 +114,12 @@ def load_autoencoder(encoding: dict[str, Any]) -> Autoencoder:
     return autoencoder
 
 
+def needed_autoencoder(config: TrainConfig, manifest: Manifest) -> Autoencoder | None:
+    """The set's autoencoder where the stage encodes while it trains. Raises UserError."""
+    encoding = manifest.estimators["autoencoder"]
+    return load_autoencoder(encoding) if config.stage.max_level > 0 or not encoding.get("stored", True) else None
+
+
 def micro_clips(config: TrainConfig, world: int) -> int:
     """Clips in one micro-batch of one rank. Raises UserError when the global batch cannot be split evenly."""
     parts = world * config.trainer.accumulate
@@ -137,3 +144,24 @@ def process_count(config: TrainConfig) -> int:
     if gpus and config.trainer.devices > gpus:
         raise UserError(f"trainer.devices={config.trainer.devices}, but {gpus} GPUs are seen here")
     return config.trainer.devices if config.trainer.devices > 0 else max(1, gpus)
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Raises UserError when the disk of `folder`, which need not exist yet, has fewer than `needed` bytes free."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise UserError(
+            f"checkpoints in {folder} need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there: make room, lower "
+            "checkpoint.keep=, or give a folder on a larger disk with output="
+        )
+
+
+def checkpoint_bytes(weights: int, averages: int = 0) -> int:
+    """A checkpoint on disk of so many weights: they, AdamW's two moments and each average, all in float32."""
+    return 4 * weights * (3 + averages)
+
+
+def room_for_checkpoints(run: Path, keep: int, size: int) -> int:
+    """Bytes that the checkpoints of a run will take beyond those it has: `keep`, and one that is being written."""
+    return size * max(1, keep + 1 - len(list(checkpoints_dir(run).glob("step-*"))))

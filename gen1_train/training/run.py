@@ -19,6 +19,7 @@ from gen1_train.data.schedule import Schedule
 from gen1_train.data.shards import Manifest, ShardSet
 from gen1_train.data.state import capture
 from gen1_train.files import write_atomically
+from gen1_train.model.autoencoder import Autoencoder
 from gen1_train.model.pretrained import WeightReport, check_keys, check_same_family, load_weights
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training import checkpoint
@@ -28,11 +29,13 @@ from gen1_train.training.ending import Ending
 from gen1_train.training.measure import BatchFlops, Measure
 from gen1_train.training.metrics import MetricsCSV
 from gen1_train.training.module import Gen1Module
+from gen1_train.training.plan import foresee, material_of, plan_lines
 from gen1_train.training.prefetching import Prefetching
 from gen1_train.training.preflight import (
+    check_disk,
     check_start,
-    load_autoencoder,
     micro_clips,
+    needed_autoencoder,
     open_data,
     open_schedule,
     process_count,
@@ -51,6 +54,10 @@ def train(config: TrainConfig) -> None:
     check(config)
     run = run_folder(config.tree, config.stage.name)
     resume = checkpoint.latest(run)
+    if config.plan_only:
+        for line in plan_lines(config, run, resume):
+            say(line)
+        return
     if resume is not None and resume.info.finished and resume.info.step >= config.stage.steps:
         say(f"stage {config.stage.name} is finished already: {resume.path}")
         return
@@ -63,6 +70,7 @@ def train(config: TrainConfig) -> None:
 def initialise(config: TrainConfig, run: Path) -> None:
     """Stage 1: no training, a checkpoint of the inflated weights."""
     unet, report = build_unet(config.model, config.stage, config.init, config.tree, config.seed)
+    check_disk(run, sum(weight.numel() * 4 for weight in unet.parameters()))
     open_run(config, run, report)
     info = checkpoint.CheckpointInfo(config.stage.name, step=0, finished=True)
     temporary = checkpoint.begin(run, 0)
@@ -80,7 +88,10 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
     processes = process_count(config)
     world = processes * config.trainer.nodes
     strategy = build_strategy(config.strategy, world, micro_clips(config, world))
-    module = build_module(config, run, resume, shards.manifest, schedule.settings.seed)
+    autoencoder = needed_autoencoder(config, shards.manifest)
+    if _is_rank_zero():
+        say(foresee(config, material_of(schedule, autoencoder), run))
+    module = build_module(config, run, resume, shards.manifest, schedule.settings.seed, autoencoder)
     for change in history[len(resume.info.data["history"]) :] if resume else ():
         say(f"the data goes on with a change: {change}")
 
@@ -114,15 +125,19 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
 
 
 def build_module(
-    config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None, manifest: Manifest, seed: int
+    config: TrainConfig,
+    run: Path,
+    resume: checkpoint.Checkpoint | None,
+    manifest: Manifest,
+    seed: int,
+    autoencoder: Autoencoder | None,
 ) -> Gen1Module:
     """The module with the weights that the stage starts or goes on with, and the run folder that says so.
 
-    `seed`: of the stage's noise.
+    `seed`: of the stage's noise. `autoencoder`: where the stage needs it.
     """
     stage, encoding = config.stage, manifest.estimators["autoencoder"]
     cached = encoding.get("stored", True)
-    autoencoder = load_autoencoder(encoding) if stage.max_level > 0 or not cached else None
     if resume is None:
         unet, report = build_unet(config.model, stage, config.init, config.tree, config.seed)
         open_run(config, run, report)
