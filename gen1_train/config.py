@@ -18,6 +18,7 @@ from gen1_train.model.pretrained import NEW
 from gen1_train.model.unet import UNetConfig, temporal_heads
 from gen1_train.training.checkpoint import CheckpointConfig
 from gen1_train.training.ema import EmaConfig, name_of
+from gen1_train.training.gpus import PlanConfig
 from gen1_train.training.guard import GuardConfig
 from gen1_train.training.module import DiffusionConfig, OptimConfig
 from gen1_train.training.rates import SCHEDULES
@@ -65,6 +66,8 @@ class TrainConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    plan_only: bool = False  # print what the run will take (memory, disk, FLOPs, days), and do nothing
+    plan: PlanConfig = field(default_factory=PlanConfig)
 
     @property
     def tree(self) -> Path:
@@ -138,9 +141,12 @@ def check_values(config: TrainConfig) -> None:
         "log.wandb_seconds": config.log.wandb_seconds,
         "optim.lr": config.optim.lr,
         "diffusion.noise.steps": config.diffusion.noise.steps,
+        "plan.gigabytes": config.plan.gigabytes,
+        "plan.tflops": config.plan.tflops,
+        "plan.mfu": config.plan.mfu,
     }
     for name, value in positive.items():
-        if value <= 0:
+        if value is not None and value <= 0:
             raise UserError(f"{name}={value} must be above 0")
     shares = {
         "data.image_ratio": config.data.image_ratio,

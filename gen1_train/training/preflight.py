@@ -1,5 +1,6 @@
 """What is checked before a device is touched or a file is written; every failure is one line for the user."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from gen1_train.errors import UserError
 from gen1_train.frozen import check_fingerprint
 from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig
 from gen1_train.remote import is_url, without_secrets
-from gen1_train.training.checkpoint import Checkpoint
+from gen1_train.training.checkpoint import Checkpoint, checkpoints_dir
 from gen1_train.training.stages import predecessor, read_recorded
 
 
@@ -189,3 +190,24 @@ def process_count(config: TrainConfig) -> int:
 def gpu_count(config: TrainConfig) -> int:
     """GPUs of this node that a run may use; 0: it runs on CPUs."""
     return torch.cuda.device_count() if config.trainer.accelerator != "cpu" else 0
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Raises UserError when the disk of `folder`, which need not exist yet, has fewer than `needed` bytes free."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise UserError(
+            f"checkpoints in {folder} need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there: make room, lower "
+            "checkpoint.keep=, or give a folder on a larger disk with output="
+        )
+
+
+def checkpoint_bytes(weights: int, averages: int = 0) -> int:
+    """A checkpoint on disk of so many weights: they, AdamW's two moments and each average, all in float32."""
+    return 4 * weights * (3 + averages)
+
+
+def room_for_checkpoints(run: Path, keep: int, size: int) -> int:
+    """Bytes that the checkpoints of a run will take beyond those it has: `keep`, and one that is being written."""
+    return size * max(1, keep + 1 - len(list(checkpoints_dir(run).glob("step-*"))))

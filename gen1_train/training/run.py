@@ -31,8 +31,10 @@ from gen1_train.training.guard import Guard
 from gen1_train.training.loggers import loggers
 from gen1_train.training.measure import BatchFlops, Measure
 from gen1_train.training.module import Gen1Module
+from gen1_train.training.plan import foresee, material_of, plan_lines
 from gen1_train.training.prefetching import Prefetching
 from gen1_train.training.preflight import (
+    check_disk,
     check_start,
     encodes,
     gpu_count,
@@ -60,6 +62,10 @@ def train(config: TrainConfig) -> None:
     check(config)
     run = run_folder(config.tree, config.stage.name)
     resume = checkpoint.latest(run)
+    if config.plan_only:
+        for line in plan_lines(config, run, resume):
+            say(line)
+        return
     if resume is not None and resume.info.finished and resume.info.step >= config.stage.steps:
         say(f"stage {config.stage.name} is finished already: {resume.path}")
         return
@@ -72,6 +78,7 @@ def train(config: TrainConfig) -> None:
 def initialise(config: TrainConfig, run: Path) -> None:
     """Stage 1: no training, a checkpoint of the inflated weights."""
     unet, report = build_unet(config.model, config.stage, config.init, config.tree, config.seed)
+    check_disk(run, sum(weight.numel() * 4 for weight in unet.parameters()))
     open_run(config, run, report)
     info = checkpoint.CheckpointInfo(config.stage.name, step=0, finished=True)
     tensors = {checkpoint.UNET: unet.state_dict()}
@@ -90,6 +97,8 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
     world = processes * config.trainer.nodes
     strategy = build_strategy(config.strategy, world, micro_clips(config, world), gpu=gpu_count(config) > 0)
     held_out, autoencoder = open_validation(config, shards), open_autoencoder(config, shards.manifest)
+    if _is_rank_zero():
+        say(foresee(config, material_of(schedule, autoencoder if encodes(config, shards.manifest) else None), run))
     if resume is None:
         unet, report = build_unet(config.model, stage, config.init, config.tree, config.seed)
     else:

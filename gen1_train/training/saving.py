@@ -1,5 +1,7 @@
 """How a run begins or goes on from checkpoints, and writes them while it trains."""
 
+import errno
+import shutil
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -201,6 +203,9 @@ class Writer:
             temporary = None
             try:
                 temporary = checkpoint.begin(run, info.step)
+                needed = sum(4 * tensor.numel() for content in tensors.values() for tensor in content.values())
+                if shutil.disk_usage(temporary).free < needed:  # better than to fill it for everybody
+                    raise OSError(errno.ENOSPC, f"no {needed / 1e9:.3g} GB are free there")
                 checkpoint.commit(temporary, tensors, resolved, info, self.config)
                 return
             except OSError as error:

@@ -1,0 +1,217 @@
+"""Peaks of memory that training really has, beside the plan's. JSON lines on stdout.
+
+    python benchmarks/memory.py                  # on CPU processes: single; ddp, zero1 and zero2 on 1, 2 and 4 ranks
+    python benchmarks/memory.py --device cuda    # on one GPU: Stable Diffusion 1.5's size in bf16
+
+On CPUs a peak is the largest running sum of torch.profiler's allocations and frees, from the making of the model on, in
+a step after the first; on a GPU it is torch's own. Steps of images and of videos take turns.
+"""
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils.data import DataLoader, Dataset
+
+from gen1_train.batch import Batch
+from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
+from gen1_train.training.memory import Layout, Planner, ZeroSettings
+from gen1_train.training.module import DiffusionConfig, Gen1Module, OptimConfig
+from gen1_train.training.strategy import StrategyConfig, ZeroStrategy, build_strategy
+from gen1_train.training.tracing import Work
+
+SMALL = UNetConfig(channels=[64, 128, 256, 256], heads=[2] * 4, layers=1, groups=8, context_dim=64, content_dim=64)
+WORKS = (Work("image", 8, 1, 16, 16), Work("video", 1, 8, 16, 16))
+FULL_WORKS = (Work("image", 16, 1, 32, 56), Work("video", 2, 8, 32, 56))
+WARM = 2  # steps before those that are measured: one of each kind
+
+
+@dataclass(frozen=True)
+class Case:
+    strategy: str
+    world: int = 1
+    checkpointing: bool = False
+    precision: str = "32-true"
+    device: str = "cpu"
+    full: bool = False  # Stable Diffusion 1.5's size
+    bucket: int | None = None  # of ZeRO, in elements; None: as training has it
+
+    @property
+    def unet(self) -> UNetConfig:
+        base = UNetConfig() if self.full else SMALL
+        return UNetConfig(**{**asdict(base), "checkpointing": [self.checkpointing] * len(base.channels)})
+
+    @property
+    def works(self) -> tuple[Work, ...]:
+        return FULL_WORKS if self.full else WORKS
+
+    def build(self) -> Any:
+        """The strategy as training has it, but for the bucket."""
+        strategy = build_strategy(StrategyConfig(self.strategy), self.world, micro_batch=1)
+        if isinstance(strategy, ZeroStrategy) and self.bucket is not None:
+            assert isinstance(strategy.config, dict)
+            strategy.config["zero_optimization"]["reduce_bucket_size"] = self.bucket
+        return strategy
+
+
+def planned(case: Case) -> dict[str, int]:
+    """Kind -> bytes of a rank at the peak of a step."""
+    strategy = case.build()
+    zero = ZeroSettings.read(strategy.config["zero_optimization"]) if isinstance(strategy, ZeroStrategy) else None
+    layout = Layout(case.strategy, case.precision, case.world, zero=zero, gloo=case.device == "cpu")
+    planner = Planner(case.unet, layout)
+    standing = sum(planner.standing().values())
+    return {work.kind: standing + planner.peak(work).bytes for work in case.works}
+
+
+def measured(case: Case, folder: Path, seconds: float = 300) -> dict[str, int]:
+    """The same, of the rank that needs most, in processes of their own. Raises RuntimeError when one fails."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    made = [get_context("spawn").Process(target=_rank, args=(case, rank, port, folder)) for rank in range(case.world)]
+    for process in made:
+        process.start()
+    for process in made:
+        process.join(seconds)
+        process.kill()
+        process.join()
+    if any(process.exitcode for process in made):
+        raise RuntimeError(f"{case}: the ranks ended with {[process.exitcode for process in made]}")
+    peaks = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(case.world)]
+    return {work.kind: max(peak[work.kind] for peak in peaks) for work in case.works}
+
+
+def _rank(case: Case, rank: int, port: int, folder: Path) -> None:
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.world, "MASTER_ADDR": "127.0.0.1"}
+    if case.world > 1:
+        os.environ.update({name: str(value) for name, value in places.items()}, MASTER_PORT=str(port))
+    if case.device == "cpu":
+        os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
+    torch.set_num_threads(1)
+    peaks = _on_cpu(case, folder / f"{rank}.trace") if case.device == "cpu" else _on_gpu(case)
+    (folder / f"{rank}.json").write_text(json.dumps(peaks))
+
+
+def _on_cpu(case: Case, trace: Path) -> dict[str, int]:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        _train(case, Marks())
+    profiler.export_chrome_trace(str(trace))
+    events = json.loads(trace.read_text())["traceEvents"]
+    trace.unlink()
+    held = [(event["ts"], event["args"]["Total Allocated"]) for event in events if event.get("name") == "[memory]"]
+    peaks = {}
+    for number, work in enumerate(case.works, WARM):
+        (mark,) = [event for event in events if event.get("name") == f"step {number}" and "dur" in event]
+        peaks[work.kind] = max(total for ts, total in held if 0 <= ts - mark["ts"] <= mark["dur"])
+    return peaks
+
+
+def _on_gpu(case: Case) -> dict[str, int]:
+    watch = Watch()
+    _train(case, watch)
+    return {work.kind: watch.peaks[number] for number, work in enumerate(case.works, WARM)}
+
+
+class Marks(Callback):
+    """Names the steps in the profiler's trace."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, number: int) -> None:
+        self.mark = record_function(f"step {number}")
+        self.mark.__enter__()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.mark.__exit__(None, None, None)
+
+
+class Watch(Callback):
+    """Reads the GPU's peak of each step."""
+
+    def __init__(self) -> None:
+        self.peaks: list[int] = []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        torch.cuda.reset_peak_memory_stats()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.peaks.append(torch.cuda.max_memory_allocated())
+
+
+class Made(Dataset[Batch]):
+    """Random batches, of the kinds in turns."""
+
+    def __init__(self, case: Case) -> None:
+        self.works, self.content = case.works, case.unet.content_dim
+
+    def __len__(self) -> int:
+        return WARM + len(self.works)
+
+    def __getitem__(self, step: int) -> Batch:
+        work = self.works[step % len(self.works)]
+        b, n = work.samples, work.frames
+        moments = torch.randn(b, n, 8, work.height, work.width)
+        return Batch(work.kind, step, list(range(b)), [""] * b, moments, torch.randn(b, n, self.content))
+
+
+def _train(case: Case, callback: Callback) -> None:
+    unet = SpatioTemporalUNet(case.unet)
+    module = Gen1Module(unet, OptimConfig(), DiffusionConfig(), 0, structure=False, max_level=0, latent_scale=1.0)
+    trainer = Trainer(
+        accelerator=case.device,
+        devices=case.world,
+        strategy=case.build(),
+        precision=case.precision,  # type: ignore[arg-type]
+        max_steps=WARM + len(case.works),
+        gradient_clip_val=1.0,
+        callbacks=[callback],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(module, DataLoader(Made(case), batch_size=None))
+
+
+def cases(device: str) -> Iterator[Case]:
+    if device == "cuda":
+        for strategy in ("single", "zero2", "zero3"):
+            for checkpointing in (False, True):
+                yield Case(strategy, 1, checkpointing, "bf16-mixed", "cuda", full=True)
+        return
+    for checkpointing in (False, True):
+        yield Case("single", 1, checkpointing)
+    for strategy in ("ddp", "zero1", "zero2"):
+        for world in (1, 2, 4):
+            yield Case(strategy, world, checkpointing=True, bucket=2_000_000)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--strategy", help="only this one")
+    options = parser.parse_args()
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+    for case in cases(options.device):
+        if options.strategy not in (None, case.strategy):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            plan, peaks = planned(case), measured(case, Path(folder))
+        for kind, peak in peaks.items():
+            row = {"kind": kind, "planned": plan[kind], "measured": peak, "ratio": round(plan[kind] / peak, 4)}
+            print(json.dumps({**asdict(case), **row, "torch": torch.__version__, "commit": commit}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

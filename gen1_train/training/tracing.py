@@ -1,0 +1,232 @@
+"""What a forward and backward pass holds at once, found by running it on tensors that have shapes and no memory.
+
+The UNet itself runs, with torch's own autograd, under FakeTensorMode: every tensor that an operator makes is counted
+from its making to the moment at which nothing holds it any more. So the peak has in it what autograd keeps, what the
+backward pass makes and drops, and the gradients that grow while activations shrink. Not in it: what kernels allocate
+and drop within one operator.
+"""
+
+import weakref
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from gen1_train.diffusion.loss import per_sample_loss
+from gen1_train.diffusion.prediction import v_from
+from gen1_train.model.autoencoder import sample_latents
+from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
+
+
+@dataclass(frozen=True)
+class Work:
+    """A micro-batch of one rank."""
+
+    kind: str  # "image" or "video"
+    samples: int
+    frames: int  # of a sample; 1 for images
+    height: int  # of the latents
+    width: int
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What a strategy computes in."""
+
+    dtype: torch.dtype  # of the weights in the model
+    autocast: bool  # float32 weights are used in bfloat16
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """ZeRO's way with gradients: each goes into a bucket and is dropped; a full bucket is reduced to the rank's part.
+
+    All counts are of elements of the model's dtype.
+    """
+
+    size: int  # a full bucket
+    held: int  # allocated with the first gradient of a pass, dropped at its end
+    part: int  # allocated with the first reduction
+    scratch: int = 0  # made and dropped by each reduction
+
+
+@dataclass(frozen=True)
+class Traced:
+    """Bytes, without weights and whatever else stands before the pass."""
+
+    activations: int  # that autograd keeps for the backward pass, without the weights' copies in bfloat16
+    peak: int  # of the pass, gradients included
+    missing: int  # elements of the weights that get no gradient: an image step leaves the temporal layers out
+
+
+class Tracer:
+    """A UNet without memory. Making one takes a second or two at Stable Diffusion 1.5's size, and so does a trace."""
+
+    def __init__(self, config: UNetConfig, numbers: Numbers) -> None:
+        self.numbers = numbers
+        with torch.device("meta"):
+            self.unet = SpatioTemporalUNet(config)
+        self.mode = FakeTensorMode()
+        with self.mode:
+            for module in self.unet.modules():
+                for name, weight in module.named_parameters(recurse=False):
+                    empty = torch.empty(weight.shape, dtype=numbers.dtype)
+                    module.register_parameter(name, nn.Parameter(empty))
+                if numbers.autocast and isinstance(module, nn.GroupNorm | nn.LayerNorm):
+                    # as autocast does on a GPU; on a CPU, where this runs, it leaves norms in bfloat16
+                    module.register_forward_pre_hook(_in_float32)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast("cpu", torch.bfloat16) if self.numbers.autocast else nullcontext()
+
+    @property
+    def sizes(self) -> list[int]:
+        """Elements of each weight, in the order of the model."""
+        return [weight.numel() for weight in self.unet.parameters()]
+
+    def trace(self, work: Work, buckets: Buckets | None = None, standing: bool = False) -> Traced:
+        """The pass of a micro-batch. Without `buckets` the gradients stay with the weights, whole.
+
+        `standing`: those of the micro-batches before are there already (accumulation), and are not counted.
+        """
+        weights = list(self.unet.parameters())
+        before: list[Tensor] = [*weights]
+        if standing:
+            before += self._fill_gradients()
+        live, kept = _Live(before), _Kept(weights)
+        with self.mode, live, _reducing(weights, buckets, self.numbers.dtype) as reducer:
+            if buckets is None and not standing:
+                self._fill_gradients()
+            with self._autocast(), saved_tensors_hooks(kept.add, lambda tensor: tensor):
+                loss = self._loss(work)
+            if not standing:  # Lightning drops the gradients of the step before between forward and backward pass
+                self.unet.zero_grad()
+            loss.backward()
+            del loss
+            reducer.reduce()
+        return Traced(kept.bytes, live.peak, sum(self.sizes) - reducer.taken)
+
+    def _fill_gradients(self) -> list[Tensor]:
+        """As a step before has left them."""
+        gradients = []
+        for weight in self.unet.parameters():
+            with self.mode:
+                weight.grad = torch.empty_like(weight)
+            gradients.append(weight.grad)
+        return gradients
+
+    def _loss(self, work: Work) -> Tensor:
+        """The loss as gen1_train.training.module makes it, of tensors that lie on the device already."""
+        config, b, n, size = self.unet.config, work.samples, work.frames, (work.height, work.width)
+        moments = torch.empty(b, n, 2 * config.out_channels, *size)
+        noise, posterior = (torch.empty(b, n, config.out_channels, *size) for _ in range(2))
+        alpha, sigma = (torch.empty(b, 1, 1, 1, 1) for _ in range(2))
+        latents = sample_latents(moments, posterior, 1.0)
+        inputs = alpha * latents + sigma * noise
+        if config.in_channels > config.out_channels:
+            structure = torch.empty(b, n, config.in_channels - config.out_channels, *size)
+            inputs = torch.cat([inputs, structure], dim=2)
+        dtype = self.numbers.dtype
+        content, timesteps = torch.empty(b, 1, config.content_dim, dtype=dtype), torch.empty(b, dtype=torch.long)
+        prediction = self.unet(inputs.to(dtype), timesteps, content, temporal=work.kind == "video")
+        return per_sample_loss(prediction, v_from(latents, noise, alpha, sigma)).mean()
+
+
+class _Live(TorchDispatchMode):
+    """Counts the bytes of all storages that operators make, for as long as they live."""
+
+    def __init__(self, before: list[Tensor]) -> None:
+        """`before`: tensors whose storages do not count."""
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen = weakref.WeakSet(tensor.untyped_storage() for tensor in before)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage not in self._seen:
+            self._seen.add(storage)
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._drop, storage.nbytes())
+
+    def _drop(self, size: int) -> None:
+        self.now -= size
+
+
+class _Kept:
+    """Counts what autograd keeps, each storage once."""
+
+    def __init__(self, weights: list[nn.Parameter]) -> None:
+        self._weights = {weight.untyped_storage()._cdata for weight in weights}
+        self._sizes: dict[int, int] = {}
+
+    @property
+    def bytes(self) -> int:
+        return sum(self._sizes.values())
+
+    def add(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._weights:
+            self._sizes[storage._cdata] = storage.nbytes()
+        return tensor
+
+
+def _in_float32(norm: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(tensor.float() for tensor in given)
+
+
+@contextmanager
+def _reducing(weights: list[nn.Parameter], buckets: Buckets | None, dtype: torch.dtype) -> Iterator["_Reducer"]:
+    """Does with gradients as ZeRO does, and without buckets only counts them. They are gone at the end."""
+    reducer = _Reducer(buckets, dtype)
+    handles = [weight.register_post_accumulate_grad_hook(reducer.take) for weight in weights]
+    yield reducer
+    for handle, weight in zip(handles, weights, strict=True):
+        handle.remove()
+        weight.grad = None
+
+
+class _Reducer:
+    def __init__(self, buckets: Buckets | None, dtype: torch.dtype) -> None:
+        self.buckets, self.dtype = buckets, dtype
+        self.taken = 0  # elements
+        self._held: Tensor | None = None
+        self._part: Tensor | None = None
+        self._large: Tensor | None = None  # a gradient that fits into no bucket: it stays until it is reduced
+        self._filled = 0
+
+    def take(self, weight: Tensor) -> None:
+        size = weight.numel()
+        self.taken += size
+        if self.buckets is None:
+            return
+        if self._held is None:
+            self._held = torch.empty(self.buckets.held, dtype=self.dtype)
+        if self._filled + size > self.buckets.size:
+            self.reduce()
+        self._filled += size
+        self._large = weight.grad if size > self.buckets.size else None
+        weight.grad = None
+
+    def reduce(self) -> None:
+        if self.buckets is None:
+            return
+        if self._part is None:
+            self._part = torch.empty(self.buckets.part, dtype=self.dtype)
+        torch.empty(min(self._filled, self.buckets.scratch), dtype=self.dtype)
+        self._large, self._filled = None, 0
