@@ -14,7 +14,7 @@ from torch import distributed
 
 from gen1_train.config import TrainConfig
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
-from gen1_train.training.checkpoint import CheckpointInfo, begin, checkpoints_dir, commit
+from gen1_train.training.checkpoint import UNET, CheckpointConfig, CheckpointInfo, begin, checkpoints_dir, commit
 from gen1_train.training.run import train
 from gen1_train.training.stages import StageConfig, stage_unet
 from tests.made import WIDTH, make_shard_set
@@ -38,12 +38,14 @@ class Cell:
     checkpointing: bool = False
     compile: bool = False
     offload: str = "none"
+    ema: bool = True
 
     @property
     def name(self) -> str:
         """Of its run."""
         extras = [self.offload] if self.offload != "none" else []
         extras += [word for word in ("checkpointing", "compile") if getattr(self, word)]
+        extras += [] if self.ema else ["no-ema"]
         return "-".join([self.strategy, self.precision, *extras])
 
 
@@ -59,6 +61,7 @@ def cells(strategy: str) -> list[Cell]:
     """All that a strategy runs with: everything but ZeRO-3 compiled, which is refused."""
     compiled = (False,) if strategy == "zero3" else (False, True)
     made = [Cell(strategy, *choice) for choice in product(PRECISIONS, (False, True), compiled)]
+    made += [Cell(strategy, precision, ema=False) for precision in PRECISIONS]  # an average is made after the step
     return made + [cell for cell in OFFLOADED if cell.strategy == strategy]
 
 
@@ -69,7 +72,7 @@ def make_start(root: Path) -> None:
     torch.manual_seed(0)
     unet = SpatioTemporalUNet(stage_unet(TINY, before))
     info, recorded = CheckpointInfo("2", 1, finished=True), TrainConfig(before, model=TINY).to_yaml()
-    commit(begin(root / "start", 1), unet.state_dict(), recorded, info, keep=1)
+    commit(begin(root / "start", 1), {UNET: unet.state_dict()}, recorded, info, CheckpointConfig())
 
 
 def config(root: Path, cell: Cell) -> TrainConfig:
@@ -85,6 +88,8 @@ def config(root: Path, cell: Cell) -> TrainConfig:
     made.checkpoint.every, made.checkpoint.keep = 1, 2
     made.log.wandb, made.log.every = "disabled", 1
     made.optim.lr, made.optim.warmup_steps = 1e-3, 2
+    made.ema.decays = [0.9, 0.25] if cell.ema else []
+    made.validation.every = made.validation.edit_every = 0
     return made
 
 
@@ -117,6 +122,6 @@ def resumed(cell: Cell) -> str:
 def copy_first_step(root: Path, cell: Cell) -> None:
     """A copy of a run as it stood after its first step."""
     shutil.copytree(root / cell.name, root / resumed(cell))
-    for path in checkpoints_dir(folder(root, resumed(cell))).iterdir():
+    for path in checkpoints_dir(folder(root, resumed(cell))).glob("step-*"):
         if path.name != "step-00000001":
             shutil.rmtree(path)

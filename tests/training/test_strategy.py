@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gen1_train.errors import UserError
 from gen1_train.training.checkpoint import OPTIMIZER, UNET, checkpoints_dir, latest
+from gen1_train.training.ema import rate
 from gen1_train.training.metrics import read_metrics
 from gen1_train.training.state import MOMENTS
 from gen1_train.training.strategy import BUCKET, StrategyConfig, ZeroStrategy, build_strategy, zero_config
@@ -74,10 +75,13 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def saved(root: Path, name: str) -> dict[str, Tensor]:
-    """The weights and moments that a run ends with."""
+    """The weights and moments that a run ends with, and its averages."""
     found = latest(folder(root, name))
     assert found is not None and found.info.finished
-    return load_file(found.path / UNET) | load_file(found.path / OPTIMIZER)
+    averages = {
+        f"{file}:{k}": v for file in found.averages for k, v in found.weights(file.removeprefix("ema_")).items()
+    }
+    return load_file(found.path / UNET) | load_file(found.path / OPTIMIZER) | averages
 
 
 def losses(root: Path, name: str) -> list[tuple[str, float]]:
@@ -101,10 +105,23 @@ def test_all_ways_take_the_same_two_steps(table, cell):
     assert [kind for kind, _ in made] == [kind for kind, _ in wanted] == ["video", "image"]
     values, updates = ROUNDING[cell.precision]
     assert [loss for _, loss in made] == pytest.approx([loss for _, loss in wanted], rel=values)
-    start = load_file(next(checkpoints_dir(table / "start").iterdir()) / UNET)
+    start = load_file(next(checkpoints_dir(table / "start").glob("step-*")) / UNET)
     reference, state = parts(saved(table, REFERENCE.name), start), parts(saved(table, cell.name), start)
     for part, bound in (*((moment, values) for moment in MOMENTS), ("update", updates)):
         assert (state[part] - reference[part]).norm() <= bound * reference[part].norm(), part
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1000)
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.ema], ids=lambda cell: cell.name)
+def test_averages_are_those_of_the_whole_weights(table, cell):
+    """Each rank averages its part of the masters; put together it is what one process makes of all, to the bit."""
+    first, second = (checkpoints_dir(folder(table, cell.name)) / f"step-0000000{step}" for step in (1, 2))
+    weights = load_file(second / UNET)
+    for decay in (0.9, 0.25):
+        before, after = (load_file(path / f"ema_{decay:g}.safetensors") for path in (first, second))
+        for name, average in after.items():
+            assert torch.equal(average, torch.lerp(before[name], weights[name], rate(decay, 1))), (decay, name)
 
 
 @pytest.mark.slow
@@ -128,22 +145,29 @@ def test_resumed_equals_straight_to_the_bit_where_state_is_offloaded(table, cell
 
 
 def test_the_table_in_the_docs_is_the_one_that_is_run():
-    head, _, *rows = (line for line in DOCS.read_text().splitlines() if line.count("|") == 8)
-    assert [word.strip() for word in head.split("|")[2:6]] == ["checkpointing", "compile", "precision", "offload"]
+    head, _, *rows = (line for line in DOCS.read_text().splitlines() if line.count("|") == 9)
+    assert [word.strip() for word in head.split("|")[2:7]] == [
+        "checkpointing",
+        "compile",
+        "EMA",
+        "precision",
+        "offload",
+    ]
     shown = {name.strip(" `"): [word.strip() for word in words] for _, name, *words, _ in (r.split("|") for r in rows)}
     for strategy in STRATEGIES:
         run = cells(strategy)
         words = [
             "yes" if any(cell.checkpointing for cell in run) else "refused",
             "yes" if any(cell.compile for cell in run) else "refused",
+            "yes" if {cell.ema for cell in run} == {True, False} else "refused",
             ", ".join(dict.fromkeys(cell.precision for cell in run)),
             ", ".join(dict.fromkeys(cell.offload for cell in run)),
         ]
-        assert shown[strategy][:4] == words, strategy
+        assert shown[strategy][:5] == words, strategy
     assert tuple(shown) == STRATEGIES
 
 
 def test_every_choice_meets_every_other_one():
     """Of the table's axes; compiling ZeRO-3 is refused by config.check."""
-    assert len(set(CELLS)) == len(CELLS) == len(STRATEGIES) * 8 - 4 + len(OFFLOADED)
+    assert len(set(CELLS)) == len(CELLS) == len(STRATEGIES) * 10 - 4 + len(OFFLOADED)
     assert len({cell.name for cell in CELLS}) == len(CELLS)
