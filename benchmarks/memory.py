@@ -58,7 +58,7 @@ class Case:
 
     def build(self) -> Any:
         """The strategy as training has it, but for the bucket."""
-        strategy = build_strategy(StrategyConfig(self.strategy), self.world, micro_batch=1)
+        strategy = build_strategy(StrategyConfig(self.strategy), self.world, micro_batch=1, gpu=self.device == "cuda")
         if isinstance(strategy, ZeroStrategy) and self.bucket is not None:
             assert isinstance(strategy.config, dict)
             strategy.config["zero_optimization"]["reduce_bucket_size"] = self.bucket
