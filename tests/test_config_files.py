@@ -196,6 +196,9 @@ REFUSED = [
     "model.heads=[8,8]",  # one for each resolution
     "model.heads=[7,8,8,8]",  # does not divide 320
     "model.groups=7",
+    "plan.gigabytes=0",
+    "plan.tflops=-1",
+    "plan.mfu=0",
 ]
 
 

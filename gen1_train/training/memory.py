@@ -2,7 +2,8 @@
 
 What stands from step to step is a formula, what a pass adds is traced (gen1_train.training.tracing), and what the
 optimizer adds after it is a formula again; the peak of a step is the larger of the two on top of what stands. Compared
-with measured peaks in tests/training/test_memory.py. Not in it: the GPU's context, NCCL's and kernels' workspaces.
+with measured peaks in tests/training/test_memory.py; ZeRO-3's is too low. Not in it: the GPU's context, NCCL's and
+kernels' workspaces.
 
 With P weights on N ranks, where a number of the model has s bytes (2 under ZeRO in bf16-mixed, else 4):
 
@@ -165,7 +166,10 @@ class Planner:
         return Buckets(zero.bucket, zero.buckets, self.layout.part(self.weights))
 
     def _gathered(self) -> int:
-        """Bytes of the weights that ZeRO-3 gathers for a pass. They are there twice: so measured, not derived."""
+        """Bytes of the weights that ZeRO-3 gathers for a pass.
+
+        Counted twice: fitted to two runs, not derived, and too little for a third (benchmarks/RESULTS.md).
+        """
         zero = self.layout.zero
         if self.layout.strategy != "zero3" or zero is None:
             return 0

@@ -72,6 +72,13 @@ def test_more_devices_than_there_are_can_be_planned(tmp_path):
     assert ranks_of(made).layout.zero is not None
 
 
+def test_a_plan_of_zero3_says_that_it_is_too_low(tmp_path):
+    made = config(tmp_path)
+    for name in ("zero2", "zero3"):
+        made.strategy.name = name
+        assert ("beware: plans of zero3 are too low" in lines(made)) == (name == "zero3")
+
+
 def test_what_a_run_refuses_a_plan_refuses(tmp_path):
     made = config(tmp_path)
     made.trainer.accumulate = 3
