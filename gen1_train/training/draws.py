@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gen1_train.batch import Batch
-from gen1_train.keyed import integer, normal, uniform
+from gen1_train.keyed import integer, key, normal, uniform
 
 
 @dataclass
@@ -49,11 +49,11 @@ def draw(seed: int, batch: Batch, timesteps: int, max_level: int, drop_rate: flo
 
 
 def fixed_draw(seed: int, batch: Batch, timesteps: int, max_level: int, drop_rate: float) -> Draws:
-    """The draws for validation: always the same, of a clip's copies one in the middle of each part of the timesteps.
+    """The draws for validation, the same for any seed: a clip's copies have timesteps in the middle of equal parts.
 
     All copies share frame and t_s, which go by the batch's step, and none is without content.
     """
-    draws, copies = draw(seed, batch, timesteps, max_level, 0.0), len(batch.slots)
+    draws, copies = draw(key("validation"), batch, timesteps, max_level, 0.0), len(batch.slots)
     draws.timesteps = torch.tensor([(2 * i + 1) * timesteps // (2 * copies) for i in range(copies)])
     draws.levels = torch.full((copies,), batch.step % (max_level + 1))
     draws.frames = draws.frames[:1].expand(copies)

@@ -143,9 +143,10 @@ class SaveCheckpoints(Callback):
 
     def save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Gen1Module)
-        began, step, unet = time.perf_counter(), trainer.global_step, pl_module.unet
+        step, unet = trainer.global_step, pl_module.unet
         held, keep = state.state_of(trainer.strategy), trainer.is_global_zero
         self._writer.wait()  # for the one before: its copy of the weights is in memory until then
+        began = time.perf_counter()
         entries = {UNET: state.weights_of(unet), OPTIMIZER: state.moments_of(unet)}
         entries |= {f"{name}.safetensors": state.averages_of(unet, name) for name in self.counters.averaged}
         tensors = {file: held.gather(content, keep) for file, content in entries.items()}
