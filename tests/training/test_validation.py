@@ -74,12 +74,18 @@ def values(root: Path, output: str) -> dict[int, dict[str, str]]:
     return {int(row["step"]): {k: v for k, v in row.items() if k.startswith("val_")} for row in rows}
 
 
-@pytest.mark.slow
-def test_training_does_not_notice_it(root):
-    train(config(root, "without", 4))
+@pytest.fixture(scope="module")
+def watched(root: Path) -> Path:
+    """The last checkpoint of a run `with` validation."""
     train(validated(root, "with"))
+    return last(root, "with")
+
+
+@pytest.mark.slow
+def test_training_does_not_notice_it(root, watched):
+    train(config(root, "without", 4))
     for path in last(root, "without").glob("*.safetensors"):
-        assert path.read_bytes() == (last(root, "with") / path.name).read_bytes(), path.name
+        assert path.read_bytes() == (watched / path.name).read_bytes(), path.name
     found = values(root, "with")
     names = {f"{kind}{part}" for kind in ("val_loss", "val_loss_ema") for part in ("", "_t1", "_t2", "_t3", "_t4")}
     assert [set(found[step]) for step in (1, 2, 3, 4)] == [set(), names, set(), names]
@@ -89,10 +95,10 @@ def test_training_does_not_notice_it(root):
 
 
 @pytest.mark.slow
-def test_it_says_nothing_of_the_run_but_its_weights(root):
+def test_it_says_nothing_of_the_run_but_its_weights(root, watched):
     """The same weights have the same loss at another step, with another seed and rate; here they are not changed."""
     for output, seed, every in (("one", 0, 1), ("two", 5, 2)):
-        made = unchanged(root, output, last(root, "with"))
+        made = unchanged(root, output, watched)
         made.seed, made.validation.every = seed, every
         train(made)
     one, two = values(root, "one"), values(root, "two")
