@@ -22,7 +22,7 @@ from gen1_train.training.checkpoint import CheckpointConfig, CheckpointInfo
 from gen1_train.training.stages import stage_unet
 
 SMALL_CLIP = Pool("video", 112, 64, 8)
-EVERY, NEXT = 10, 5  # steps between two checkpoints; of these, those in which one may still be being written
+EVERY, NEXT = 8, 4  # steps between two checkpoints; of these, those in which one may still be being written
 
 
 def ask_checkpoint(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
@@ -106,7 +106,7 @@ def held_up(given: list[str]) -> Row:
 
     A row tells of one step, and of the checkpoint that was made just before it.
     """
-    rows = trained([*given, f"checkpoint.every={EVERY}", f"stage.steps={4 * EVERY}"])[EVERY:]
+    rows = trained([*given, f"checkpoint.every={EVERY}", f"stage.steps={3 * EVERY}"])[EVERY:]
     steps = [row["seconds"] * (1 - row["time_checkpoint"]) for row in rows]
     after, alone = ([step for i, step in enumerate(steps) if (i % EVERY < NEXT) == near] for near in (True, False))
     step = statistics.median(alone)

@@ -59,7 +59,7 @@ PAPER_CLIP = Pool("video", 448, 256, 8)
 # a fifth of the time of model=small; per parameter it has as many FLOPs as at any width, so passes over the parameters
 # weigh what they weigh at full size
 NARROW = ["model=small", "model.layers=1", "model.channels=[32,64,128,128]", "model.heads=[2,4,8,8]"]
-BLOCK = 5  # steps that run and bare loop take in turn
+BLOCK = 4  # steps that run and bare loop take in turn
 AFTER = 3  # steps after the last turn: no turn has a loader that is done, or the run's last checkpoint, in it
 WARM_UP = 5  # steps of a GPU run that are not counted: kernels are chosen, the caching allocator fills
 
