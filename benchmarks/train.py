@@ -71,6 +71,7 @@ H100_FLOPS = 0.4 * 800e12  # 40 % of what large products in bfloat16 reach
 def main() -> None:
     arguments = parsed()
     torch.set_num_threads(arguments.threads)
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # of the runs' processes: else Lightning chooses for some
     if arguments.device == "cpu":  # before a process is started that imports DeepSpeed
         os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     questions = {"overhead": ask_overhead, "ema": ask_ema, "checkpoint": ask_checkpoint}
@@ -130,26 +131,25 @@ def ask_overhead(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
             "processes": processes,
             "threads": arguments.threads,
             "clip": f"{clip.frames}x{clip.width}x{clip.height}",
-            **launch(given, processes, arguments.threads),
+            **launch(given, processes),
             **phases(rows_of(composed(given))[1:-1]),
         }
 
 
-def launch(given: list[str], processes: int, threads: int) -> Row:
+def launch(given: list[str], processes: int) -> Row:
     """A run in processes of its own; the row of its rank 0."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        ranks = [pool.submit(take_turns, given, rank, processes, port, threads) for rank in range(processes)]
+        ranks = [pool.submit(take_turns, given, rank, processes, port) for rank in range(processes)]
         rows = [rank.result() for rank in ranks]
     return rows[0]
 
 
-def take_turns(given: list[str], rank: int, processes: int, port: int, threads: int) -> Row:
+def take_turns(given: list[str], rank: int, processes: int, port: int) -> Row:
     """One rank: `gen1-train` in this process, with Turns among its callbacks."""
     os.dup2(2, 1)  # standard output is for JSON lines
-    torch.set_num_threads(threads)
     if processes > 1:
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1"}
         os.environ.update({name: str(value) for name, value in places.items()}, MASTER_PORT=str(port))
