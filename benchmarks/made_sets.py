@@ -72,7 +72,7 @@ def like_depth(frame: np.ndarray) -> np.ndarray:
 def write_set(root: Path, pools: Mapping[Pool, Iterable[Sample]], shard_samples: int, pixels: bool = True) -> Path:
     """A frozen set; `pixels=False` leaves frames and structure out."""
     (root / "shards").mkdir(parents=True)
-    made = {}
+    made, content = {}, 0
     for pool, samples in pools.items():
         writer = None
         shards: list[Path] = []
@@ -84,12 +84,13 @@ def write_set(root: Path, pools: Mapping[Pool, Iterable[Sample]], shard_samples:
                 writer = TarWriter(str(shards[-1]), mtime=0, user="gen1", group="gen1", mode=0o644)
             if not pixels:
                 sample.frames = sample.structure = None
-            assert writer is not None
+            assert writer is not None and sample.image_embedding is not None
+            content = sample.image_embedding.shape[-1]
             writer.write({"__key__": sample.key, **encode_sample(sample)})
         assert writer is not None
         writer.close()
         made[pool.name] = PoolShards(pool.kind, pool.width, pool.height, pool.frames, tuple(map(freeze, shards)))
-    save_manifest(root, made)
+    save_manifest(root, made, content)
     return root
 
 
@@ -104,11 +105,12 @@ def bytes_per_sample(shards: list[Path]) -> tuple[float, float]:
     return tuple(sum(path.stat().st_size for path in paths) / samples for paths in (shards, map(index_path, shards)))  # type: ignore[return-value]
 
 
-def save_manifest(root: Path, pools: dict[str, PoolShards]) -> None:
+def save_manifest(root: Path, pools: dict[str, PoolShards], content: int) -> None:
+    """`content`: width of the CLIP embeddings."""
     estimators: dict[str, dict[str, Any]] = {
         "autoencoder": {"config": {"path": "none"}, "fingerprint": "made", "scale": 0.5, "factor": FACTOR},
         "structure": {"kind": "depth", "config": {}, "fingerprint": "made"},
-        "clip": {"config": {}, "fingerprint": "made", "width": 64},
+        "clip": {"config": {}, "fingerprint": "made", "width": content},
     }
     Manifest(pools=pools, recipe={}, estimators=estimators, plan="made").save(root)
 

@@ -36,6 +36,7 @@ CLIP = Pool("video", 448, 256, 8)
 IMAGES = [Pool("image", w, h, 1) for w, h in ((320, 320), (384, 320), (320, 384), (448, 256), (256, 448))]
 CLIPS, RANKS, NODES = 1024, 1024, 128
 SHARD_BYTES = 512_000_000
+CONTENT = 768  # width of the CLIP embeddings
 ORDERS: dict[str, dict[str, Any]] = {
     "global": {"order": "global"},
     "blocks": {"order": "blocks", "lanes": NODES, "window": 8},
@@ -46,12 +47,12 @@ def ask_scale(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str,
     samples = {CLIP: 6_400_000, **dict.fromkeys(IMAGES, 48_000_000)}
     sizes = {}
     for pool in samples:
-        made = write_set(folder / pool.name, {pool: random_samples(pool, 16, 768)}, shard_samples=16)
+        made = write_set(folder / pool.name, {pool: random_samples(pool, 16, CONTENT)}, shard_samples=16)
         sizes[pool] = bytes_per_sample(sorted((made / "shards").glob("*.tar")))
     each = {pool: int(SHARD_BYTES / tar) for pool, (tar, _) in sizes.items()}
     root = folder / "set"
     root.mkdir()
-    save_manifest(root, paper_pools(samples, each, SHARD_BYTES))
+    save_manifest(root, paper_pools(samples, each, SHARD_BYTES), CONTENT)
     tars, indexes = (sum(count * sizes[pool][i] for pool, count in samples.items()) for i in (0, 1))
     yield {
         "what": "index",

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,37 @@ Row = dict[str, Any]
 Question = Callable[[argparse.Namespace, Path], Iterator[Row]]
 
 
-def answer(questions: Mapping[str, Question], arguments: argparse.Namespace, common: Mapping[str, Any]) -> None:
-    """Asks them all, or that of `arguments.only`, each with an empty folder; `common` stands in every row."""
+def answer(questions: Mapping[str, Question], arguments: argparse.Namespace, common: Mapping[str, Any]) -> list[Row]:
+    """Asks them all, or that of `arguments.only`, each with an empty folder; `common` stands in every row printed.
+
+    Returns the rows without it.
+    """
+    answers: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for name, ask in questions.items():
             if arguments.only in (None, name):
                 place = Path(folder) / name
                 place.mkdir()
                 for row in ask(arguments, place):
+                    answers.append({"question": name, **row})
                     row = {"question": name, **common, **row}
                     print(json.dumps(row), flush=True)
                     print("  ".join(f"{key}={value}" for key, value in row.items()), file=sys.stderr, flush=True)
+    return answers
+
+
+def append_tables(path: Path, title: str, common: Mapping[str, Any], rows: Sequence[Row]) -> None:
+    """Adds a section to a Markdown file: what is common to all rows, then a table for each set of columns."""
+    lines = ["", f"## {title}", "", "; ".join(f"{name}: {value}" for name, value in common.items())]
+    columns: list[str] = []
+    for row in rows:
+        if list(row) != columns:
+            columns = list(row)
+            lines += ["", _line(columns), _line(["---"] * len(columns))]
+        lines.append(_line(row.values()))
+    with path.open("a") as file:
+        file.write("\n".join(lines) + "\n")
+
+
+def _line(cells: Iterable[Any]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
