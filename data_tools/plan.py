@@ -20,7 +20,7 @@ from data_tools.places import Scan, Source, SourceFile
 from data_tools.progress import seconds_between
 from data_tools.recipe import RecipeConfig
 from gen1_train.errors import UserError
-from gen1_train.files import write_atomically
+from gen1_train.files import clear_killed, write_atomically
 from gen1_train.video import decode
 
 FORMAT = 2
@@ -95,6 +95,7 @@ def make_plan(source: Source, output: Path, recipe: RecipeConfig, threads: int) 
         raise UserError("output and source are the same folder: name another output")
     found = source.scan(output)
     inputs = _sha256(json.dumps([asdict(recipe), [asdict(file) for file in found.files]], sort_keys=True).encode())
+    clear_killed(output)  # tasks, which may be running, write into folders of their own
     if (output / PLAN).exists():
         plan = load_fitting(output, recipe)
         if plan.inputs != inputs:

@@ -19,6 +19,13 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def clear_killed(folder: Path) -> None:
+    """Removes what `write_atomically` of killed processes has left; for a folder into which nobody else writes now."""
+    for left in folder.glob(".*.tmp"):
+        if left.is_file():
+            left.unlink(missing_ok=True)
+
+
 def sync(path: Path) -> None:
     """Returns when a file, or a folder's list of names, is on the disk: without it a power cut may undo a rename."""
     descriptor = os.open(path, os.O_RDONLY)

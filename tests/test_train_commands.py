@@ -45,7 +45,9 @@ def test_a_setting_chooses_the_command(arguments: list[str], name: str, monkeypa
 
 def test_no_setting_of_a_stage_has_the_name_of_a_command() -> None:
     words = {setting.partition("=")[0] for setting in train.COMMANDS}
-    assert words == {"report", "dashboard"} and not words & {key.partition(".")[0] for key in settings(TrainConfig)}
+    assert words == {"replay", "report", "dashboard"} and not words & {
+        key.partition(".")[0] for key in settings(TrainConfig)
+    }
 
 
 def test_help_tells_of_the_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from gen1_train.config import TrainConfig, TrainerConfig, check
 from gen1_train.data.schedule import Schedule
 from gen1_train.data.shards import Manifest, ShardSet
 from gen1_train.data.state import capture
-from gen1_train.files import write_atomically
+from gen1_train.files import clear_killed, write_atomically
 from gen1_train.model.autoencoder import Autoencoder
 from gen1_train.model.pretrained import WeightReport, check_keys, check_same_family, load_weights
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
@@ -274,6 +274,7 @@ def open_run(config: TrainConfig, run: Path, report: WeightReport | None) -> Non
         say(report.summary())
     if _is_rank_zero():
         run.mkdir(parents=True, exist_ok=True)
+        clear_killed(run)
         write_atomically(run / "config.yaml", config.to_yaml().encode())
         if report is not None:
             write_atomically(run / "weights.json", report.to_json().encode())

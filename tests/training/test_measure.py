@@ -28,7 +28,7 @@ class Trainer(SimpleNamespace):
         self.global_step, self.global_rank, self.world_size, self.is_global_zero = 0, 0, 1, False
 
 
-def steps(measure: Measure, trainer: Any, norms: list[tuple[float, bool]]) -> None:
+def steps(measure: Measure, trainer: Any, norms: list[tuple[float, int]]) -> None:
     """One optimizer step for each of the norms, of two micro-batches with the losses 1 and 3."""
     module = Gen1Module(SpatioTemporalUNet(TINY), OptimConfig(), DiffusionConfig(), 0, False, 0, 1.0)
     measure.on_train_start(trainer, module)
@@ -54,7 +54,7 @@ def measure(monkeypatch: pytest.MonkeyPatch) -> Measure:
 
 def test_a_row_every_so_many_steps_and_at_the_last_one(measure: Measure) -> None:
     rows: list[tuple[int, dict[str, float]]] = []
-    steps(measure, Trainer(rows), [(1.0, False), (3.0, False), (8.0, True), (0.5, False), (2.0, True)])
+    steps(measure, Trainer(rows), [(1.0, 0), (3.0, 0), (8.0, 1), (0.5, 1), (2.0, 2)])
     assert [step for step, _ in rows] == [2, 4, 5]
     assert [row["grad_norm"] for _, row in rows] == [2.0, 4.25, 2.0]
     assert [row["grad_norm_max"] for _, row in rows] == [3.0, 8.0, 2.0]

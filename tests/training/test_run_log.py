@@ -61,7 +61,8 @@ def test_the_newest_checkpoint_is_the_one_that_training_writes(tmp_path: Path) -
     run = made(tmp_path / "stage4")
     for step in (5, 10):
         info = checkpoint.CheckpointInfo("4", step, finished=step == 10)
-        checkpoint.commit(checkpoint.begin(run, step), {"weight": torch.zeros(1)}, "", info, keep=2)
+        tensors = {checkpoint.UNET: {"weight": torch.zeros(1)}}
+        checkpoint.commit(checkpoint.begin(run, step), tensors, "", info, checkpoint.CheckpointConfig())
     log = read_stage(run)
     assert (log.checkpoint, log.finished) == (10, True)
     (run / "checkpoints" / "step-00000010" / "checkpoint.json").write_text("{")
