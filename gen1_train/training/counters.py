@@ -12,3 +12,8 @@ class Counters:
     in_a_row: int = 0  # of these, the last ones without one between that was taken
     averaged: dict[str, int] = field(default_factory=dict)  # average -> weights that went into it so far
     norms: dict[str, float] = field(default_factory=dict)  # guard.Norms: what is known of the gradient norm so far
+
+
+def is_due(step: int, done: int, every: int, steps: int) -> bool:
+    """Whether something that comes every so many steps, and at the last, comes now; `done`: when it came last."""
+    return every > 0 and step != done and (step % every == 0 or step == steps)

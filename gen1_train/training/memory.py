@@ -28,9 +28,8 @@ from typing import Any
 import torch
 
 from gen1_train.model.unet import UNetConfig
+from gen1_train.training.strategy import ZERO_STAGES
 from gen1_train.training.tracing import Buckets, Numbers, Tracer, Work
-
-ZERO = {"zero1": 1, "zero2": 2, "zero3": 3}
 
 
 @dataclass(frozen=True)
@@ -74,13 +73,13 @@ class Layout:
     @property
     def numbers(self) -> Numbers:
         bf16 = self.precision == "bf16-mixed"
-        if self.strategy in ZERO:
+        if self.strategy in ZERO_STAGES:
             return Numbers(torch.bfloat16 if bf16 else torch.float32, autocast=False)
         return Numbers(torch.float32, autocast=bf16)
 
     def part(self, elements: int) -> int:
         """Of so many elements, those of one rank, where ZeRO divides them."""
-        return -(-elements // self.world) if self.strategy in ZERO else elements
+        return -(-elements // self.world) if self.strategy in ZERO_STAGES else elements
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ class Planner:
         parts = {"weights": size * whole, "moments": 8 * part, "EMA": 4 * part * layout.ema, "autoencoder": self.frozen}
         if layout.strategy == "ddp":
             parts["DDP's buckets"] = 4 * whole
-        if layout.strategy in ZERO:
+        if layout.strategy in ZERO_STAGES:
             assert zero is not None
             parts["masters"] = 4 * part
             parts["ZeRO's buckets"] = size * zero.buckets if layout.world > 1 else 0

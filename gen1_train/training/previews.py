@@ -24,9 +24,10 @@ from gen1_train.diffusion.guidance import GuidanceConfig
 from gen1_train.diffusion.schedule import NoiseSchedule
 from gen1_train.model.autoencoder import Autoencoder, to_pixels
 from gen1_train.training.clock import Clock
+from gen1_train.training.counters import is_due
 from gen1_train.training.module import Gen1Module
 from gen1_train.training.state import state_of
-from gen1_train.training.validation import Turn, ValidationConfig, chosen, is_due, turns
+from gen1_train.training.validation import Turn, ValidationConfig, chosen, turns
 from gen1_train.video.encode import write_video
 from gen1_train.video.probe import VideoError
 

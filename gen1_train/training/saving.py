@@ -19,7 +19,7 @@ from gen1_train.errors import UserError
 from gen1_train.training import checkpoint, ema, state
 from gen1_train.training.checkpoint import OPTIMIZER, UNET, CheckpointInfo
 from gen1_train.training.clock import Clock
-from gen1_train.training.counters import Counters
+from gen1_train.training.counters import Counters, is_due
 from gen1_train.training.module import Gen1Module
 
 RETRY = 10.0  # seconds between two attempts to write
@@ -135,8 +135,7 @@ class SaveCheckpoints(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        due = step % self.config.every == 0 or step == self.steps
-        if due and step != self._saved:
+        if is_due(step, self._saved, self.config.every, self.steps):
             with self.clock.phase("checkpoint"):
                 self.save(trainer, pl_module)
             self._saved = step

@@ -18,10 +18,10 @@ from gen1_train.data.shards import ShardSet
 from gen1_train.errors import UserError
 from gen1_train.keyed import permutation
 from gen1_train.training.clock import Clock
+from gen1_train.training.counters import is_due
 from gen1_train.training.module import Gen1Module
 from gen1_train.training.state import state_of
-
-QUARTERS = 4  # noise levels of each clip: one in the middle of each quarter of the timesteps
+from gen1_train.training.tally import QUARTERS
 
 
 @dataclass
@@ -132,8 +132,3 @@ class Validation(Callback):
         batch = collate(self.kind, turn.number, list(range(QUARTERS)), [turn.sample] * QUARTERS)
         observed: Any = trainer.strategy.validation_step(batch.to(trainer.strategy.root_device))
         return observed.losses.double()
-
-
-def is_due(step: int, done: int, every: int, steps: int) -> bool:
-    """Whether something that comes every so many steps, and at the last, comes now; `done`: when it came last."""
-    return every > 0 and step != done and (step % every == 0 or step == steps)
