@@ -7,6 +7,7 @@ from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -28,10 +29,12 @@ def run_pair(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    makers = [(rank, port, folder / f"{rank}.err", task, arguments) for rank in range(2)]
+    makers = [(rank, folder / f"{rank}.err", task, arguments) for rank in range(2)]
     processes = [get_context("spawn").Process(target=_start, args=given) for given in makers]
-    for process in processes:
-        process.start()
+    for rank, process in enumerate(processes):
+        # set before the process starts, as by every launcher: Lightning asks for its rank when it is imported
+        with patch.dict(os.environ, _environment(rank, port)):
+            process.start()
     for process in processes:
         process.join(seconds)
         process.kill()
@@ -39,11 +42,14 @@ def run_pair(
     return [process.exitcode for process in processes], [(folder / f"{rank}.err").read_text() for rank in range(2)]
 
 
-def _start(rank: int, port: int, errors: Path, task: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _environment(rank: int, port: int) -> dict[str, str]:
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {name: str(value) for name, value in places.items()} | {"CUDA_VISIBLE_DEVICES": ""}
+
+
+def _start(rank: int, errors: Path, task: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     with open(errors, "w") as stream:
         os.dup2(stream.fileno(), 2)
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in places.items()}, CUDA_VISIBLE_DEVICES="")
     torch.set_num_threads(1)
     try:
         task(rank, *arguments)
