@@ -1,7 +1,7 @@
 """What training costs beside the network. JSON lines on stdout, a table on stderr.
 
     python benchmarks/train.py                                  # all that this device can answer
-    python benchmarks/train.py --suite overhead --rounds 8
+    python benchmarks/train.py --suite overhead --rounds 8 --clips 4
     python benchmarks/train.py --append                         # adds the tables to RESULTS.md, too
     python benchmarks/train.py --device cuda                    # Stable Diffusion 1.5's full size in bf16
 
@@ -98,6 +98,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--strategies", nargs="+", default=["single", "zero2"], help="overhead")
     parser.add_argument("--processes", type=int, default=1, help="overhead: of strategies other than single")
     parser.add_argument("--clip", type=int, nargs=2, default=[448, 256], metavar=("WIDTH", "HEIGHT"), help="overhead")
+    parser.add_argument("--clips", type=int, default=1, help="overhead: of a process in a step")
     parser.add_argument("--settings", nargs="+", default=[], help="overhead: of gen1-train, such as model=tiny")
     arguments = parser.parse_args()
     if arguments.only == "cuda" and arguments.device == "cpu":
@@ -121,7 +122,7 @@ def ask_overhead(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
             f"output={folder / strategy}",
             f"strategy={strategy}",
             f"trainer.devices={processes}",
-            f"data.batch_clips={processes}",
+            f"data.batch_clips={arguments.clips * processes}",
             "data.workers=1",
             f"log.every={BLOCK}",
             f"stage.steps={BLOCK * (arguments.rounds + 1) + AFTER}",
@@ -130,6 +131,7 @@ def ask_overhead(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
             "strategy": strategy,
             "processes": processes,
             "threads": arguments.threads,
+            "clips": arguments.clips,
             "clip": f"{clip.frames}x{clip.width}x{clip.height}",
             **launch(given, processes),
             **phases(rows_of(composed(given))[1:-1]),
