@@ -1,13 +1,14 @@
 # make demo [SOURCE=folder]   the whole road in miniature, on CPU, into demo/index.html
 # make test                   all tests;  make test-fast  without the slow ones
 # make lint                   ruff and mypy
+# make slurm-up, slurm-down   a Slurm cluster of two nodes on this machine, for trying slurm/*.sh (needs slurm-wlm, munge)
 # make install                only the virtual environment
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast lint install clean
+.PHONY: demo test test-fast lint install clean slurm-up slurm-down
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -30,6 +31,12 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+slurm-up:
+	@tests/slurm/cluster.sh start
+
+slurm-down:
+	@tests/slurm/cluster.sh stop
 
 clean:
 	rm -rf $(VENV) demo

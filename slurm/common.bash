@@ -1,0 +1,48 @@
+# What all scripts here share; sourced, with `script` (path of the script) and `stem` (its name) set.
+# In a job Slurm runs a copy of the script from its spool folder, so each asks Slurm where it was submitted from.
+set -euo pipefail
+folder=$(cd "$(dirname "$script")" && pwd)
+
+die() {
+  echo "$stem: error: $*" >&2
+  exit 2
+}
+
+# facts of this site, see site.env.example
+GEN1_OVERRIDES=() GEN1_RUN=()
+site=${GEN1_SITE:-$folder/site.env}
+if [ -f "$site" ]; then
+  . "$site"
+elif [ -n "${GEN1_SITE:-}" ]; then
+  die "GEN1_SITE=$GEN1_SITE is not there"
+fi
+
+# the checkout's own environment, else what is on the PATH that sbatch has handed on
+program() {
+  if [ ${#GEN1_RUN[@]} -eq 0 ] && [ -x "$folder/../.venv/bin/$1" ]; then
+    echo "$folder/../.venv/bin/$1"
+  elif [ ${#GEN1_RUN[@]} -gt 0 ] || command -v "$1" >/dev/null; then
+    echo "$1"
+  else
+    die "there is no $1: call make install in $(dirname "$folder"), or activate the environment that has it before sbatch"
+  fi
+}
+
+in_job() { [[ ${BASH_SOURCE[-1]} == */slurm_script ]]; }
+
+# called by hand instead of by sbatch: hands itself in; what begins with -- is sbatch's, the rest is Hydra's
+submit() {
+  local options=() overrides=() argument
+  for argument; do
+    if [[ $argument == -* ]]; then options+=("$argument"); else overrides+=("$argument"); fi
+  done
+  command -v sbatch >/dev/null || die "there is no sbatch here: call this on a machine of the cluster, or gen1-train by itself"
+  exec sbatch "${options[@]}" "$folder/$(basename "$script")" "${overrides[@]}"
+}
+
+# Restarts are the scheduler's business and bounded here: a job that does nothing but restart is stopped.
+requeue() {
+  echo "$stem: $1: job $SLURM_JOB_ID goes back into the queue"
+  scontrol requeue "$SLURM_JOB_ID" || return 1
+  sleep 3600 # Slurm ends this script
+}
