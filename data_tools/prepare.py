@@ -16,9 +16,10 @@ from data_tools.report import REPORT, write_report
 from data_tools.sources import open_source
 from data_tools.task import STAGING, forget, is_done, load_result
 from data_tools.workers import Settings, do_tasks
-from gen1_train.cli import INCOMPLETE, run_app
+from gen1_train.cli import run_app
 from gen1_train.data.shards import MANIFEST, Manifest
 from gen1_train.errors import UserError
+from gen1_train.exits import INCOMPLETE
 from gen1_train.frozen import pick_device, resolve_precision
 
 STEPS = ("all", "plan", "task", "freeze", "report")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from omegaconf import MISSING
 
 from data_tools.children import cores
-from gen1_train.cli import INCOMPLETE, run_app
+from gen1_train.cli import run_app
 from gen1_train.errors import UserError
+from gen1_train.exits import INCOMPLETE
 from gen1_train.files import write_atomically
 
 if TYPE_CHECKING:

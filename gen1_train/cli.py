@@ -13,10 +13,10 @@ from typing import Any, TypeVar, get_type_hints
 
 from gen1_train.cli_help import help_text
 from gen1_train.errors import UserError
+from gen1_train.exits import INTERRUPTED, MISTAKE
 
 Config = TypeVar("Config")
 QUOTED = re.compile(r"'([^'\\]|\\.)*'|\"([^\"\\]|\\.)*\"", re.DOTALL)  # the whole of it, by a user who quotes twice
-INCOMPLETE = 3  # exit code of a command that ran to its end, and not everything was good; 2 is the user's mistake
 
 
 def conf_dir() -> Path:
@@ -64,7 +64,7 @@ def run_app(name: str, config_name: str, schema: type[Config], task: Callable[[C
         hydra.main(config_path=str(conf_dir()), config_name=config_name, version_base="1.3")(run)()
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         end(name, error, schema)
     if code := max(codes):
@@ -77,7 +77,7 @@ def end(name: str, error: Exception, schema: type) -> None:
     if line is None:
         raise error
     print(f"{name}: error: {line}", file=sys.stderr, flush=True)
-    sys.exit(2)
+    sys.exit(MISTAKE)
 
 
 def quoted(argument: str, schema: type) -> str:

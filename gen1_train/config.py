@@ -66,6 +66,7 @@ class TrainConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    check_only: bool = False  # make the checks of a start, on this process alone, and do nothing
     plan_only: bool = False  # print what the run will take (memory, disk, FLOPs, days), and do nothing
     plan: PlanConfig = field(default_factory=PlanConfig)
 

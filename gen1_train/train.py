@@ -3,6 +3,7 @@
 import sys
 
 from gen1_train.cli import run_app
+from gen1_train.stop import STOP
 
 COMMANDS = {
     "replay=FILE": "runs a step that the guard has recorded (RUN/guard/step-…/guard.json) again, on one process",
@@ -27,6 +28,7 @@ def main() -> None:
                 from gen1_train.training.dashboard import DashboardConfig, dashboard
 
                 return run_app("gen1-train", "dashboard", DashboardConfig, dashboard)
+    STOP.listen()  # before torch is imported, which takes seconds
     from gen1_train.config import TrainConfig
     from gen1_train.training.run import train
 

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from gen1_train.cli import INCOMPLETE
+from gen1_train.exits import INCOMPLETE
 from miniature.page import write_page
 
 STEPS = {2: 240, 3: 160, 4: 180, 5: 100}  # optimizer steps of each stage; the paper: 15k, 75k, 25k, 10k

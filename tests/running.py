@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import TextIO
 
 REPOSITORY = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
@@ -47,24 +49,49 @@ def kill_when(module: str, *arguments: str, ready: Callable[[], bool], timeout: 
 
     False if it had come to its end, and well, before that.
     """
-    process = subprocess.Popen(
-        command(module, *arguments),
-        cwd=REPOSITORY,
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    with started(module, *arguments) as (process, _):
+        return come_to(process, ready, timeout)
+
+
+def signal_when(
+    module: str, *arguments: str, ready: Callable[[], bool], send: Callable[[int], None], timeout: float = 240
+) -> tuple[int, str]:
+    """Starts a command, calls `send` with its pid as soon as `ready` is true; its exit code and all that it said."""
+    with started(module, *arguments) as (process, output):
+        assert come_to(process, ready, timeout), "the command came to its end before"
+        send(process.pid)
+        code = process.wait(timeout)
+        output.seek(0)
+        return code, output.read()
+
+
+@contextmanager
+def started(module: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], TextIO]]:
+    """A command, and the file that its output goes to; at the end it is killed with all its children."""
+    with TemporaryFile("w+") as said:  # a pipe that nobody reads fills up
+        process = subprocess.Popen(
+            command(module, *arguments),
+            cwd=REPOSITORY,
+            env=ENVIRONMENT,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            yield process, said
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def come_to(process: subprocess.Popen[bytes], ready: Callable[[], bool], timeout: float) -> bool:
+    """Waits until `ready` is true; False if the process had come to its end, and well, before that."""
     deadline = time.monotonic() + timeout
-    try:
-        while not ready():
-            if process.poll() is not None:
-                assert process.returncode == 0, f"the command ended with exit code {process.returncode}"
-                return False
-            assert time.monotonic() < deadline, "the command did not come so far in time"
-            time.sleep(0.005)
-        return True
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    while not ready():
+        if process.poll() is not None:
+            assert process.returncode == 0, f"the command ended with exit code {process.returncode}"
+            return False
+        assert time.monotonic() < deadline, "the command did not come so far in time"
+        time.sleep(0.005)
+    return True

@@ -14,10 +14,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from gen1_train.cli import INCOMPLETE, explain, quoted, run_app, settings
+from gen1_train.cli import explain, quoted, run_app, settings
 from gen1_train.config import TrainConfig
 from gen1_train.edit import EditConfig
 from gen1_train.errors import UserError
+from gen1_train.exits import INCOMPLETE
 from gen1_train.export import ExportConfig
 from gen1_train.training.run import train
 

@@ -9,7 +9,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OURS = ("gen1_train", "data_tools", "miniature")
 
-LEAVES = {f"gen1_train.{name}" for name in ("errors", "files", "keyed", "batch", "frozen", "remote", "page")}
+LEAVES = {
+    f"gen1_train.{name}" for name in ("errors", "exits", "files", "stop", "keyed", "batch", "frozen", "remote", "page")
+}
 ENTRY = {
     f"gen1_train.{name}" for name in ("train", "edit", "editor", "cli", "config", "evaluate", "export", "exporter")
 }
@@ -22,9 +24,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "gen1_train.keyed": set(),
     "gen1_train.batch": set(),
     "gen1_train.page": set(),
+    "gen1_train.stop": set(),
+    "gen1_train.exits": set(),
     "gen1_train.frozen": {"gen1_train.errors"},
     "gen1_train.remote": {"gen1_train.errors"},
-    "gen1_train.cli": {"gen1_train.errors", "gen1_train.cli_help"},
+    "gen1_train.cli": {"gen1_train.errors", "gen1_train.exits", "gen1_train.cli_help"},
     "gen1_train.cli_help": set(),
     "gen1_train.model": LEAVES,
     "gen1_train.diffusion": LEAVES,

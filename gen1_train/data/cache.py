@@ -32,6 +32,7 @@ from gen1_train.data.shards import MANIFEST, PREFETCH_ERROR, Manifest, Shard, Sh
 from gen1_train.errors import UserError
 from gen1_train.files import write_atomically
 from gen1_train.remote import is_url, join, local_path, read_bytes, reason_of, refusal, without_secrets
+from gen1_train.stop import deaf
 
 COPIES = 4  # shards that are copied at the same time; ours
 CHECKED = 8  # steps whose shards must fit the budget before anything starts: both kinds are among them; ours
@@ -141,7 +142,8 @@ class Prefetcher:
             self._process = context.Process(
                 target=serve, args=(job, self._step, self._copied), name="gen1-prefetcher", daemon=True
             )
-            self._process.start()
+            with deaf():
+                self._process.start()
         except BaseException:
             os.close(lock)
             raise

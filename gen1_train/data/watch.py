@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from gen1_train.batch import Batch
 from gen1_train.errors import UserError
+from gen1_train.stop import deaf
 
 TICK = 0.5  # seconds between two looks at the workers; a death is seen at once
 START_SECONDS = 60.0  # that a worker may need before it can be called stalled: it imports torch first
@@ -176,7 +177,8 @@ class Watched:
 
     def __iter__(self) -> Iterator[Batch]:
         self.board.clear()
-        iterator = iter(self.loader)
+        with deaf():
+            iterator = iter(self.loader)
         if self.loader.num_workers == 0:
             for _ in range(self.batches):
                 yield self._next(iterator)

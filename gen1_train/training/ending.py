@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from subprocess import Popen
 from typing import NoReturn
@@ -21,6 +22,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from typing_extensions import override
 
 from gen1_train.errors import UserError
+from gen1_train.exits import LOST, MISTAKE
 from gen1_train.training.datamodule import Gen1DataModule
 from gen1_train.training.heartbeats import SILENCE, Heartbeats
 
@@ -32,7 +34,9 @@ FAILED, CODE = "gen1-train/failed", "gen1-train/exit-code"  # in the store: how 
 class Ending(Callback):
     """Ends this rank when another one failed, and the others when this one does. Of several the first one speaks."""
 
-    def __init__(self) -> None:
+    def __init__(self, went_on: Callable[[], bool] = lambda: False) -> None:
+        """`went_on`: whether there is a newer checkpoint than at the start."""
+        self._went_on = went_on
         self._store: torch.distributed.Store | None = None  # None: this process is alone
         self._rank, self._world = 0, 1
         self._listener = threading.Thread(target=self._listen, name="ending", daemon=True)
@@ -69,12 +73,12 @@ class Ending(Callback):
         time.sleep(2 * TICK)
 
     def fail(self, error: UserError) -> NoReturn:
-        """Prints the line and ends all ranks with exit code 2; for any thread, whatever the main thread is stuck in."""
-        self._speak(code=2)
+        """Prints the line and ends all ranks with MISTAKE; for any thread, whatever the main thread is stuck in."""
+        self._speak(code=MISTAKE)
         print(f"\ngen1-train: error: {error}", file=sys.stderr, flush=True)  # maybe behind another rank's progress
         if self._store is not None:
             time.sleep(2 * TICK)
-        leave(2)
+        leave(MISTAKE)
 
     def _speak(self, code: int) -> None:
         """Tells all ranks that this one has failed; does not come back when another one was first.
@@ -117,13 +121,17 @@ class Ending(Callback):
             leave(code)
 
     def _leave_behind(self, lost: str, first: bool) -> NoReturn:
-        """Ends this process because another one is gone; the `first` to notice says so, the others notice, too."""
+        """Ends this process because another one is gone; the `first` to notice says so, the others notice, too.
+
+        The exit code tells a scheduler whether another start is worth it: one that is lost in every start, for memory
+        maybe, before there is a checkpoint, would be started for ever.
+        """
         self._children.clear()
         if first:
             line = f"{lost}; call the same command again to go on from the newest checkpoint"
             print(f"\ngen1-train: error: {line}", file=sys.stderr, flush=True)
         time.sleep(2 * TICK)
-        leave(1)
+        leave(LOST if self._went_on() else 1)
 
 
 def leave(code: int) -> NoReturn:

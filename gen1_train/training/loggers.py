@@ -4,6 +4,7 @@ import os
 import secrets
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing_extensions import override
 from gen1_train.config import TrainConfig
 from gen1_train.errors import UserError
 from gen1_train.files import write_atomically
+from gen1_train.stop import deaf
 from gen1_train.training.metrics import MetricsCSV, read_metrics
 
 if TYPE_CHECKING:
@@ -100,6 +102,8 @@ class WandbRows(Logger):
         except Exception as error:
             sent = False
             self.say(f"warning: W&B has not got all: {_line(error)}")
+            if isinstance(error, ConnectionError):  # its process has heard what stopped this one, and is gone
+                _forget_service()
         if not sent:
             self.say(f"the W&B files are in {files}: `wandb sync {files}` sends them")
 
@@ -125,16 +129,17 @@ class WandbRows(Logger):
         import wandb
 
         seconds = self.config.log.wandb_seconds
-        return wandb.init(
-            project=self.config.log.project,
-            name=self.name,
-            id=self._identity(),
-            dir=str(self.run),
-            config=asdict(self.config),
-            mode=mode,
-            resume="allow",
-            settings=wandb.Settings(init_timeout=seconds, finish_timeout=seconds, finish_timeout_raises=True),
-        )
+        with deaf():  # a time limit's SIGUSR1 does not end its process; SIGTERM does, whatever is blocked
+            return wandb.init(
+                project=self.config.log.project,
+                name=self.name,
+                id=self._identity(),
+                dir=str(self.run),
+                config=asdict(self.config),
+                mode=mode,
+                resume="allow",
+                settings=wandb.Settings(init_timeout=seconds, finish_timeout=seconds, finish_timeout_raises=True),
+            )
 
     def _offline(self) -> "Run | None":
         import wandb
@@ -167,6 +172,14 @@ class WandbRows(Logger):
         if not file.exists():
             write_atomically(file, secrets.token_hex(4).encode())
         return file.read_text()
+
+
+def _forget_service() -> None:
+    """Else W&B would say goodbye to its process when this one ends, and print a traceback over finding it gone."""
+    import wandb
+
+    with suppress(ConnectionError):
+        wandb.teardown()
 
 
 def _is_online(wanted: str) -> bool:

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import sys
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,10 +16,11 @@ from gen1_train.config import TrainConfig, TrainerConfig, check
 from gen1_train.data.schedule import Schedule
 from gen1_train.data.shards import Manifest, ShardSet
 from gen1_train.data.state import capture
-from gen1_train.files import clear_killed, write_atomically
+from gen1_train.exits import STOPPED
 from gen1_train.model.autoencoder import Autoencoder
-from gen1_train.model.pretrained import WeightReport, check_keys, check_same_family, load_weights
+from gen1_train.model.pretrained import check_keys, check_same_family, load_weights
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
+from gen1_train.stop import STOP
 from gen1_train.training import checkpoint
 from gen1_train.training.agreement import Agreement, code_hash
 from gen1_train.training.clock import Clock
@@ -47,9 +48,11 @@ from gen1_train.training.preflight import (
     wants_previews,
 )
 from gen1_train.training.previews import Previews
+from gen1_train.training.run_files import open_run
 from gen1_train.training.saving import Averaging, Begin, SaveCheckpoints, begin_counters
 from gen1_train.training.stages import RESETS, build_unet, inherited, read_recorded, run_folder, stage_unet
 from gen1_train.training.state import moments_of
+from gen1_train.training.stopping import Stopping
 from gen1_train.training.strategy import build_strategy
 from gen1_train.training.throughput import step_flops
 from gen1_train.training.validation import Validation
@@ -57,38 +60,56 @@ from gen1_train.training.validation import Validation
 say = rank_zero_only(lambda line: print(f"gen1-train: {line}", flush=True))
 
 
-def train(config: TrainConfig) -> None:
-    """Runs a stage, resumes it if its run folder has a checkpoint, or says that it is finished. Raises UserError."""
+def train(config: TrainConfig) -> int:
+    """Runs a stage, resumes it if its run folder has a checkpoint, or says that it is finished.
+
+    Returns the exit code: 0, or STOPPED if a signal asked it to stop. Raises UserError.
+    """
     check(config)
     run = run_folder(config.tree, config.stage.name)
     resume = checkpoint.latest(run)
     if config.plan_only:
         for line in plan_lines(config, run, resume):
             say(line)
-        return
+        return 0
     if resume is not None and resume.info.finished and resume.info.step >= config.stage.steps:
         say(f"stage {config.stage.name} is finished already: {resume.path}")
-        return
-    if config.stage.steps == 0:
+        return 0
+    if config.stage.steps:
+        return fit(config, run, resume)
+    if not config.check_only and _is_rank_zero():
         initialise(config, run)
-    else:
-        fit(config, run, resume)
+    return 0
 
 
 def initialise(config: TrainConfig, run: Path) -> None:
     """Stage 1: no training, a checkpoint of the inflated weights."""
     unet, report = build_unet(config.model, config.stage, config.init, config.tree, config.seed)
     check_disk(run, sum(weight.numel() * 4 for weight in unet.parameters()))
-    open_run(config, run, report)
+    say(report.summary())
+    open_run(config, run, report, step=0, world=1)
     info = checkpoint.CheckpointInfo(config.stage.name, step=0, finished=True)
     tensors = {checkpoint.UNET: unet.state_dict()}
     path = checkpoint.commit(checkpoint.begin(run, 0), tensors, config.to_yaml(), info, config.checkpoint)
     say(f"stage {config.stage.name} is finished: {path}")
 
 
-def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) -> None:
-    """Stages 2 to 5: everything is checked before a process is started or a file is written."""
-    stage, start = config.stage, resume.info.step if resume else 0
+@dataclass
+class Ready:
+    """What a run has found to be as it should before it starts a process or writes a file."""
+
+    shards: ShardSet
+    schedule: Schedule
+    history: tuple[str, ...]  # what was changed in the data in the run's course
+    strategy: Strategy | str
+    processes: int  # on this node
+    world: int
+    held_out: ShardSet | None  # validation's clips
+    autoencoder: Autoencoder | None
+
+
+def check_run(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) -> Ready:
+    """All that can be checked on any one process. Raises UserError."""
     shards = open_data(config)
     schedule, history = open_schedule(config, shards, resume)
     if resume is None:
@@ -99,6 +120,18 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
     held_out, autoencoder = open_validation(config, shards), open_autoencoder(config, shards.manifest)
     if _is_rank_zero():
         say(foresee(config, material_of(schedule, autoencoder if encodes(config, shards.manifest) else None), run))
+    return Ready(shards, schedule, history, strategy, processes, world, held_out, autoencoder)
+
+
+def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) -> int:
+    """Stages 2 to 5; returns the exit code."""
+    stage, start = config.stage, resume.info.step if resume else 0
+    ready = check_run(config, run, resume)
+    before = checkpoint.newest(run)
+    if config.check_only:
+        say(f"stage {stage.name} can go from step {start} to {stage.steps} in {run} on {ready.world} processes")
+        return 0
+    shards, schedule, history, autoencoder = ready.shards, ready.schedule, ready.history, ready.autoencoder
     if resume is None:
         unet, report = build_unet(config.model, stage, config.init, config.tree, config.seed)
     else:
@@ -113,11 +146,15 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
         finished, estimators = step >= stage.steps, shards.manifest.estimators
         return checkpoint.CheckpointInfo(stage.name, step, finished, state, estimators, buckets, code=code_hash())
 
-    ending, clock, decays, resolved = Ending(), Clock(), config.ema.decays, config.to_yaml()
+    clock, decays, resolved = Clock(), config.ema.decays, config.to_yaml()
+    ending, stopping = Ending(lambda: checkpoint.newest(run) != before), Stopping(STOP, say)
     source, keeps = (resume, RESETS) if resume else inherited(stage, config.init, config.tree)
     counters = begin_counters(source, keeps, decays, resumed=resume is not None)
-    shapes = shapes_of(schedule, world * config.trainer.accumulate)
-    open_run(config, run, report)
+    shapes = shapes_of(schedule, ready.world * config.trainer.accumulate)
+    if report is not None:
+        say(report.summary())
+    if _is_rank_zero():
+        open_run(config, run, report, start, ready.world)
     flops = BatchFlops(module.unet.config, shards.manifest.estimators["autoencoder"]["factor"])
     measure = Measure(stage.steps, config.log.every, f"stage {stage.name}", flops, schedule.image_share, clock, say)
     callbacks = [
@@ -129,10 +166,11 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
         Guard(config.guard, counters, run, resolved, describe, say, measure.gradient),
         Averaging(counters, decays, clock),
         measure,
-        *validating(config, run, held_out, autoencoder, "video" if schedule.share < 1 else "image", clock),
+        *validating(config, run, ready.held_out, autoencoder, "video" if schedule.share < 1 else "image", clock),
+        stopping,
         SaveCheckpoints(run, config.checkpoint, stage.steps, counters, resolved, describe, ending.fail, clock),
     ]
-    trainer = build_trainer(config, run, start, processes, strategy, callbacks)
+    trainer = build_trainer(config, run, start, ready.processes, ready.strategy, callbacks)
     loading = config.data.workers, config.data.stall_seconds, ending.fail
     data = Gen1DataModule(shards, schedule, module.fields, stage.steps, *loading, clock)
     say(f"stage {stage.name}: steps {start} to {stage.steps} in {run} on {trainer.world_size} processes")
@@ -142,7 +180,11 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
     trainer.fit(module, datamodule=data)
     if trainer.interrupted:
         raise KeyboardInterrupt
+    if stopping.at is not None and stopping.at < stage.steps:
+        say(f"stage {stage.name} was stopped after step {stopping.at}: {checkpoint.newest(run)}; call again to go on")
+        return STOPPED
     say(f"stage {stage.name} is finished: {checkpoint.newest(run)}")
+    return 0
 
 
 def validating(
@@ -254,6 +296,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*persistent_workers.*")
     warnings.filterwarnings("ignore", ".*You defined a `validation_step` but have no `val_dataloader`.*")
     warnings.filterwarnings("ignore", ".*configure_gradient_clipping.*")
+    warnings.filterwarnings("ignore", ".*srun. command is available.*")  # torchrun works on a cluster, too
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -263,21 +306,6 @@ def quiet() -> None:
 
 def _is_rank_zero() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def open_run(config: TrainConfig, run: Path, report: WeightReport | None) -> None:
-    """Opens the run folder: the resolved config, and in a new one where the weights came from.
-
-    The config of an earlier life stands in its checkpoints.
-    """
-    if report is not None:
-        say(report.summary())
-    if _is_rank_zero():
-        run.mkdir(parents=True, exist_ok=True)
-        clear_killed(run)
-        write_atomically(run / "config.yaml", config.to_yaml().encode())
-        if report is not None:
-            write_atomically(run / "weights.json", report.to_json().encode())
 
 
 def restore(config: TrainConfig, resume: checkpoint.Checkpoint) -> SpatioTemporalUNet:

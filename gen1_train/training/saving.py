@@ -104,7 +104,7 @@ class Averaging(Callback):
 
 
 class SaveCheckpoints(Callback):
-    """Writes a checkpoint every so many optimizer steps and at the last; all ranks take part."""
+    """Writes a checkpoint every so many optimizer steps, at the last and where training stops; all ranks take part."""
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class SaveCheckpoints(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if is_due(step, self._saved, self.config.every, self.steps):
+        if is_due(step, self._saved, self.config.every, self.steps) or (trainer.should_stop and step != self._saved):
             with self.clock.phase("checkpoint"):
                 self.save(trainer, pl_module)
             self._saved = step
@@ -153,9 +153,9 @@ class SaveCheckpoints(Callback):
             info = self.describe(step)
             info.counters = asdict(self.counters)
             self._writer.write(self.run, tensors, self.resolved, info, time.perf_counter() - began)
-        if step == self.steps or not self.config.asynchronous:
+        if step == self.steps or trainer.should_stop or not self.config.asynchronous:
             self._writer.wait()
-            trainer.strategy.barrier()  # nobody says that the stage is finished before it is saved
+            trainer.strategy.barrier()  # nobody says that the stage is finished, or stopped, before it is saved
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

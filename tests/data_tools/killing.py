@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from data_tools.prepare import run
-from gen1_train.cli import INCOMPLETE
+from gen1_train.exits import INCOMPLETE
 from tests.data_tools.source import config
 
 TASK_SECONDS = 1.0

@@ -17,8 +17,8 @@ from data_tools.prepare import run
 from data_tools.verify import VerifyConfig
 from data_tools.verify import run as verify
 from gen1_train.batch import KEY, Sample
-from gen1_train.cli import INCOMPLETE
 from gen1_train.data.shards import ShardSet
+from gen1_train.exits import INCOMPLETE
 from gen1_train.video.decode import count, probe, read_clips
 from gen1_train.video.geometry import resize_and_crop
 from tests.data_tools.bad_files import FLIPS, ODD_BAD_NAMES, RECIPE, SUFFIXES, make_bad, make_good

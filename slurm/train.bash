@@ -1,0 +1,63 @@
+# A stage of gen1-train as a Slurm job; sourced by stageN.sh with the stage's name and the user's overrides.
+. "$(dirname "$script")/common.bash"
+stage=$1
+shift
+in_job || submit "$@"
+
+nodes=$SLURM_JOB_NUM_NODES
+# a rank for each GPU; without GPUs one for each task that was asked for
+gpus=${SLURM_GPUS_ON_NODE:-0}
+ranks=$((gpus > 0 ? gpus : ${SLURM_NTASKS_PER_NODE:-1}))
+cpus=$((SLURM_CPUS_ON_NODE >= ranks ? SLURM_CPUS_ON_NODE / ranks : 1))
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cpus}
+if [ -z "${MASTER_ADDR:-}" ]; then
+  MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  export MASTER_ADDR
+fi
+# a name that nobody knows would be waited for to the time limit
+getent hosts "$MASTER_ADDR" >/dev/null || die "the host $MASTER_ADDR cannot be resolved: export MASTER_ADDR, an address of the first node, in slurm/site.env"
+
+gen1=("${GEN1_RUN[@]}" "$(program gen1-train)" "stage=$stage" "trainer.nodes=$nodes" "trainer.devices=$ranks" "${GEN1_OVERRIDES[@]}" "$@")
+echo "$stem: job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), $nodes nodes x $ranks ranks x $cpus CPUs: $SLURM_JOB_NODELIST, $(date -Is)"
+
+# --signal=B: and preemption reach this shell; it hands the first on and lives through the second, to see how srun ends
+asked='' deadline=''
+trap 'asked=1' USR1
+trap '' TERM
+
+# a wrong path or setting is told by one process, before srun starts one for each GPU
+"${gen1[@]}" check_only=true || exit $?
+[ -z "$asked" ] || die "the time limit is so near that training was not even begun: raise --time"
+
+# signals are ignored until Python listens: before, the first would end the ranks with nothing saved
+srun --nodes="$nodes" --ntasks=$((nodes * ranks)) --ntasks-per-node="$ranks" --cpus-per-task="$cpus" --wait=300 \
+  bash -c 'trap "" USR1 TERM; exec "$@"' ranks "${gen1[@]}" &
+ranks_pid=$!
+
+seconds_left() { # until Slurm's time limit
+  local ends
+  ends=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.* EndTime=\([^ ]*\).*/\1/p')
+  [[ $ends == Unknown ]] && echo 100000000 || echo $(($(date -d "$ends" +%s) - $(date +%s)))
+}
+
+code=0
+while kill -0 $ranks_pid 2>/dev/null; do
+  if [ -n "$asked" ]; then
+    : "${deadline:=$((SECONDS + $(seconds_left) - 15))}"
+    ((SECONDS < deadline)) || requeue "the ranks have not stopped in time, the newest whole checkpoint stands" || break
+    kill -USR1 $ranks_pid 2>/dev/null || true # again and again: they may not have listened before
+    sleep 3 &
+    wait $! || true
+  else
+    wait $ranks_pid && code=0 || code=$?
+  fi
+done
+wait $ranks_pid && code=0 || code=$?
+
+# codes of gen1-train, see gen1_train/exits.py
+case $code in
+  0) ;;
+  75) [ -z "$asked" ] || requeue "a whole checkpoint is written before the time limit" ;;
+  69) requeue "a rank was lost, and this start had written a checkpoint" ;;
+esac
+exit $code
