@@ -30,6 +30,11 @@ class StopRequest:
         for number in SIGNALS:
             signal.signal(number, self._heard)
 
+    def end(self) -> None:
+        """For a process that is about to end: Python puts the defaults back before it does, and they would kill it."""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     def _heard(self, number: int, frame: FrameType | None) -> None:
         self.by = self.by or signal.Signals(number).name
         if not self.waits:

@@ -32,7 +32,10 @@ def main() -> None:
     from gen1_train.config import TrainConfig
     from gen1_train.training.run import train
 
-    run_app("gen1-train", "train", TrainConfig, train)
+    try:
+        run_app("gen1-train", "train", TrainConfig, train)
+    finally:
+        STOP.end()
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(command_list())
 

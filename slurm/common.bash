@@ -43,6 +43,7 @@ submit() {
 # Restarts are the scheduler's business and bounded here: a job that does nothing but restart is stopped.
 requeue() {
   echo "$stem: $1: job $SLURM_JOB_ID goes back into the queue"
+  trap - TERM # by which Slurm ends this script
   scontrol requeue "$SLURM_JOB_ID" || return 1
-  sleep 3600 # Slurm ends this script
+  sleep 3600
 }

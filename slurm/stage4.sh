@@ -15,6 +15,6 @@ stem=stage4
 script=$0
 if [[ $0 == */slurm_script ]]; then
   script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')
-  script=${script%%/$stem.sh*}/$stem.sh
+  script=${script%%/"$stem".sh*}/$stem.sh
 fi
 . "$(dirname "$script")/train.bash" 4 "$@"

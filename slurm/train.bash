@@ -5,9 +5,12 @@ shift
 in_job || submit "$@"
 
 nodes=$SLURM_JOB_NUM_NODES
-# a rank for each GPU; without GPUs one for each task that was asked for
+# a rank for each GPU; without GPUs one for each task that was asked for; stage 1 trains nothing
 gpus=${SLURM_GPUS_ON_NODE:-0}
+unset SLURM_CPUS_PER_GPU # which srun would take with sbatch's other options, and refuse beside --cpus-per-task
+((gpus > 0)) || unset SLURM_GPUS_PER_NODE
 ranks=$((gpus > 0 ? gpus : ${SLURM_NTASKS_PER_NODE:-1}))
+[ "$stage" != 1 ] || nodes=1 ranks=1
 cpus=$((SLURM_CPUS_ON_NODE >= ranks ? SLURM_CPUS_ON_NODE / ranks : 1))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cpus}
 if [ -z "${MASTER_ADDR:-}" ]; then

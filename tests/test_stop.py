@@ -62,6 +62,23 @@ def test_what_is_started_deaf_lives_on_and_this_process_hears_it_afterwards():
     assert said(CHILD) == (0, ["None", "SIGTERM", "0"])
 
 
+def test_at_the_very_end_nothing_kills_the_process():
+    """Slurm asks again and again; Python's own handlers are gone before atexit's last function has run."""
+    code = """
+import os, sys
+from gen1_train.stop import SIGNALS, STOP
+STOP.listen()
+STOP.end()
+class Last:
+    def __del__(self, kill=os.kill, pid=os.getpid(), numbers=tuple(map(int, SIGNALS)), write=os.write):
+        for number in numbers:
+            kill(pid, number)
+        write(1, b"was here\\n")
+sys.last = Last()
+"""
+    assert said(code) == (0, ["was here"])
+
+
 def test_multiprocessings_tracker_lives_on():
     """It is started by `listen`: killed, it would be started again, and know nothing of what it has to remove."""
     code = """

@@ -46,8 +46,8 @@ SlurmdTimeout=20
 KillWait=15
 JobRequeue=1
 GresTypes=gpu
-NodeName=node1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$node1 CPUs=4 RealMemory=8000 Gres=gpu:2 State=UNKNOWN
-NodeName=node2 NodeHostname=$host NodeAddr=127.0.0.1 Port=$node2 CPUs=4 RealMemory=8000 Gres=gpu:2 State=UNKNOWN
+NodeName=node1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$node1 CPUs=4 RealMemory=64000 Gres=gpu:2 State=UNKNOWN
+NodeName=node2 NodeHostname=$host NodeAddr=127.0.0.1 Port=$node2 CPUs=4 RealMemory=64000 Gres=gpu:2 State=UNKNOWN
 PartitionName=debug Nodes=node[1-2] Default=YES MaxTime=INFINITE State=UP
 C
   # any two character devices will do
@@ -56,7 +56,7 @@ C
   echo CgroupPlugin=cgroup/v1 > "$base/cgroup.conf"
   # what a user has in slurm/site.env; the nodes' names need not resolve, and this machine has no other address
   cat > "$base/environment" <<C
-export SLURM_CONF=$SLURM_CONF SBATCH_GPUS_PER_NODE=0 MASTER_ADDR=127.0.0.1
+export SLURM_CONF=$SLURM_CONF SBATCH_GPUS_PER_NODE=0 SBATCH_CPUS_PER_GPU=1 MASTER_ADDR=127.0.0.1
 C
   chmod 644 "$base"/*.conf "$base/environment"
 }

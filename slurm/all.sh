@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# All stages as a chain of jobs, each after the one before has ended well; prints their ids. Not for sbatch: call it.
+#   slurm/all.sh [--stages=3,4,5] [sbatch's options] [gen1-train's settings]
+# A setting with a stage's number before it is for that stage alone (4:optim.lr=3e-5). sbatch's options are those of
+# stages 2 to 5; stage 1, which is one process without a GPU, takes --account, --partition, --qos and --test-only.
+stem=all
+script=$0
+. "$(dirname "$script")/common.bash"
+in_job && die "this hands in jobs and is not one: call $folder/all.sh without sbatch"
+
+stages=(1 2 3 4 5) options=() first=() shared=()
+for argument; do
+  case $argument in
+    --stages=*) IFS=, read -ra stages <<<"${argument#*=}" ;;
+    --account=* | --partition=* | --qos=* | --test-only) options+=("$argument") first+=("$argument") ;;
+    -*) options+=("$argument") ;;
+    *) shared+=("$argument") ;;
+  esac
+done
+for stage in "${stages[@]}"; do
+  [ -f "$folder/stage$stage.sh" ] || die "--stages=$stage: there is no $folder/stage$stage.sh"
+done
+
+settings_of() { # of a stage, one a line
+  local setting
+  for setting in "${GEN1_OVERRIDES[@]}" "${shared[@]}"; do
+    case $setting in
+      "$1":*) echo "${setting#*:}" ;;
+      [0-9]:*) ;;
+      *) echo "$setting" ;;
+    esac
+  done
+}
+
+# a mistyped setting of the last stage is told now, and not in some weeks
+gen1=("${GEN1_RUN[@]}" "$(program gen1-train)")
+for stage in "${stages[@]}"; do
+  mapfile -t settings < <(settings_of "$stage")
+  "${gen1[@]}" "stage=$stage" "${settings[@]}" --cfg job >/dev/null || exit $?
+done
+
+before=
+for stage in "${stages[@]}"; do
+  mapfile -t settings < <(settings_of "$stage")
+  call=(sbatch --parsable)
+  if [ "$stage" = 1 ]; then
+    call=(env -u SBATCH_GPUS_PER_NODE -u SBATCH_CPUS_PER_GPU "${call[@]}" "${first[@]}")
+  else
+    call+=("${options[@]}")
+  fi
+  [ -z "$before" ] || call+=(--dependency="afterok:$before" --kill-on-invalid-dep=yes)
+  before=$("${call[@]}" "$folder/stage$stage.sh" "${settings[@]}") || die "stage $stage was not taken; the jobs before it are in the queue"
+  before=${before%%;*} # a federation adds the cluster's name
+  echo "stage $stage: ${before:+job $before}"
+done
