@@ -33,7 +33,7 @@ trap '' TERM
 [ -z "$asked" ] || die "the time limit is so near that training was not even begun: raise --time"
 
 # signals are ignored until Python listens: before, the first would end the ranks with nothing saved
-srun --nodes="$nodes" --ntasks=$((nodes * ranks)) --ntasks-per-node="$ranks" --cpus-per-task="$cpus" --wait=300 \
+srun --nodes="$nodes" --ntasks=$((nodes * ranks)) --ntasks-per-node="$ranks" --cpus-per-task="$cpus" --wait=100 \
   bash -c 'trap "" USR1 TERM; exec "$@"' ranks "${gen1[@]}" &
 ranks_pid=$!
 

@@ -1,0 +1,232 @@
+"""Stages on a real Slurm of two nodes, from a set that gen1-data made: what comes out is what a local run makes."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gen1_train.training.checkpoint import latest
+from gen1_train.training.metrics import read_metrics
+from miniature.render import write_world
+from miniature.tiny import write_stable_diffusion
+from tests.running import ENVIRONMENT, REPOSITORY, TRAIN, run_well
+from tests.slurm.cluster import ENDED, SCRIPTS, Cluster
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+STEPS = {2: 2, 3: 2, 4: 16, 5: 2}
+SMALL = ["data.batch_clips=2", "ema.decays=[0.9]"]
+NODES = ("--nodes=2", "--mincpus=1")
+WEIGHTS = REPOSITORY / "miniature" / "weights"
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shard set, a random Stable Diffusion, a site.env, and a folder that jobs are handed in from."""
+    root = tmp_path_factory.mktemp("work")
+    write_world(root / "videos", clips=4, images=16, frames=40)
+    write_stable_diffusion(root / "sd", widths=(32, 64, 64, 64), layers=1, heads=2)
+    run_well(
+        "data_tools.main",
+        *(f"source={root / 'videos'}", f"output={root / 'set'}", "recipe=tiny"),
+        *(f"recipe.autoencoder.path={WEIGHTS / 'autoencoder'}", f"recipe.depth.path={WEIGHTS / 'depth'}"),
+        f"recipe.clip.model=local-dir:{WEIGHTS / 'clip'}",
+    )
+    settings = [*TRAIN, *SMALL, f"data.root={root / 'set'}", "trainer.accelerator=cpu"]
+    (root / "site.env").write_text(f"GEN1_OVERRIDES=({' '.join(settings)})\nexport OMP_NUM_THREADS=1\n")
+    (root / "elsewhere").mkdir()
+    return root
+
+
+class Jobs:
+    """Jobs of the scripts, handed in from a folder that is not the repository."""
+
+    def __init__(self, cluster: Cluster, work: Path) -> None:
+        self.cluster, self.work, self.folder = cluster, work, work / "elsewhere"
+        self.site = {"GEN1_SITE": str(work / "site.env"), "DS_ACCELERATOR": "cpu", "PATH": path_of_this_python()}
+
+    def stage4(self, name: str, *options: str, settings: tuple[str, ...] = ()) -> str:
+        """A stage 4 that starts from the chain's stage 3; `name` of its output folder."""
+        steps = f"stage.steps={STEPS[4]}"
+        start = f"init.checkpoint={self.run('chain', 3)}"
+        script = [*options, SCRIPTS / "stage4.sh", f"output={self.work / name}", steps, start, *settings]
+        return self.cluster.submit(*script, folder=self.folder, **self.site)
+
+    def run(self, name: str, stage: int = 4) -> Path:
+        return self.work / name / "demo" / f"stage{stage}"
+
+    def rows(self, name: str) -> int:
+        return len(read_metrics(self.run(name) / "metrics.csv"))
+
+    def log(self, job: str, stage: int = 4) -> str:
+        return (self.folder / f"gen1-stage{stage}-{job}.log").read_text()
+
+    def trains(self, name: str, job: str, rows: int = 3, seconds: float = 180) -> None:
+        """Comes back when a run has so many rows."""
+        until = time.monotonic() + seconds
+        while self.rows(name) < rows:
+            assert self.cluster.job(job)["JobState"] not in ENDED, self.log(job)
+            assert time.monotonic() < until, self.log(job)
+            time.sleep(0.1)
+
+    def assert_equals(self, name: str, job: str, other: str = "chain", restarts: int = 0) -> None:
+        """The job ended well, and its run has the losses, weights, averages and moments of the other, to the bit."""
+        found = self.cluster.wait(job, seconds=300)
+        assert (found["JobState"], found["Restarts"]) == ("COMPLETED", str(restarts)), self.log(job)
+        assert_equal(self.run(name), self.run(other))
+
+
+def assert_equal(run: Path, other: Path) -> None:
+    losses = [[(row["step"], row["loss"]) for row in read_metrics(folder / "metrics.csv")] for folder in (run, other)]
+    assert losses[0] == losses[1] and len(losses[0]) == STEPS[4]
+    ends = [latest(folder) for folder in (run, other)]
+    files = [sorted(end.path.glob("*.safetensors")) for end in ends if end is not None and end.info.finished]
+    assert len(files) == 2 and len(files[0]) == 3
+    for mine, its in zip(*files, strict=True):
+        assert mine.name == its.name and mine.read_bytes() == its.read_bytes(), mine.name
+
+
+def path_of_this_python() -> str:
+    """Also where the checkout has no .venv the scripts find this environment's commands."""
+    return f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+
+@pytest.fixture(scope="module")
+def jobs(cluster: Cluster, work: Path) -> Jobs:
+    """With the five stages run as one chain on both nodes."""
+    made = Jobs(cluster, work)
+    steps = [f"{stage}:stage.steps={count}" for stage, count in STEPS.items()]
+    call = [SCRIPTS / "all.sh", *NODES, f"output={work / 'chain'}", f"1:init.from={work / 'sd'}", *steps]
+    done = cluster.call(*call, folder=made.folder, **made.site)
+    assert done.returncode == 0, done.stderr
+    chain = re.findall(r"stage (\d): job (\d+)", done.stdout)
+    assert [stage for stage, _ in chain] == ["1", "2", "3", "4", "5"]
+    for stage, job in chain:
+        assert cluster.wait(job, seconds=300)["JobState"] == "COMPLETED", made.log(job, int(stage))
+    return made
+
+
+def test_two_nodes_make_what_two_processes_make(jobs: Jobs):
+    for stage in range(1, 6):
+        end = latest(jobs.run("chain", stage))
+        assert end is not None and end.info.finished
+    said = jobs.cluster.call("scontrol", "show", "node", "--oneliner").stdout
+    assert said.count("NodeName=") == 2
+    settings = [*SMALL, f"data.root={jobs.work / 'set'}", f"init.checkpoint={jobs.run('chain', 3)}"]
+    local = [sys.executable, "-m", "gen1_train.train", "stage=4", *TRAIN, *settings, f"stage.steps={STEPS[4]}"]
+    subprocess.run(
+        [*local, f"output={jobs.work / 'local'}"],
+        env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"},
+        cwd=REPOSITORY,
+        check=True,
+        timeout=300,
+    )
+    assert_equal(jobs.run("local"), jobs.run("chain"))
+
+
+def test_a_job_is_stopped_before_its_time_limit_and_goes_on(jobs: Jobs):
+    """Two ranks on the two GPUs of one node; the signal is the one that --signal sends to the batch shell."""
+    job = jobs.stage4("signalled", "--gpus-per-node=2", "--cpus-per-gpu=1")
+    jobs.trains("signalled", job)
+    assert jobs.cluster.call("scancel", "--batch", "--signal=USR1", job).returncode == 0
+    jobs.assert_equals("signalled", job, restarts=1)
+    log = jobs.log(job)
+    assert "1 nodes x 2 ranks" in log and "asked to stop by SIGUSR1" in log and f"job {job} goes back" in log
+    starts = (jobs.run("signalled") / "starts.jsonl").read_text().splitlines()
+    assert [re.search(rf'"job": "{job}", "restarts": "(\d)"', start)[1] for start in starts] == ["0", "1"]  # type: ignore[index]
+
+
+def test_a_preempted_job_goes_on(jobs: Jobs):
+    """There is no checkpoint but the one that is written within the time that Slurm leaves."""
+    job = jobs.stage4("preempted", *NODES, settings=("checkpoint.every=1000",))
+    jobs.trains("preempted", job)
+    assert jobs.cluster.call("scontrol", "requeue", job).returncode == 0
+    jobs.assert_equals("preempted", job, restarts=1)
+    assert "was stopped after step" in jobs.log(job)
+
+
+def test_a_real_time_limit_and_scancel(jobs: Jobs):
+    endless = ("stage.steps=100000", "checkpoint.every=1000")
+    job = jobs.stage4("endless", *NODES, "--time=60", "--signal=B:USR1@60", settings=endless)
+    jobs.trains("endless", job)
+    assert jobs.cluster.call("scontrol", "update", f"JobId={job}", "EndTime=now+65").returncode == 0
+    jobs.cluster.wait(job, "PENDING", "COMPLETING", seconds=90)
+    rows = jobs.rows("endless")
+    jobs.trains("endless", job, rows + 2)
+    assert jobs.cluster.job(job)["Restarts"] == "1"
+    assert jobs.cluster.call("scancel", job).returncode == 0
+    assert jobs.cluster.wait(job)["JobState"] == "CANCELLED"
+    end = latest(jobs.run("endless"))
+    assert end is not None and end.info.step > rows and not ranks_of(job)
+    assert jobs.log(job).count("asked to stop by SIGUSR1") == jobs.log(job).count("asked to stop by SIGTERM") == 1
+
+
+def test_a_dead_node_puts_the_job_back_into_the_queue(jobs: Jobs):
+    """slurmd, its step and its rank are killed at once; the node comes back later."""
+    job = jobs.stage4("orphaned", *NODES, settings=("checkpoint.every=2", "stage.steps=16"))
+    jobs.trains("orphaned", job, 5)
+    began = time.monotonic()
+    slurmd = int((jobs.cluster.base / "run" / "slurmd.node2.pid").read_text())
+    for pid in [slurmd, *ranks_of(job, "node2")]:
+        os.kill(pid, signal.SIGKILL)
+    jobs.cluster.wait(job, "PENDING", seconds=120)
+    assert time.monotonic() - began < 120
+    assert re.search(r"rank 1 .*is gone", jobs.log(job)), jobs.log(job)
+    jobs.cluster.start()
+    jobs.assert_equals("orphaned", job, restarts=1)
+
+
+def ranks_of(job: str, node: str | None = None) -> list[int]:
+    """The pids of a job's processes on this machine, and of Slurm's own that they are children of."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):
+            continue
+        mine = f"SLURM_JOB_ID={job}".encode() in environment and b"SLURM_PROCID=0" not in environment
+        if mine and (node is None or f"SLURMD_NODENAME={node}".encode() in environment):
+            found += [int(folder.name), parent]
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize(
+    ("settings", "more", "line"),
+    [
+        (("optim.lrr=1",), {}, "there is no setting optim.lrr; did you mean optim.lr?"),
+        (("data.root=nowhere",), {}, "nowhere"),
+        ((), {"MASTER_ADDR": "no-such-host.invalid"}, "the host no-such-host.invalid cannot be resolved"),
+    ],
+)
+def test_what_is_wrong_is_told_before_srun(jobs: Jobs, settings, more, line):
+    script = [*NODES, SCRIPTS / "stage4.sh", f"output={jobs.work / 'wrong'}", "stage.steps=2", *settings]
+    start = f"init.checkpoint={jobs.run('chain', 3)}"
+    job = jobs.cluster.submit(*script, start, folder=jobs.folder, **{**jobs.site, **more})
+    found = jobs.cluster.wait(job)
+    errors = [said for said in jobs.log(job).splitlines() if "error" in said]
+    assert (found["JobState"], found["ExitCode"]) == ("FAILED", "2:0"), jobs.log(job)
+    assert len(errors) == 1 and line in errors[0], jobs.log(job)
+    assert not (jobs.work / "wrong").exists()
+
+
+def test_a_chain_with_a_mistake_hands_in_nothing(jobs: Jobs):
+    before = jobs.cluster.call("squeue", "--noheader", "--states=all").stdout
+    call = [SCRIPTS / "all.sh", *NODES, f"output={jobs.work / 'wrong'}", "5:stage.stepps=3"]
+    done = jobs.cluster.call(*call, folder=jobs.folder, **jobs.site)
+    assert done.returncode == 2 and "did you mean stage.steps?" in done.stderr and not done.stdout
+    assert jobs.cluster.call("squeue", "--noheader", "--states=all").stdout == before
+
+
+@pytest.mark.parametrize("script", ["stage1.sh", "stage4.sh", "all.sh"])
+def test_scripts_can_be_tried_without_a_job(cluster: Cluster, tmp_path: Path, script: str):
+    call = [SCRIPTS / script, "--test-only", "data.root=somewhere"]
+    done = cluster.call(*call, folder=tmp_path, PATH=path_of_this_python())
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("to start at") == (5 if script == "all.sh" else 1)
+    assert not list(tmp_path.iterdir())
