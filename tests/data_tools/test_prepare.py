@@ -411,8 +411,8 @@ def test_a_network_that_is_not_there_is_told_before_the_source_is_walked(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: dict
 ) -> None:
     monkeypatch.setattr(prepare, "make_plan", lambda *_: pytest.fail("planning may take hours"))
-    with pytest.raises(UserError, match="autoencoder 'nowhere' cannot be loaded"):
-        run(config(source, tmp_path / "out", autoencoder=AutoencoderConfig("nowhere"), **choice))
+    with pytest.raises(UserError, match=r"autoencoder '\./nowhere' cannot be loaded"):
+        run(config(source, tmp_path / "out", autoencoder=AutoencoderConfig("./nowhere"), **choice))
     with pytest.raises(UserError, match="precision=fp8"):
         run(config(source, tmp_path / "out", precision="fp8", **choice))
     assert not (tmp_path / "out").exists()
