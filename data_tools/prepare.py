@@ -1,8 +1,11 @@
 """`gen1-data`: plan -> tasks -> freeze, each of which also runs alone."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
+import torch
 from omegaconf import MISSING
 
 from data_tools.children import cores
@@ -22,7 +25,7 @@ from gen1_train.errors import UserError
 from gen1_train.exits import INCOMPLETE
 from gen1_train.frozen import pick_device, resolve_precision
 
-STEPS = ("all", "plan", "task", "freeze", "report")
+STEPS = ("all", "plan", "missing", "task", "freeze", "report")
 RETRY = ("transient",)
 SHOWN = 5  # failures in the summary
 PROBES = 16  # at most this many headers are read at a time
@@ -33,9 +36,9 @@ class DataToolsConfig:
     source: str = MISSING  # folder of videos and images, or a .csv, .jsonl or .parquet list, or a URL of either
     output: str = MISSING  # folder of the shard set
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
-    step: str = "all"  # all, plan, task (all tasks, or those of task= and of=), freeze, report
+    step: str = "all"  # all, plan, missing (prints which tasks are), task (all, or task= and of=), freeze, report
     task: int | None = None  # number of the task for step=task
-    of: int | None = None  # with task=K: all tasks whose number is K modulo this; for job arrays
+    of: int | None = None  # with task=K: all tasks whose number is K modulo this, share K; for job arrays
     retry: str | None = None  # transient: does those tasks again in which something failed that may pass
     workers: int = 1  # processes that do tasks
     readers: int | None = None  # files that a worker decodes at a time; null: one, or on a GPU its share of cores
@@ -53,12 +56,16 @@ def run(config: DataToolsConfig) -> int:
     check(config.recipe)
     output = Path(config.output)
     source = open_source(config.source)
-    if config.step == "all" and not (output / MANIFEST).exists():
+    done = {"all": MANIFEST, "plan": PLAN}.get(config.step)
+    if done and not (output / done).exists():
         check_estimators(config)
     if config.step in ("all", "plan"):
         plan = make_plan(source, output, config.recipe, min(PROBES, cores()))
-    else:  # neither walks the source again, which a thousand tasks would do at once
+    else:  # none of these walks the source again, which a thousand tasks would do at once
         plan = load_fitting(output, config.recipe)
+    if config.step == "missing":
+        print(*missing(plan, output, config.of))
+        return 0
     if config.retry:
         reopen(plan, output)
     if manifest := frozen(output, plan):
@@ -71,10 +78,11 @@ def check_estimators(config: DataToolsConfig) -> None:
 
     Raises UserError.
     """
-    resolve_precision(pick_device(config.device), config.precision)
-    if config.workers == 1:
+    if config.step == "all":
+        resolve_precision(pick_device(config.device), config.precision)
+    if config.step == "all" and config.workers == 1:
         load_estimators(config.recipe, config.device, config.precision)  # and keeps them for the tasks
-    else:
+    else:  # those who do the tasks may have a GPU that is not here
         Estimators(config.recipe, "cpu")
 
 
@@ -82,18 +90,20 @@ def check_settings(config: DataToolsConfig) -> None:
     """Raises UserError for settings that do not go together."""
     if config.step not in STEPS:
         raise UserError(f"step={config.step} is not one of {', '.join(STEPS)}")
+    resolve_precision(torch.device("cuda"), config.precision)  # here only: whether there is such a one
     for name in ("workers", "readers", "of"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UserError(f"{name}={value} is not above 0")
     if config.task is not None and config.step != "task":
         raise UserError("task=K goes with step=task")
-    if config.of is not None and (config.task is None or not 0 <= config.task < config.of):
+    share = -1 if config.task is None else config.task
+    if config.of is not None and config.step != "missing" and not 0 <= share < config.of:
         raise UserError(f"of={config.of} needs task=K with K in 0..{config.of - 1}")
     if config.retry not in (None, *RETRY):
         raise UserError(f"retry={config.retry} is not {RETRY[0]}")
-    if config.retry and config.step not in ("all", "task"):
-        raise UserError(f"retry={config.retry} goes with step=all or step=task")
+    if config.retry and config.step not in ("all", "plan", "task"):
+        raise UserError(f"retry={config.retry} goes with step=all, step=plan or step=task")
 
 
 def steps(config: DataToolsConfig, plan: Plan, source: Source, output: Path) -> int:
@@ -136,6 +146,24 @@ def wanted(config: DataToolsConfig, plan: Plan) -> list[int]:
     if not 0 <= config.task < count:
         raise UserError(f"task={config.task} is not in 0..{count - 1}")
     return [config.task]
+
+
+def missing(plan: Plan, output: Path, of: int | None) -> list[str]:
+    """What a set lacks, in one word or none: its unfinished tasks, `freeze` once there are none, and then nothing.
+
+    Tasks are told as sbatch takes them (`--array=0-2,7`): by the K of task=K, or with `of` that of task=K of=N.
+    """
+    if frozen(output, plan):
+        return [] if (output / REPORT).exists() else ["freeze"]
+    lacking = [number for number in range(len(plan.tasks)) if not is_done(output, number)]
+    return [",".join(runs(sorted({number % of for number in lacking} if of else lacking))) or "freeze"]
+
+
+def runs(numbers: list[int]) -> Iterator[str]:
+    """Ascending numbers, each run of neighbours as FIRST-LAST."""
+    for _, run in groupby(enumerate(numbers), lambda place: place[1] - place[0]):
+        found = [number for _, number in run]
+        yield str(found[0]) if len(found) == 1 else f"{found[0]}-{found[-1]}"
 
 
 def reopen(plan: Plan, output: Path) -> None:

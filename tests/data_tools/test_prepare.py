@@ -160,6 +160,33 @@ def test_other_tasks_and_single_steps_give_the_same_bytes(source: Path, prepared
     assert tar_hashes(tmp_path) == tar_hashes(prepared)
 
 
+def test_what_is_missing_is_told_as_job_arrays_take_it(
+    source: Path, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing else goes to stdout; a finished share is not named, and a frozen set lacks nothing."""
+
+    def told(output: Path = tmp_path, **more: object) -> str:
+        capsys.readouterr()
+        assert run(config(source, output, step="missing", **more)) == 0
+        return capsys.readouterr().out.strip()
+
+    settings = {"task_seconds": 0.1}
+    with pytest.raises(UserError, match=r"no plan.json in output="):
+        told(**settings)
+    run(config(source, tmp_path, step="plan", **settings))
+    assert [told(**settings, of=of) for of in (None, 1, 2, 16)] == ["0-2", "0", "0-1", "0-2"]
+    run(config(source, tmp_path, step="task", task=1, **settings))
+    assert [told(**settings, of=of) for of in (None, 1, 2, 16)] == ["0,2", "0", "0", "0,2"]
+    run(config(source, tmp_path, step="task", task=0, of=2, **settings))
+    assert told(**settings, of=2) == "freeze"
+    assert told(prepared, of=2) == ""
+
+
+def test_numbers_are_told_by_their_runs() -> None:
+    assert list(prepare.runs([0, 1, 2, 5, 7, 8])) == ["0-2", "5", "7-8"]
+    assert not list(prepare.runs([]))
+
+
 def test_a_finished_task_costs_nothing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(config(source, tmp_path, step="plan"))
     run(config(source, tmp_path, step="task", task=0))
@@ -297,7 +324,8 @@ def test_a_video_that_breaks_keeps_its_whole_clips(tmp_path: Path) -> None:
     assert 0 < made < 30 and failure["clips"] == made and not failure["transient"]
 
 
-def test_what_may_pass_is_done_again_on_request_and_nothing_else(tmp_path: Path, source: Path) -> None:
+@pytest.mark.parametrize("again", ["task", "plan"])
+def test_what_may_pass_is_done_again_on_request_and_nothing_else(tmp_path: Path, source: Path, again: str) -> None:
     """A file that is lost for a while: the set is frozen without it, and `retry=transient` brings it in."""
     copy = shutil.copytree(source, tmp_path / "source")
     output, settings = tmp_path / "out", {"task_seconds": 0.1}
@@ -311,8 +339,9 @@ def test_what_may_pass_is_done_again_on_request_and_nothing_else(tmp_path: Path,
     others = [output / ".staging" / f"task-0000{number}" / "done.json" for number in (1, 2)]
     before = [path.stat().st_mtime_ns for path in others]
     hidden.rename(copy / "a.mp4")
-    run(config(copy, output, step="task", retry="transient", **settings))
+    run(config(copy, output, step=again, retry="transient", **settings))
     assert not (output / "manifest.json").exists()  # what is no longer whole is no set
+    run(config(copy, output, step="task", **settings))
     assert [path.stat().st_mtime_ns for path in others] == before
     run(config(copy, output, step="freeze", **settings))
     run(config(source, tmp_path / "straight", **settings))
@@ -362,7 +391,8 @@ def test_a_source_that_vanishes_in_the_middle_stops_the_run(
         ({"of": 2}, "needs task=K"),
         ({"step": "task", "task": 2, "of": 2}, "K in 0..1"),
         ({"retry": "all"}, "retry=all"),
-        ({"retry": "transient", "step": "plan"}, "retry=transient goes with"),
+        ({"of": 2, "step": "missing", "task": 0}, "goes with step=task"),
+        ({"retry": "transient", "step": "freeze"}, "retry=transient goes with"),
         ({"task": 1}, "goes with step=task"),
         ({"step": "task", "task": 99}, "task=99 is not in 0..1"),
         ({"frames": 0}, "recipe.cut.frames=0"),
@@ -371,20 +401,20 @@ def test_a_source_that_vanishes_in_the_middle_stops_the_run(
     ],
 )
 def test_mistakes_are_named(source: Path, tmp_path: Path, changes: dict, message: str) -> None:
-    run(config(source, tmp_path / "out", step="plan", **{k: v for k, v in changes.items() if k == "video_buckets"}))
+    run(config(source, tmp_path / "out", step="plan"))
     with pytest.raises(UserError, match=message):
         run(config(source, tmp_path / "out", **changes))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("choice", [{"workers": 1}, {"workers": 2}, {"step": "plan"}])
 def test_a_network_that_is_not_there_is_told_before_the_source_is_walked(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: dict
 ) -> None:
     monkeypatch.setattr(prepare, "make_plan", lambda *_: pytest.fail("planning may take hours"))
-    with pytest.raises(UserError, match="autoencoder 'nowhere' cannot be loaded"):
-        run(config(source, tmp_path / "out", autoencoder=AutoencoderConfig("nowhere"), workers=workers))
+    with pytest.raises(UserError, match=r"autoencoder '\./nowhere' cannot be loaded"):
+        run(config(source, tmp_path / "out", autoencoder=AutoencoderConfig("./nowhere"), **choice))
     with pytest.raises(UserError, match="precision=fp8"):
-        run(config(source, tmp_path / "out", precision="fp8", workers=workers))
+        run(config(source, tmp_path / "out", precision="fp8", **choice))
     assert not (tmp_path / "out").exists()
 
 

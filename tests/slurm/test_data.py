@@ -1,0 +1,124 @@
+"""slurm/data.sh on two nodes: the set that one process makes, whatever befalls its jobs."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gen1_train.cli import INCOMPLETE
+from tests.running import ENVIRONMENT, REPOSITORY, command
+from tests.slurm.cluster import SCRIPTS, Cluster
+from tests.video.files import make_video
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+SCRIPT = SCRIPTS / "data.sh"
+# six tasks, a video each, of which share 1 of 4 has two
+SETTINGS = ["source=videos", "recipe=tiny", "recipe.task_seconds=0.1"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where jobs are submitted: five videos, a long one, and a file that is none; the site's facts; the networks."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for number in range(6):
+        make_video(videos / f"{number}.mp4", frames=300 if number == 1 else 45, width=112, height=64)
+    (videos / "broken.mp4").write_text("I am no video")
+    (tmp_path / "miniature").symlink_to(REPOSITORY / "miniature")  # the recipe's paths start here
+    (tmp_path / "site.env").write_text(
+        f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={REPOSITORY} CUDA_VISIBLE_DEVICES=\n"
+        "export OMP_NUM_THREADS=1\n"
+        "DATA_TASK=(--gpus=1 --cpus-per-task=1)\n"  # a node has two, which are none
+    )
+    return tmp_path
+
+
+def submit(cluster: Cluster, folder: Path, *settings: str) -> str:
+    return cluster.submit("--cpus-per-task=1", SCRIPT, *settings, folder=folder, GEN1_SITE=str(folder / "site.env"))
+
+
+def planned(cluster: Cluster, folder: Path) -> tuple[str, str, str]:
+    """Submits the set, and waits for the plan: the array's job, the shares that it does, and the job that freezes."""
+    job = submit(cluster, folder, *SETTINGS, "output=sets/made", "of=4")
+    ended = cluster.wait(job)
+    log = (folder / f"gen1-data-{job}.log").read_text()
+    assert ended["JobState"] == "COMPLETED", log
+    found = re.search(r"job (\d+) does the tasks: shares (\S+) of 4\n.*job (\d+) freezes the set after it\n", log)
+    assert found, log
+    return found[1], found[2], found[3]
+
+
+def stop_in_a_task(output: Path, tasks: str) -> None:
+    """Stops the process that is at work on one of these tasks, right at its beginning: it leaves its id in a name."""
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        for building in (output / ".staging").glob(f".task-0000[{tasks}].*.tmp"):
+            os.kill(int(building.name.split(".")[2]), signal.SIGSTOP)
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"nobody has begun with tasks {tasks}")
+
+
+def files(output: Path) -> dict[str, bytes]:
+    """All of a set but its page, which tells when it was made."""
+    paths = [path for path in output.rglob("*") if path.is_file() and path.name != "report.html"]
+    return {str(path.relative_to(output)): path.read_bytes() for path in paths}
+
+
+def test_an_array_with_a_cancelled_element_makes_the_set_of_one_process(cluster: Cluster, folder: Path) -> None:
+    straight = [*command("data_tools.main", *SETTINGS), "output=sets/straight"]
+    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}  # as many as a task has
+    with open(folder / "straight.log", "wb") as log:
+        one_process = subprocess.Popen(straight, cwd=folder, env=environment, stdout=log, stderr=log)
+    array, shares, freezing = planned(cluster, folder)
+    assert shares == "0-3"
+    output = folder / "sets" / "made"
+
+    stop_in_a_task(output, "15")
+    busy = submit(cluster, folder, *SETTINGS, "output=sets/../sets/made")
+    cluster.call("scancel", f"{array}_1")
+    elements = [cluster.wait(f"{array}_{share}") for share in range(4)]
+    states = ["COMPLETED", "CANCELLED", "COMPLETED", "COMPLETED"]
+    assert [element["JobState"] for element in elements] == states
+    assert {element["BatchHost"] for element in elements} == {"node1", "node2"}
+    assert cluster.wait(freezing)["JobState"] == "CANCELLED"
+    assert cluster.wait(busy)["ExitCode"] == "2:0"
+    refusal = f"data: error: jobs {array} {freezing} are at work on output=sets/../sets/made: "
+    assert (folder / f"gen1-data-{busy}.log").read_text().startswith(refusal)
+    assert not (output / "manifest.json").exists()
+
+    array, shares, freezing = planned(cluster, folder)
+    assert shares == "1"
+    assert cluster.wait(freezing)["JobState"] == "COMPLETED"  # although a file is broken
+    assert cluster.job(f"{array}_1")["JobState"] == "COMPLETED"
+    assert "what did not become samples" in (folder / f"gen1-data-freeze-{freezing}.log").read_text()
+    assert one_process.wait(120) == INCOMPLETE, (folder / "straight.log").read_text()
+    made = files(output)
+    assert made == files(folder / "sets" / "straight")
+    assert {"manifest.json", "shards/video-112x64-000000.tar"} <= made.keys()
+
+    again = submit(cluster, folder, *SETTINGS, "output=sets/made", "retry=transient")
+    assert cluster.wait(again)["JobState"] == "COMPLETED"
+    lines = (folder / f"gen1-data-{again}.log").read_text().splitlines()
+    assert [line.partition(": ")[0] for line in lines] == ["retry=transient", "already frozen"]
+
+
+def test_wrong_settings_end_the_plan_and_nothing_is_submitted(cluster: Cluster, folder: Path) -> None:
+    settings = {
+        "source=nowhere": "source=nowhere is not there",
+        "precision=fp61": "precision=fp61 is not one of",
+        "of=some": "of=some is not a number",
+    }
+    jobs = {submit(cluster, folder, *SETTINGS, "output=made", wrong): said for wrong, said in settings.items()}
+    for job, said in jobs.items():
+        ended = cluster.wait(job)
+        assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0")
+        (line,) = (folder / f"gen1-data-{job}.log").read_text().splitlines()
+        assert "error: " in line and said in line
+    assert not cluster.call("squeue", "--noheader").stdout
+    assert not (folder / "made").exists()
