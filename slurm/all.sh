@@ -33,10 +33,14 @@ settings_of() { # of a stage, one a line
 }
 
 # a mistyped setting of the last stage is told now, and not in some weeks
-gen1=("${GEN1_RUN[@]}" "$(program gen1-train)")
+gen1=("${GEN1_RUN[@]}" "$(program gen1-train)") checks=()
 for stage in "${stages[@]}"; do
   mapfile -t settings < <(settings_of "$stage")
-  "${gen1[@]}" "stage=$stage" "${settings[@]}" --cfg job >/dev/null || exit $?
+  "${gen1[@]}" "stage=$stage" "${settings[@]}" --cfg job >/dev/null &
+  checks+=($!)
+done
+for check in "${checks[@]}"; do
+  wait "$check" || exit $?
 done
 
 before=
@@ -44,7 +48,7 @@ for stage in "${stages[@]}"; do
   mapfile -t settings < <(settings_of "$stage")
   call=(sbatch --parsable)
   if [ "$stage" = 1 ]; then
-    call=(env -u SBATCH_GPUS_PER_NODE -u SBATCH_CPUS_PER_GPU "${call[@]}" "${first[@]}")
+    call=(env -u SBATCH_GPUS_PER_NODE "${call[@]}" "${first[@]}") # no GPUs for a job that trains nothing
   else
     call+=("${options[@]}")
   fi

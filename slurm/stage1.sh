@@ -3,7 +3,7 @@
 #   sbatch [sbatch's options] slurm/stage1.sh [gen1-train's settings]
 #SBATCH --job-name=gen1-stage1
 #SBATCH --nodes=1
-#SBATCH --cpus-per-task=4
+#SBATCH --mincpus=4
 #SBATCH --mem=48G
 #SBATCH --time=01:00:00
 #SBATCH --requeue

@@ -2,7 +2,11 @@
 . "$(dirname "$script")/common.bash"
 stage=$1
 shift
-in_job || submit "$@"
+if ! in_job; then
+  # the GPUs that site.env asks for are not for a job that trains nothing
+  ((stage > 1 || ${SBATCH_GPUS_PER_NODE:-0} == 0)) || set -- --gpus-per-node=0 "$@"
+  submit "$@"
+fi
 
 nodes=$SLURM_JOB_NUM_NODES
 # a rank for each GPU; without GPUs one for each task that was asked for; stage 1 trains nothing

@@ -42,8 +42,8 @@ SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 ReturnToService=2
 SlurmctldTimeout=30
-SlurmdTimeout=20
-KillWait=15
+SlurmdTimeout=10
+KillWait=10
 JobRequeue=1
 GresTypes=gpu
 NodeName=node1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$node1 CPUs=4 RealMemory=64000 Gres=gpu:2 State=UNKNOWN

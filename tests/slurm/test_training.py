@@ -141,15 +141,6 @@ def test_a_job_is_stopped_before_its_time_limit_and_goes_on(jobs: Jobs):
     assert [re.search(rf'"job": "{job}", "restarts": "(\d)"', start)[1] for start in starts] == ["0", "1"]  # type: ignore[index]
 
 
-def test_a_preempted_job_goes_on(jobs: Jobs):
-    """There is no checkpoint but the one that is written within the time that Slurm leaves."""
-    job = jobs.stage4("preempted", *NODES, settings=("checkpoint.every=1000",))
-    jobs.trains("preempted", job)
-    assert jobs.cluster.call("scontrol", "requeue", job).returncode == 0
-    jobs.assert_equals("preempted", job, restarts=1)
-    assert "was stopped after step" in jobs.log(job)
-
-
 def test_a_real_time_limit_and_scancel(jobs: Jobs):
     endless = ("stage.steps=100000", "checkpoint.every=1000")
     job = jobs.stage4("endless", *NODES, "--time=60", "--signal=B:USR1@60", settings=endless)
@@ -166,19 +157,25 @@ def test_a_real_time_limit_and_scancel(jobs: Jobs):
     assert jobs.log(job).count("asked to stop by SIGUSR1") == jobs.log(job).count("asked to stop by SIGTERM") == 1
 
 
-def test_a_dead_node_puts_the_job_back_into_the_queue(jobs: Jobs):
-    """slurmd, its step and its rank are killed at once; the node comes back later."""
-    job = jobs.stage4("orphaned", *NODES, settings=("checkpoint.every=2", "stage.steps=16"))
-    jobs.trains("orphaned", job, 5)
-    began = time.monotonic()
-    slurmd = int((jobs.cluster.base / "run" / "slurmd.node2.pid").read_text())
+def test_preemption_and_a_dead_node_put_a_job_back_into_the_queue(jobs: Jobs):
+    """First there is no checkpoint but the one that is written within the time that Slurm leaves.
+
+    Then slurmd, its step and its rank on the second node are killed at once; the node comes back later.
+    """
+    job = jobs.stage4("preempted", *NODES, settings=("checkpoint.every=5",))
+    jobs.trains("preempted", job)
+    assert jobs.cluster.call("scontrol", "requeue", job).returncode == 0
+    stopped = re.compile(r"was stopped after step (\d+)")
+    jobs.trains("preempted", job, 11)
+    began, slurmd = time.monotonic(), int((jobs.cluster.base / "run" / "slurmd.node2.pid").read_text())
     for pid in [slurmd, *ranks_of(job, "node2")]:
         os.kill(pid, signal.SIGKILL)
     jobs.cluster.wait(job, "PENDING", seconds=120)
     assert time.monotonic() - began < 120
     assert re.search(r"rank 1 .*is gone", jobs.log(job)), jobs.log(job)
     jobs.cluster.start()
-    jobs.assert_equals("orphaned", job, restarts=1)
+    jobs.assert_equals("preempted", job, restarts=2)
+    assert len(stopped.findall(jobs.log(job))) == 1
 
 
 def ranks_of(job: str, node: str | None = None) -> list[int]:
@@ -216,17 +213,16 @@ def test_what_is_wrong_is_told_before_srun(jobs: Jobs, settings, more, line):
 
 
 def test_a_chain_with_a_mistake_hands_in_nothing(jobs: Jobs):
-    before = jobs.cluster.call("squeue", "--noheader", "--states=all").stdout
-    call = [SCRIPTS / "all.sh", *NODES, f"output={jobs.work / 'wrong'}", "5:stage.stepps=3"]
+    call = [SCRIPTS / "all.sh", "--stages=4,5", f"output={jobs.work / 'wrong'}", "5:stage.stepps=3"]
     done = jobs.cluster.call(*call, folder=jobs.folder, **jobs.site)
     assert done.returncode == 2 and "did you mean stage.steps?" in done.stderr and not done.stdout
-    assert jobs.cluster.call("squeue", "--noheader", "--states=all").stdout == before
+    assert not jobs.cluster.call("squeue", "--noheader").stdout
 
 
-@pytest.mark.parametrize("script", ["stage1.sh", "stage4.sh", "all.sh"])
-def test_scripts_can_be_tried_without_a_job(cluster: Cluster, tmp_path: Path, script: str):
-    call = [SCRIPTS / script, "--test-only", "data.root=somewhere"]
+@pytest.mark.parametrize(("script", "options"), [("stage1.sh", []), ("stage4.sh", []), ("all.sh", ["--stages=1,2"])])
+def test_scripts_can_be_tried_without_a_job(cluster: Cluster, tmp_path: Path, script: str, options: list[str]):
+    call = [SCRIPTS / script, "--test-only", *options, "data.root=somewhere"]
     done = cluster.call(*call, folder=tmp_path, PATH=path_of_this_python())
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("to start at") == (5 if script == "all.sh" else 1)
+    assert done.stderr.count("to start at") == (2 if options else 1)
     assert not list(tmp_path.iterdir())

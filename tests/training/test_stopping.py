@@ -1,5 +1,6 @@
 """A run that is asked to stop, by one signal to all or to one of its ranks, goes on as if nothing had happened."""
 
+import json
 import os
 import signal
 import subprocess
@@ -40,24 +41,28 @@ def tell_one(pid: int) -> None:
     os.kill(ranks(pid)[1], signal.SIGUSR1)
 
 
-@pytest.mark.parametrize("send", [tell_all_twice, tell_one])
-def test_a_stopped_run_goes_on_to_the_bit(place: Path, send):
-    """ZeRO-2 on two processes; there is no checkpoint but the one that the signal asks for."""
-    name = send.__name__
-    settings = stage(place, 3, name, *SETTINGS)
-    metrics = folder(place, name) / "metrics.csv"
-    code, said = signal_when("gen1_train.train", *settings, ready=lambda: len(read_metrics(metrics)) >= 2, send=send)
-    assert code == STOPPED, said
-    stopped = latest(folder(place, name))
-    assert stopped is not None and 2 <= stopped.info.step < 16 and not stopped.info.finished
-    assert f"stage 3 was stopped after step {stopped.info.step}: {stopped.path}; call again to go on" in said
-    assert "Traceback" not in said
+def test_a_stopped_run_goes_on_to_the_bit(place: Path):
+    """ZeRO-2 on two processes, stopped twice; there is no checkpoint but those that the signals ask for."""
+    settings = stage(place, 3, "stopped", *SETTINGS)
+    metrics = folder(place, "stopped") / "metrics.csv"
+    steps = [0]
+    for send in (tell_one, tell_all_twice):
+
+        def ready(rows: int = steps[-1] + 2) -> bool:
+            return len(read_metrics(metrics)) >= rows
+
+        code, said = signal_when("gen1_train.train", *settings, ready=ready, send=send)
+        assert code == STOPPED, said
+        stopped = latest(folder(place, "stopped"))
+        assert stopped is not None and steps[-1] + 2 <= stopped.info.step < 16 and not stopped.info.finished
+        assert f"stage 3 was stopped after step {stopped.info.step}: {stopped.path}; call again to go on" in said
+        assert "Traceback" not in said
+        steps.append(stopped.info.step)
     run_well("gen1_train.train", *settings)
-    if not folder(place, "never-stopped").exists():
-        run_well("gen1_train.train", *stage(place, 3, "never-stopped", *SETTINGS))
-    assert_equal_to_the_bit(place, name, "never-stopped")
-    starts = (folder(place, name) / "starts.jsonl").read_text().splitlines()
-    assert len(starts) == 2 and f'"step": {stopped.info.step}, "ranks": 2' in starts[1]
+    run_well("gen1_train.train", *stage(place, 3, "never-stopped", *SETTINGS))
+    assert_equal_to_the_bit(place, "stopped", "never-stopped")
+    starts = [json.loads(line) for line in (folder(place, "stopped") / "starts.jsonl").read_text().splitlines()]
+    assert [(start["step"], start["ranks"]) for start in starts] == [(step, 2) for step in steps]
 
 
 def test_before_the_first_step_a_run_just_ends(place: Path):
