@@ -2,6 +2,8 @@
 
 MISTAKE = 2  # the user's, said in one line
 INCOMPLETE = 3  # the command ran to its end, and not everything was good
-LOST = 69  # a rank is gone, a checkpoint was written since the start: worth another (sysexits: EX_UNAVAILABLE)
 STOPPED = 75  # asked to stop, after a step of this start, with a whole checkpoint: call again (sysexits: EX_TEMPFAIL)
 INTERRUPTED = 130  # by Ctrl-C
+# a rank is gone, and a checkpoint was written since the start: worth another. Above all that a killed process ends
+# with (128 + signal), since of the ranks' codes srun returns the highest
+LOST = 200

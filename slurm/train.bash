@@ -34,7 +34,7 @@ trap '' TERM
 
 # a wrong path or setting is told by one process, before srun starts one for each GPU
 "${gen1[@]}" check_only=true || exit $?
-[ -z "$asked" ] || die "the time limit is so near that training was not even begun: raise --time"
+[ -z "$asked" ] || die "the time limit came before training had begun: raise --time"
 
 # signals are ignored until Python listens: before, the first would end the ranks with nothing saved
 srun --nodes="$nodes" --ntasks=$((nodes * ranks)) --ntasks-per-node="$ranks" --cpus-per-task="$cpus" --wait=100 \
@@ -44,7 +44,10 @@ ranks_pid=$!
 seconds_left() { # until Slurm's time limit
   local ends
   ends=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.* EndTime=\([^ ]*\).*/\1/p')
-  [[ $ends == Unknown ]] && echo 100000000 || echo $(($(date -d "$ends" +%s) - $(date +%s)))
+  case $ends in
+    Unknown | '') echo 100000000 ;; # without a limit, or nobody answered
+    *) echo $(($(date -d "$ends" +%s) - $(date +%s))) ;;
+  esac
 }
 
 code=0
@@ -65,6 +68,7 @@ wait $ranks_pid && code=0 || code=$?
 case $code in
   0) ;;
   75) [ -z "$asked" ] || requeue "a whole checkpoint is written before the time limit" ;;
-  69) requeue "a rank was lost, and this start had written a checkpoint" ;;
+  138) echo "$stem: error: the time limit came before the first step: raise --time" >&2 ;;
+  200) requeue "a rank was lost, and this start had written a checkpoint" ;;
 esac
 exit $code
