@@ -7,16 +7,19 @@ On CPUs a peak is the largest running sum of torch.profiler's allocations and fr
 a step after the first; on a GPU it is torch's own. Steps of images and of videos take turns.
 """
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[1])  # in place of this folder, for `benchmarks`
+
 import argparse
 import json
 import os
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +27,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.ranks import in_ranks
 from gen1_train.batch import Batch
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training.memory import Layout, Planner, ZeroSettings
@@ -76,32 +80,16 @@ def planned(case: Case) -> dict[str, int]:
 
 
 def measured(case: Case, folder: Path, seconds: float = 300) -> dict[str, int]:
-    """The same, of the rank that needs most, in processes of their own. Raises RuntimeError when one fails."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    made = [get_context("spawn").Process(target=_rank, args=(case, rank, port, folder)) for rank in range(case.world)]
-    for process in made:
-        process.start()
-    for process in made:
-        process.join(seconds)
-        process.kill()
-        process.join()
-    if any(process.exitcode for process in made):
-        raise RuntimeError(f"{case}: the ranks ended with {[process.exitcode for process in made]}")
-    peaks = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(case.world)]
+    """The same, of the rank that needs most, in processes of their own. Raises as in_ranks does."""
+    peaks = in_ranks(_rank, case.world, case, folder, seconds=seconds)
     return {work.kind: max(peak[work.kind] for peak in peaks) for work in case.works}
 
 
-def _rank(case: Case, rank: int, port: int, folder: Path) -> None:
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.world, "MASTER_ADDR": "127.0.0.1"}
-    if case.world > 1:
-        os.environ.update({name: str(value) for name, value in places.items()}, MASTER_PORT=str(port))
+def _rank(rank: int, case: Case, folder: Path) -> dict[str, int]:
     if case.device == "cpu":
         os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
     torch.set_num_threads(1)
-    peaks = _on_cpu(case, folder / f"{rank}.trace") if case.device == "cpu" else _on_gpu(case)
-    (folder / f"{rank}.json").write_text(json.dumps(peaks))
+    return _on_cpu(case, folder / f"{rank}.trace") if case.device == "cpu" else _on_gpu(case)
 
 
 def _on_cpu(case: Case, trace: Path) -> dict[str, int]:

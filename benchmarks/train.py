@@ -29,12 +29,9 @@ import argparse
 import functools
 import os
 import shutil
-import socket
 import statistics
 import subprocess
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from typing import Any
 from unittest.mock import patch
 
@@ -43,6 +40,7 @@ from pytorch_lightning import Trainer
 
 from benchmarks.made_runs import composed, prepared, rows_of, trained
 from benchmarks.questions import Row, answer, append_tables
+from benchmarks.ranks import in_ranks
 from benchmarks.saving import ask_checkpoint
 from benchmarks.turns import Turns
 from benchmarks.unet_step import Setting, commit, machine, ours, release_memory, stepper, timed
@@ -140,21 +138,12 @@ def ask_overhead(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
 
 def launch(given: list[str], processes: int) -> Row:
     """A run in processes of its own; the row of its rank 0."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        ranks = [pool.submit(take_turns, given, rank, processes, port) for rank in range(processes)]
-        rows = [rank.result() for rank in ranks]
-    return rows[0]
+    return in_ranks(take_turns, processes, given)[0]
 
 
-def take_turns(given: list[str], rank: int, processes: int, port: int) -> Row:
+def take_turns(rank: int, given: list[str]) -> Row:
     """One rank: `gen1-train` in this process, with Turns among its callbacks."""
     os.dup2(2, 1)  # standard output is for JSON lines
-    if processes > 1:
-        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update({name: str(value) for name, value in places.items()}, MASTER_PORT=str(port))
     turns, build = Turns(BLOCK), run.build_trainer
 
     def with_turns(*known: Any) -> Trainer:

@@ -6,6 +6,7 @@
 stem=all
 script=$0
 . "$(dirname "$script")/common.bash"
+need_sbatch
 in_job && die "this hands in jobs and is not one: call $folder/all.sh without sbatch"
 
 stages=(1 2 3 4 5) options=() first=() shared=()

@@ -30,13 +30,17 @@ program() {
 
 in_job() { [[ ${BASH_SOURCE[-1]} == */slurm_script ]]; }
 
+need_sbatch() {
+  command -v sbatch >/dev/null || die "there is no sbatch here: call this on a machine of the cluster (without Slurm: gen1-train, gen1-data)"
+}
+
 # called by hand instead of by sbatch: hands itself in; what begins with -- is sbatch's, the rest is Hydra's
 submit() {
   local options=() overrides=() argument
+  need_sbatch
   for argument; do
     if [[ $argument == -* ]]; then options+=("$argument"); else overrides+=("$argument"); fi
   done
-  command -v sbatch >/dev/null || die "there is no sbatch here: call this on a machine of the cluster, or gen1-train by itself"
   exec sbatch "${options[@]}" "$folder/$(basename "$script")" "${overrides[@]}"
 }
 

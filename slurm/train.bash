@@ -4,7 +4,7 @@ stage=$1
 shift
 if ! in_job; then
   # the GPUs that site.env asks for are not for a job that trains nothing
-  ((stage > 1 || ${SBATCH_GPUS_PER_NODE:-0} == 0)) || set -- --gpus-per-node=0 "$@"
+  [ "$stage" != 1 ] || [ "${SBATCH_GPUS_PER_NODE:-0}" = 0 ] || set -- --gpus-per-node=0 "$@"
   submit "$@"
 fi
 

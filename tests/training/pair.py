@@ -1,7 +1,6 @@
 """Two real processes that train as ranks 0 and 1, as a cluster's launcher starts them."""
 
 import os
-import socket
 import sys
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -14,6 +13,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from benchmarks.ranks import environment, free_port
 from gen1_train.cli import end
 from gen1_train.config import TrainConfig
 from gen1_train.training.ending import Ending
@@ -26,25 +26,17 @@ def run_pair(
 
     A process that lives for longer than so many `seconds` is killed.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     makers = [(rank, folder / f"{rank}.err", task, arguments) for rank in range(2)]
     processes = [get_context("spawn").Process(target=_start, args=given) for given in makers]
     for rank, process in enumerate(processes):
-        # set before the process starts, as by every launcher: Lightning asks for its rank when it is imported
-        with patch.dict(os.environ, _environment(rank, port)):
+        with patch.dict(os.environ, environment(rank, 2, port), CUDA_VISIBLE_DEVICES=""):
             process.start()
     for process in processes:
         process.join(seconds)
         process.kill()
         process.join()
     return [process.exitcode for process in processes], [(folder / f"{rank}.err").read_text() for rank in range(2)]
-
-
-def _environment(rank: int, port: int) -> dict[str, str]:
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return {name: str(value) for name, value in places.items()} | {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def _start(rank: int, errors: Path, task: Callable[..., None], arguments: tuple[Any, ...]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gen1_train.errors import UserError
+from gen1_train.exits import LOST
 from gen1_train.training.ending import Ending
 from tests.training.pair import run_pair, train_small
 
@@ -70,18 +71,19 @@ def test_training_that_is_over_ends_by_itself(tmp_path: Path) -> None:
     assert codes == [3, 3] and not lines(said, "error")
 
 
-def be_killed(rank: int, victim: int) -> None:
+def be_killed(rank: int, victim: int, saved: bool) -> None:
     def step(number: int) -> None:
         if number == 1 and rank == victim:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    train_small(step)
+    train_small(step, ending=Ending(lambda: saved))
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_rank_that_is_killed_is_named_and_nobody_waits_for_it(tmp_path: Path, victim: int) -> None:
-    codes, said = run_pair(be_killed, tmp_path, victim)
-    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 1, said
+@pytest.mark.parametrize(("victim", "saved"), [(0, True), (1, True), (1, False)])
+def test_a_rank_that_is_killed_is_named_and_nobody_waits_for_it(tmp_path: Path, victim: int, saved: bool) -> None:
+    """The exit code tells whether there is a new checkpoint, from which another start would go on."""
+    codes, said = run_pair(be_killed, tmp_path, victim, saved)
+    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == (LOST if saved else 1), said
     (line,) = lines(said, "error")
     assert line.startswith(f"gen1-train: error: rank {victim} ") and "is gone" in line and "go on" in line
     assert not lines(said, "Traceback")
