@@ -8,6 +8,9 @@ from multiprocessing import resource_tracker
 from types import FrameType
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+# multiprocessing's tracker tidies up after a process that was ended at once, and would say so after the line that
+# tells why; it takes this process' options when it starts
+QUIET_TRACKER = "ignore:resource_tracker"
 
 
 class StopRequest:
@@ -52,6 +55,8 @@ def deaf() -> Iterator[None]:
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
+        if QUIET_TRACKER not in sys.warnoptions:
+            sys.warnoptions.append(QUIET_TRACKER)
         resource_tracker.ensure_running()  # the first time it unblocks SIGTERM
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         yield

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import sys
 import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -300,8 +299,6 @@ def quiet() -> None:
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # what tidies up after a process that was ended at once says so, after the line that tells why
-    sys.warnoptions.append("ignore:resource_tracker")
 
 
 def _is_rank_zero() -> bool:

@@ -13,8 +13,9 @@ import data_tools
 from data_tools.main import COMMANDS, ReportConfig, main
 from data_tools.order import OrderConfig
 from data_tools.verify import VERIFIED, VerifyConfig
-from gen1_train.cli import INCOMPLETE, conf_dir, settings
+from gen1_train.cli import conf_dir, settings
 from gen1_train.cli_help import help_text
+from gen1_train.exits import INCOMPLETE
 from tests.made import make_shard_set
 
 ROOT = Path(__file__).parents[2]

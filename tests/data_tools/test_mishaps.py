@@ -22,8 +22,8 @@ from data_tools.examine import MediaFile
 from data_tools.main import main
 from data_tools.prepare import run
 from data_tools.read import FileReader, Item
-from gen1_train.cli import INCOMPLETE
 from gen1_train.data.shards import ShardSet
+from gen1_train.exits import INCOMPLETE
 from gen1_train.video import decode
 from gen1_train.video.sandbox import Sandbox
 from tests.data_tools.bad_files import RECIPE

@@ -24,10 +24,10 @@ from data_tools.read import FileReader, Item
 from data_tools.stats import Stats
 from data_tools.task import TaskResult
 from gen1_train.batch import STRUCTURE_MAX, Sample
-from gen1_train.cli import INCOMPLETE
 from gen1_train.data.index import read_index
 from gen1_train.data.shards import Manifest, Shard, ShardSet
 from gen1_train.errors import UserError
+from gen1_train.exits import INCOMPLETE
 from gen1_train.model.autoencoder import AutoencoderConfig
 from tests.data_tools.source import config, make_source, quick_recipe, work_and_die
 from tests.running import ENVIRONMENT, REPOSITORY

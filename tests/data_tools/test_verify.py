@@ -18,10 +18,10 @@ from data_tools.set_check import check_set
 from data_tools.shard_check import BLOCK, Problem
 from data_tools.verify import SHOWN, VERIFIED, VerifyConfig, run
 from gen1_train.batch import Pool, Sample, encode_sample
-from gen1_train.cli import INCOMPLETE
 from gen1_train.data.index import build_index, index_path, read_index, write_index
 from gen1_train.data.shards import MANIFEST, Manifest, Shard
 from gen1_train.errors import UserError
+from gen1_train.exits import INCOMPLETE
 from tests.made import make_sample, make_shard_set
 
 VIDEO = "video-32x16"

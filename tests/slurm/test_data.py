@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gen1_train.cli import INCOMPLETE
+from gen1_train.exits import INCOMPLETE
 from tests.running import ENVIRONMENT, REPOSITORY, command
 from tests.slurm.cluster import SCRIPTS, Cluster
 from tests.video.files import make_video
