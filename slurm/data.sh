@@ -5,7 +5,7 @@
 #SBATCH --job-name=gen1-data
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
-#SBATCH --cpus-per-task=4
+#SBATCH --mincpus=4
 #SBATCH --time=24:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
@@ -35,7 +35,7 @@ for setting; do
   settings+=("$setting")
 done
 [[ $of =~ ^[1-9][0-9]*$ ]] || die "of=$of is not a number of shares, 1 or more"
-cpus=${SLURM_CPUS_PER_TASK:-1} gpus=${SLURM_GPUS_ON_NODE:-0}
+cpus=${SLURM_CPUS_ON_NODE:-1} gpus=${SLURM_GPUS_ON_NODE:-0}
 data=("${GEN1_RUN[@]}" "$(program gen1-data)" "${settings[@]}")
 
 plan() {
@@ -68,7 +68,7 @@ hand_in() { # the jobs for what is missing
   for value in ${!SLURM_*} ${!SBATCH_GPUS*} SBATCH_CPUS_PER_GPU; do
     [ "$value" = SLURM_CONF ] || unset "$value"
   done
-  same+=(--parsable --comment="$mark")
+  same+=(--parsable --comment="$mark" --mincpus=1) # in place of this script's own
   if [ "$missing" != freeze ]; then
     array=$(sbatch "${same[@]}" --job-name="$name-task" --output=%x-%A_%a.log "${tasks[@]}" --array="$missing" \
       "$folder/$stem.sh" step=task of="$of" "${settings[@]}") || die "sbatch refuses the tasks: see DATA_TASK in slurm/site.env"

@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def submit(cluster: Cluster, folder: Path, *settings: str) -> str:
-    return cluster.submit("--cpus-per-task=1", SCRIPT, *settings, folder=folder, GEN1_SITE=str(folder / "site.env"))
+    return cluster.submit("--mincpus=1", SCRIPT, *settings, folder=folder, GEN1_SITE=str(folder / "site.env"))
 
 
 def planned(cluster: Cluster, folder: Path) -> tuple[str, str, str]:
