@@ -10,10 +10,12 @@ from typing import Any
 from unittest.mock import patch
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def environment(rank: int, world: int, port: int) -> dict[str, str]:
@@ -27,7 +29,7 @@ def in_ranks(task: Callable[..., Any], world: int, *arguments: Any, seconds: flo
 
     Raises what a rank raises, BrokenProcessPool when one was killed, and TimeoutError after so many `seconds`.
     """
-    port = free_port()
+    (port,) = free_ports(1)
     with ExitStack() as stack:
         pools = [stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"))) for _ in range(world)]
         results = []

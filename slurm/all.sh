@@ -24,7 +24,7 @@ done
 
 settings_of() { # of a stage, one a line
   local setting
-  for setting in "${GEN1_OVERRIDES[@]}" "${shared[@]}"; do
+  for setting in "${shared[@]}"; do
     case $setting in
       "$1":*) echo "${setting#*:}" ;;
       [0-9]:*) ;;
@@ -37,7 +37,7 @@ settings_of() { # of a stage, one a line
 gen1=("${GEN1_RUN[@]}" "$(program gen1-train)") checks=()
 for stage in "${stages[@]}"; do
   mapfile -t settings < <(settings_of "$stage")
-  "${gen1[@]}" "stage=$stage" "${settings[@]}" --cfg job >/dev/null &
+  "${gen1[@]}" "stage=$stage" "${GEN1_OVERRIDES[@]}" "${settings[@]}" --cfg job >/dev/null &
   checks+=($!)
 done
 for check in "${checks[@]}"; do

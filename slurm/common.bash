@@ -44,7 +44,7 @@ submit() {
   exec sbatch "${options[@]}" "$folder/$(basename "$script")" "${overrides[@]}"
 }
 
-# Restarts are the scheduler's business and bounded here: a job that does nothing but restart is stopped.
+# Does not come back, unless Slurm refuses.
 requeue() {
   echo "$stem: $1: job $SLURM_JOB_ID goes back into the queue"
   trap - TERM # by which Slurm ends this script

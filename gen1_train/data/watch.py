@@ -28,7 +28,6 @@ IDLE = "waiting for work"
 
 MENDS = {  # by the signal that killed a worker
     signal.SIGKILL: "out of memory? lower data.workers, or give the job more memory",
-    signal.SIGTERM: "was the job ended from outside? start again to go on from the last checkpoint",
     signal.SIGBUS: "is /dev/shm full? give it more room, or lower data.workers",
 }
 OTHER_MEND = "its own lines above say more; start again to go on from the last checkpoint"

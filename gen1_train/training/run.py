@@ -17,7 +17,7 @@ from gen1_train.data.shards import Manifest, ShardSet
 from gen1_train.data.state import capture
 from gen1_train.exits import STOPPED
 from gen1_train.model.autoencoder import Autoencoder
-from gen1_train.model.pretrained import check_keys, check_same_family, load_weights
+from gen1_train.model.pretrained import WeightReport, check_keys, check_same_family, load_weights
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.stop import STOP
 from gen1_train.training import checkpoint
@@ -85,8 +85,7 @@ def initialise(config: TrainConfig, run: Path) -> None:
     """Stage 1: no training, a checkpoint of the inflated weights."""
     unet, report = build_unet(config.model, config.stage, config.init, config.tree, config.seed)
     check_disk(run, sum(weight.numel() * 4 for weight in unet.parameters()))
-    say(report.summary())
-    open_run(config, run, report, step=0, world=1)
+    begin_run(config, run, report, step=0, world=1)
     info = checkpoint.CheckpointInfo(config.stage.name, step=0, finished=True)
     tensors = {checkpoint.UNET: unet.state_dict()}
     path = checkpoint.commit(checkpoint.begin(run, 0), tensors, config.to_yaml(), info, config.checkpoint)
@@ -150,10 +149,7 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
     source, keeps = (resume, RESETS) if resume else inherited(stage, config.init, config.tree)
     counters = begin_counters(source, keeps, decays, resumed=resume is not None)
     shapes = shapes_of(schedule, ready.world * config.trainer.accumulate)
-    if report is not None:
-        say(report.summary())
-    if _is_rank_zero():
-        open_run(config, run, report, start, ready.world)
+    begin_run(config, run, report, start, ready.world)
     flops = BatchFlops(module.unet.config, shards.manifest.estimators["autoencoder"]["factor"])
     measure = Measure(stage.steps, config.log.every, f"stage {stage.name}", flops, schedule.image_share, clock, say)
     callbacks = [
@@ -303,6 +299,14 @@ def quiet() -> None:
 
 def _is_rank_zero() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def begin_run(config: TrainConfig, run: Path, report: WeightReport | None, step: int, world: int) -> None:
+    """Says where a new run's weights came from, and opens the run folder."""
+    if report is not None:
+        say(report.summary())
+    if _is_rank_zero():
+        open_run(config, run, report, step, world)
 
 
 def restore(config: TrainConfig, resume: checkpoint.Checkpoint) -> SpatioTemporalUNet:

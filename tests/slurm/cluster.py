@@ -3,11 +3,11 @@
 import os
 import re
 import shutil
-import socket
 import subprocess
 import time
-from contextlib import ExitStack
 from pathlib import Path
+
+from benchmarks.ranks import free_ports
 
 SCRIPTS = Path(__file__).parents[2] / "slurm"
 CLUSTER = Path(__file__).with_name("cluster.sh")
@@ -74,11 +74,3 @@ class Cluster:
             assert not states or found["JobState"] not in ENDED, f"job {number} has ended as {found['JobState']}"
             time.sleep(0.3)
         raise AssertionError(f"job {number} is {found['JobState']} ({found['Reason']}) after {seconds:g} s")
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]

@@ -13,7 +13,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from benchmarks.ranks import environment, free_port
+from benchmarks.ranks import environment, free_ports
 from gen1_train.cli import end
 from gen1_train.config import TrainConfig
 from gen1_train.training.ending import Ending
@@ -26,7 +26,7 @@ def run_pair(
 
     A process that lives for longer than so many `seconds` is killed.
     """
-    port = free_port()
+    (port,) = free_ports(1)
     makers = [(rank, folder / f"{rank}.err", task, arguments) for rank in range(2)]
     processes = [get_context("spawn").Process(target=_start, args=given) for given in makers]
     for rank, process in enumerate(processes):
