@@ -38,7 +38,7 @@ def miniature_estimators() -> dict[str, Any]:
 
 
 def write_checkpoint(run: Path, seed: int = 0, temporal: float = 0.05, buckets: tuple[str, ...] = ("112x64",)) -> Path:
-    """A finished checkpoint of stage 5 in the run folder; `temporal`: how far its temporal layers are from the identity.
+    """A finished checkpoint of stage 5 in the run folder; `temporal`: how far its temporal layers are from identity.
 
     No weight is zero, so every input counts. Returns the checkpoint's own folder.
     """
