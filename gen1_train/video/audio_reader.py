@@ -11,6 +11,7 @@ from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 
+from gen1_train.video.frames import UNTIMED
 from gen1_train.video.probe import open_container, video_stream
 from gen1_train.video.sandbox import Answer, alive
 
@@ -58,6 +59,8 @@ def read_audio(path: str | Path, start: float, end: float | None, copy: bool) ->
 def _first_frame(path: str | Path) -> float:
     """The time in the file at which its first frame is shown, in seconds."""
     with open_container(path) as container:
+        if container.format.name in UNTIMED:
+            return 0.0
         frame = next(container.decode(video_stream(container)), None)
         return (frame.time if frame is not None else None) or 0.0
 
