@@ -173,7 +173,8 @@ class Gen1Editor:
         for part in chunks(len(frames)):
             raw = self.structure_estimator(torch.from_numpy(frames[part]))
             spans.append(self.structure_estimator.normalise(raw)[1])
-            raws.append(raw.numpy())
+            for frame in raw.numpy():
+                raws.append(frame)
         lows, highs = zip(*spans)
         return ClipStructure(raws, (min(lows), max(highs)), self.structure_estimator)
 

@@ -19,7 +19,8 @@ def structure_of(raw: np.ndarray) -> tuple[Any, ClipStructure]:
     """An editor, as far as masks know one, and the structure of a video of these depths."""
     estimator = DepthEstimator.__new__(DepthEstimator)
     spool = Spool()
-    spool.append(raw)
+    for frame in raw:
+        spool.append(frame)
     return SimpleNamespace(structure_estimator=estimator), ClipStructure(
         spool, normalise_clip(torch.from_numpy(raw))[1], estimator
     )
