@@ -47,7 +47,8 @@ def pick(frames: Iterable[Shown], selection: Selection, rate: float) -> Iterator
     """Yields (frame, seconds since the first one chosen) from all frames of a video, in order.
 
     By number the seconds are those of the timestamps, by time they are k/fps. `rate`: mean frames a second; the last
-    frame is shown as long as the one before it, but not longer than the mean (ours: few files tell). No frame beyond those needed is drawn. Raises VideoError if the video ends before the start.
+    frame is shown as long as the one before it, but not longer than the mean (ours: few files tell). No frame beyond
+    those needed is drawn. Raises VideoError if the video ends before the start.
     """
     chosen = _by_number(frames, selection) if selection.fps is None else _by_time(frames, selection, rate)
     return itertools.islice(chosen, selection.frames)
