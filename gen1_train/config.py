@@ -20,7 +20,8 @@ from gen1_train.training.checkpoint import CheckpointConfig
 from gen1_train.training.ema import EmaConfig, name_of
 from gen1_train.training.gpus import PlanConfig
 from gen1_train.training.guard import GuardConfig
-from gen1_train.training.module import DiffusionConfig, OptimConfig
+from gen1_train.training.module import DiffusionConfig
+from gen1_train.training.network import OptimConfig
 from gen1_train.training.rates import SCHEDULES
 from gen1_train.training.stages import RESETS, InitConfig, StageConfig
 from gen1_train.training.strategy import StrategyConfig
