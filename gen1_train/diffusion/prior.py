@@ -60,6 +60,6 @@ def sample_embeddings(predict: Predict, noise: Tensor, schedule: NoiseSchedule, 
 
 
 def best_of(candidates: Tensor, texts: Tensor) -> Tensor:
-    """Image embeddings (b, n, d) and text embeddings (b, d), both as CLIP has them -> those closest to theirs (b, d)."""
+    """The image embedding (b, d), of each n in (b, n, d), that is closest to its text embedding (b, d)."""
     closest = cosine_similarity(candidates, texts[:, None], dim=-1).argmax(1)
     return candidates[torch.arange(len(candidates), device=closest.device), closest]

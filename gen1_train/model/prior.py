@@ -18,7 +18,6 @@ from torch.nn.functional import normalize
 
 from gen1_train.model.layers import TimeEmbedding, timestep_embedding
 
-STATISTICS = ("text_mean", "text_scale", "image_mean", "image_scale", "image_length")
 SMALLEST = 1e-4  # scale of a component: one that never varies is not to be blown up
 
 
@@ -29,8 +28,38 @@ class PriorConfig:
     heads: int = 16  # of their attention
 
 
+class Scale(nn.Module):
+    """Embeddings as CLIP's tower gives them -> components of mean 0 and variance 1, and back to embeddings."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(dim), requires_grad=False)  # of embeddings of length 1
+        self.deviation = nn.Parameter(torch.ones(dim), requires_grad=False)  # of embeddings of length 1
+        self.length = nn.Parameter(torch.ones(()), requires_grad=False)  # of the tower's, on average
+
+    @torch.no_grad()
+    def fit(self, embeddings: Tensor) -> None:
+        """Takes the statistics of embeddings (p, d)."""
+        embeddings = embeddings.float()
+        unit = normalize(embeddings, dim=-1)
+        self.mean.copy_(unit.mean(0))
+        self.deviation.copy_(unit.std(0).clamp(min=SMALLEST))
+        self.length.copy_(embeddings.norm(dim=-1).mean())
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """(b, d) of any length -> (b, d)."""
+        return (normalize(embeddings.float(), dim=-1) - self.mean) / self.deviation
+
+    def embeddings(self, x: Tensor) -> Tensor:
+        """The way back: (b, d) -> (b, d), all of the mean length."""
+        return normalize(x.float() * self.deviation + self.mean, dim=-1) * self.length
+
+
 class PriorNetwork(nn.Module):
-    """Noisy image embeddings, timesteps, texts -> image embeddings; `dim` is CLIP's width."""
+    """Noisy image embeddings, timesteps, texts -> image embeddings; `dim` is CLIP's width.
+
+    `texts` and `images` are the scales of either kind of embedding; `forward` takes and gives scaled ones.
+    """
 
     def __init__(self, config: PriorConfig, dim: int) -> None:
         super().__init__()
@@ -51,13 +80,10 @@ class PriorNetwork(nn.Module):
         self.out = nn.Linear(width, dim)
         nn.init.zeros_(self.out.weight)  # at first it predicts the mean image embedding
         nn.init.zeros_(self.out.bias)
-        for name in STATISTICS:
-            size = () if name == "image_length" else (dim,)
-            value = torch.zeros(size) if name.endswith("mean") else torch.ones(size)
-            setattr(self, name, nn.Parameter(value, requires_grad=False))
+        self.texts, self.images = Scale(dim), Scale(dim)
 
     def forward(self, z: Tensor, timesteps: Tensor, texts: Tensor, dropped: Tensor | None = None) -> Tensor:
-        """z (b, d), timesteps (b,), texts (b, d), both in the network's scale, dropped (b,) bool -> x0 (b, d)."""
+        """z (b, d), timesteps (b,), scaled texts (b, d), dropped (b,) bool -> x0 (b, d)."""
         text = self.text_in(texts)
         if dropped is not None:
             text = torch.where(dropped[:, None], self.no_text.to(text), text)
@@ -66,24 +92,3 @@ class PriorNetwork(nn.Module):
         for block in self.blocks:
             x = block(x)  # b 4 width
         return self.out(self.norm(x[:, -1]))
-
-    @torch.no_grad()
-    def fit_statistics(self, texts: Tensor, images: Tensor) -> None:
-        """Takes the scale of the embeddings from the training pairs: (p, d) and (p, d), as the towers give them."""
-        unit = normalize(images.float(), dim=-1)
-        for name, embeddings in (("text", normalize(texts.float(), dim=-1)), ("image", unit)):
-            getattr(self, f"{name}_mean").copy_(embeddings.mean(0))
-            getattr(self, f"{name}_scale").copy_(embeddings.std(0).clamp(min=SMALLEST))
-        self.image_length.copy_(images.float().norm(dim=-1).mean())
-
-    def scale_texts(self, embeddings: Tensor) -> Tensor:
-        """CLIP's text embeddings (b, d) of any length -> what `forward` takes."""
-        return (normalize(embeddings.float(), dim=-1) - self.text_mean) / self.text_scale
-
-    def scale_images(self, embeddings: Tensor) -> Tensor:
-        """CLIP's image embeddings (b, d) of any length -> x0."""
-        return (normalize(embeddings.float(), dim=-1) - self.image_mean) / self.image_scale
-
-    def unscale_images(self, x: Tensor) -> Tensor:
-        """x0 (b, d) -> image embeddings (b, d), all of the mean length of the training images'."""
-        return normalize(x.float() * self.image_scale + self.image_mean, dim=-1) * self.image_length
