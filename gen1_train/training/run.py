@@ -292,6 +292,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*persistent_workers.*")
     warnings.filterwarnings("ignore", ".*You defined a `validation_step` but have no `val_dataloader`.*")
     warnings.filterwarnings("ignore", ".*configure_gradient_clipping.*")
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # rows are ours
     warnings.filterwarnings("ignore", ".*srun. command is available.*")  # torchrun works on a cluster, too
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
