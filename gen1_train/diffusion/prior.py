@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from gen1_train.diffusion.prediction import v_from_x
 from gen1_train.diffusion.sampler import ddim
+from gen1_train.diffusion.sampler import timesteps as spaced
 from gen1_train.diffusion.schedule import NoiseSchedule
 
 # predict(z, timesteps (b,), with_text) -> x0 of z's shape; z may hold the batch twice, `with_text` has a flag for each
@@ -56,7 +57,7 @@ def sample_embeddings(predict: Predict, noise: Tensor, schedule: NoiseSchedule, 
         alpha, sigma = schedule.at(timesteps, z)
         return v_from_x(z, guided_x(predict, z, timesteps, omega), alpha, sigma)
 
-    return ddim(denoise, noise, schedule, steps)
+    return ddim(denoise, noise, schedule, spaced(schedule, steps))
 
 
 def best_of(candidates: Tensor, texts: Tensor) -> Tensor:
