@@ -40,7 +40,8 @@ class AudioTrack:
         self._answers, self._what, self._template = answers, what, template
         self._stream: AudioStream | None = None
         self._given = 0  # samples
-        self._next = next(answers, None)
+        self._next: Answer | None = None
+        self._advance()
 
     def add_to(self, container: OutputContainer) -> None:
         """Makes a stream for it."""
@@ -65,7 +66,13 @@ class AudioTrack:
                 if Fraction(self._given, self._what["rate"]) >= seconds:
                     return
                 self._mux_samples(array)
+            self._advance()
+
+    def _advance(self) -> None:
+        try:
             self._next = next(self._answers, None)
+        except VideoError as error:
+            raise VideoError(f"the input's audio: {error}", error.transient, error.unsupported) from error
 
     def finish(self) -> None:
         """Writes what the encoder still holds."""

@@ -18,7 +18,7 @@ from gen1_train.video.sandbox import Answer, alive
 COPIED = {"mp3", "ac3"}  # what MP4 carries as it is
 COPIED_WITH_HEADER = {"aac", "alac", "opus", "flac"}  # if the codec's header is beside the packets and not in them
 BEFORE = 2  # packets before the first one that is heard, from which decoders start well
-LEAD = 0.5  # seconds before the start from which on packets are decoded
+LEAD = 0.5  # seconds before the start from which on packets are looked at
 CHUNK = 1024  # samples of silence that are given at once
 JITTER = 0.02  # seconds by which the timestamps of samples may be off without a gap being meant; ours
 RATES = {44_100, 48_000}
@@ -75,6 +75,7 @@ def _audio_stream(container: InputContainer) -> AudioStream | None:
 
 def _packets(container: InputContainer, stream: AudioStream, origin: int, duration: int | None) -> Iterator[Answer]:
     """Packets by times in ticks of the stream, from BEFORE of those on that end after the origin."""
+    assert stream.time_base is not None
     before: deque[Answer] = deque(maxlen=BEFORE)
     last: int | None = None
     for packet in container.demux(stream):
@@ -83,6 +84,8 @@ def _packets(container: InputContainer, stream: AudioStream, origin: int, durati
             continue
         last = packet.pts
         pts = packet.pts - origin
+        if pts * stream.time_base < -LEAD:
+            continue
         if duration is not None and pts >= duration:
             return
         length = packet.duration or 0

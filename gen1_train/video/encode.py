@@ -43,7 +43,8 @@ class VideoWriter:
     ) -> None:
         """`fps`: frames a second; `crf`: x264's quality, lower is better; `audio_from`: what shall be heard."""
         self.path = Path(path)
-        self.rate = Fraction(fps).limit_denominator(1001)  # the denominator of 29.97 and its kin
+        # 1001: the denominator of 29.97 and its kin
+        self.rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))
         # so that every frame of a constant rate falls on a tick
         self._tick = Fraction(1, self.rate.numerator * math.ceil(CLOCK / self.rate.numerator))
         self._crf, self._audio_from = crf, audio_from

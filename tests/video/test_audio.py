@@ -137,6 +137,18 @@ def test_audio_that_ends_early_or_has_holes(tmp_path: Path) -> None:
     assert heard(target) == pytest.approx([event - 3 * FRAME for event in EVENTS], abs=2e-3)
 
 
+@pytest.mark.parametrize("codec", ["aac", "pcm_s16le"])
+def test_only_the_child_opens_the_strangers_file(tmp_path: Path, codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make_talkie(tmp_path / "a.mkv", codec)
+    opened = []
+    really = av.open
+    monkeypatch.setattr(
+        av, "open", lambda file, *args, **options: opened.append(file) or really(file, *args, **options)
+    )
+    through(source, tmp_path / "out.mp4", Selection())
+    assert opened and str(source) not in map(str, opened)
+
+
 def test_a_file_that_cannot_be_read_is_an_error_at_once(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"no video")
     with (

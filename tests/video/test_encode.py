@@ -111,6 +111,10 @@ def test_uneven_timestamps_are_kept(tmp_path: Path) -> None:
     assert [number_of(frame) for frame in clip] == list(range(8))
 
 
+def test_a_mean_rate_of_next_to_nothing(tmp_path: Path) -> None:
+    assert times(write_at(tmp_path / "out.mp4", 1e-5, [0, 7200])) == [0, 7200]
+
+
 def test_timestamps_that_repeat_or_go_back_lose_no_frame(tmp_path: Path) -> None:
     path = write_at(tmp_path / "out.mp4", 25, [0, 0.5, 0.5, 0.3, 0.6])
     came = times(path)
