@@ -229,11 +229,11 @@ class PriorProgress(Callback):
         assert self._bar is not None
         seconds, loss = sum(self.clock.take().values()), float(torch.stack(self._losses).mean())
         row = {
-            "loss": loss,
+            "x_loss": loss,
             "lr": self._lr,
             "grad_norm": sum(self._norms) / len(self._norms),
             "seconds": seconds,
-            "pairs_per_second": self.batch * len(self._losses) / seconds,
+            "samples_per_second": self.batch * len(self._losses) / seconds,
             "epochs": step * self.batch / self.pairs,
         }
         self._bar.set_postfix_str(f"loss {loss:.4f}, gradient {row['grad_norm']:.3g}", refresh=False)

@@ -50,7 +50,7 @@ def baselines(training: Pairs, held_out: Pairs) -> dict[str, Score]:
 
 
 class PriorValidation(Callback):
-    """Logs val_loss, val_cosine and val_own of the weights and of the first average (…_ema), and the baselines'."""
+    """Logs val_x_loss, val_cosine and val_own of the weights and of the first average (…_ema), and the baselines'."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class PriorValidation(Callback):
                 )
                 found = score(made, self.held_out.middle_frames())
                 row |= {f"val_cosine{suffix}": found.cosine, f"val_own{suffix}": found.own}
-                row[f"val_loss{suffix}"] = self._loss(module)
+                row[f"val_x_loss{suffix}"] = self._loss(module)
         return row
 
     @torch.no_grad()
