@@ -200,6 +200,13 @@ def test_the_checks_of_a_start_alone_write_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_more_processes_than_one_are_refused(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would all write into one run folder."""
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UserError, match="4 processes were started"):
+        train_prior(settings(shards, tmp_path))
+
+
 def test_without_a_set_it_is_said_which_setting_is_missing(shards: Path, tmp_path: Path) -> None:
     config = settings(shards, tmp_path)
     with pytest.raises(UserError, match=r"data\.root is not given"):
