@@ -45,7 +45,7 @@ class PriorValidationConfig:
 
 @dataclass
 class PriorOptimConfig(OptimConfig):
-    """AdamW with unCLIP's values for its diffusion prior (its table 3); warm-up and cosine are ours."""
+    """AdamW with unCLIP's values for its diffusion prior (its appendix C); warm-up and cosine are ours."""
 
     lr: float = 1.1e-4  # after the warm-up
     schedule: str = "cosine"  # from there down to final_lr_share of it at the last step; or constant
