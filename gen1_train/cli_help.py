@@ -52,9 +52,10 @@ def setting_lines(schema: type, prefix: str = "") -> list[str]:
 
 
 def comments(schema: type) -> dict[str, str]:
-    """Field name -> the comment at the end of its line."""
-    source = inspect.getsource(schema)
-    return dict(re.findall(r"^    (\w+):[^#\n]*#\s*(.+)$", source, re.MULTILINE))
+    """Field name -> the comment at the end of its line, in the class or in one that it builds on."""
+    classes = [each for each in reversed(schema.__mro__) if is_dataclass(each)]
+    lines = "".join(inspect.getsource(each) for each in classes)  # of two comments the last one counts
+    return dict(re.findall(r"^    (\w+):[^#\n]*#\s*(.+)$", lines, re.MULTILINE))
 
 
 def _default(field: "Field[Any]") -> str:

@@ -155,7 +155,35 @@ SPEED = Section(
         Panel("Slowest rank", ("slowest_rank",), "rank", "A line of points is one machine.", Style.POINTS),
     ),
 )
-SECTIONS = (LOSS, OPTIMIZATION, DATA, SPEED)
+WAYS = ("", "_ema", "_text", "_mean_image")  # weights, average; two baselines, see training.prior_validation
+PRIOR = Section(
+    "Prior",
+    (
+        Panel(
+            "Prior's loss",
+            ("x_loss", "val_x_loss", "val_x_loss_ema"),
+            "MSE of x0",
+            "Of scaled image embeddings; 1 is what the mean image has. Held-out pairs at fixed noise and timesteps.",
+            log=True,
+        ),
+        Panel(
+            "Cosine to the true image",
+            tuple(f"val_cosine{way}" for way in WAYS),
+            "cosine",
+            "Of held-out pairs: what the prior makes of the text, the text embedding itself, the mean image embedding.",
+            Style.EXACT,
+        ),
+        Panel(
+            "Closest to its own image",
+            tuple(f"val_own{way}" for way in WAYS),
+            "share",
+            "Of held-out pairs, whose own image is the closest of all held-out ones.",
+            Style.EXACT,
+        ),
+        Panel("Epochs", ("epochs",), "", "How often each pair was read since the run began.", Style.EXACT),
+    ),
+)
+SECTIONS = (LOSS, PRIOR, OPTIMIZATION, DATA, SPEED)
 
 
 def sections_for(columns: Iterable[str]) -> list[Section]:

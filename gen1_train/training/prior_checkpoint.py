@@ -40,7 +40,7 @@ class TrainedPrior:
                 f"text embeddings of shape {tuple(text_embeddings.shape)} do not go with the prior at {self.path}, "
                 f"which was trained with a CLIP of width {self.network.dim}"
             )
-        with autocast(self.network.query.device):
+        with autocast(self.network.query.device, "fp32"):  # it is small, and nothing around it is to change a bit
             return in_parts(self.network, text_embeddings, lambda _: seed, self.schedule, self.sampling, part=1)
 
 

@@ -44,6 +44,17 @@ class PriorValidationConfig:
 
 
 @dataclass
+class PriorOptimConfig(OptimConfig):
+    """AdamW with unCLIP's values for its diffusion prior (its appendix C); warm-up and cosine are ours."""
+
+    lr: float = 1.1e-4  # after the warm-up
+    schedule: str = "cosine"  # from there down to final_lr_share of it at the last step; or constant
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.96])  # of AdamW's moments
+    weight_decay: float = 0.06  # of AdamW, on all weights
+    warmup_steps: int = 1000  # linear from 0
+
+
+@dataclass
 class PriorTrainConfig:
     stage: PriorStageConfig
     name: str = "gen1"  # of the run tree: OUTPUT/NAME/prior
@@ -51,7 +62,7 @@ class PriorTrainConfig:
     seed: int = 0  # of new weights, of the order of the pairs, and of all noise
     prior: PriorConfig = field(default_factory=PriorConfig)
     data: PairsConfig = field(default_factory=PairsConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    optim: PriorOptimConfig = field(default_factory=PriorOptimConfig)
     diffusion: PriorDiffusionConfig = field(default_factory=PriorDiffusionConfig)
     sampling: PriorSamplingConfig = field(default_factory=PriorSamplingConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)

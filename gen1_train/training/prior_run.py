@@ -1,5 +1,6 @@
 """The prior from its config to its last checkpoint: `gen1-train stage=prior`, on one process."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from typing_extensions import override
 
-from gen1_train.data.pairs import PairBatches, Pairs, captioned, read_pairs, split
+from gen1_train.data.pairs import PairBatches, Pairs, captioned, numbers_at, read_pairs, split
 from gen1_train.data.shards import ShardSet
 from gen1_train.errors import UserError
 from gen1_train.exits import STOPPED
@@ -35,6 +36,8 @@ from gen1_train.training.saving import Averaging, Begin, SaveCheckpoints, begin_
 from gen1_train.training.stages import RESETS, run_folder
 from gen1_train.training.stopping import Stopping
 
+SAMPLE = 50_000  # training pairs that the scale of the embeddings is taken from, at most
+
 
 def train_prior(config: PriorTrainConfig) -> int:
     """Trains a prior, resumes it if its run folder has a checkpoint, or says that it is finished.
@@ -47,6 +50,7 @@ def train_prior(config: PriorTrainConfig) -> int:
     if resume is not None and resume.info.finished and resume.info.step >= config.stage.steps:
         say(f"the prior is finished already: {resume.path}")
         return 0
+    check_alone_here()
     process_count(config)  # a GPU that is asked for has to be there
     shards = open_pairs(config)
     clip = shards.manifest.estimators["clip"]
@@ -65,6 +69,13 @@ def train_prior(config: PriorTrainConfig) -> int:
         return 0
     training, held_out = pairs_of(config, shards, places)
     return fit(config, run, resume, network, training, held_out, clip)
+
+
+def check_alone_here() -> None:
+    """Raises UserError when torchrun or srun has started more processes than this one, all in one run folder."""
+    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        if (processes := os.environ.get(name, "1")) != "1":
+            raise UserError(f"{processes} processes were started ({name}), the prior trains on one: start it alone")
 
 
 def open_pairs(config: PriorTrainConfig) -> ShardSet:
@@ -115,23 +126,17 @@ def fit(
     stage, start, before = config.stage, resume.info.step if resume else 0, checkpoint.newest(run)
     data = {"training": training.hash, "held_out": held_out.hash}
     if resume is None:
-        network.texts.fit(training.texts)
-        network.images.fit(training.frames)
+        sample = training.take(numbers_at(len(training), config.seed, 0, min(len(training), SAMPLE)))
+        network.texts.fit(sample.texts)
+        network.images.fit(sample.frames)
     else:
         check_same_pairs(resume, data)
         load_network(network, resume, "raw")
         say(f"resuming from {resume.path}")
 
     def describe(step: int) -> checkpoint.CheckpointInfo:
-        return checkpoint.CheckpointInfo(
-            stage.name,
-            step,
-            finished=step >= stage.steps,
-            data=data,
-            estimators={"clip": clip},
-            weights=checkpoint.PRIOR,
-            code=code_hash(),
-        )
+        kept = {"data": data, "estimators": {"clip": clip}, "weights": checkpoint.PRIOR, "code": code_hash()}
+        return checkpoint.CheckpointInfo(stage.name, step, finished=step >= stage.steps, **kept)  # type: ignore[arg-type]
 
     clock, decays = Clock(), config.ema.decays
     ending, stopping = Ending(lambda: checkpoint.newest(run) != before), Stopping(STOP, say)
@@ -229,11 +234,11 @@ class PriorProgress(Callback):
         assert self._bar is not None
         seconds, loss = sum(self.clock.take().values()), float(torch.stack(self._losses).mean())
         row = {
-            "loss": loss,
+            "x_loss": loss,
             "lr": self._lr,
             "grad_norm": sum(self._norms) / len(self._norms),
             "seconds": seconds,
-            "pairs_per_second": self.batch * len(self._losses) / seconds,
+            "samples_per_second": self.batch * len(self._losses) / seconds,
             "epochs": step * self.batch / self.pairs,
         }
         self._bar.set_postfix_str(f"loss {loss:.4f}, gradient {row['grad_norm']:.3g}", refresh=False)

@@ -44,13 +44,13 @@ def score(made: Tensor, images: Tensor) -> Score:
 
 def baselines(training: Pairs, held_out: Pairs) -> dict[str, Score]:
     """What needs no prior: the text embedding itself, and the mean (of unit) image embeddings of the training pairs."""
-    mean = normalize(training.frames.float(), dim=-1).mean(0)
+    mean = torch.stack([normalize(part.float(), dim=-1).sum(0) for part in training.frames.split(65536)]).sum(0)
     images = held_out.middle_frames()
     return {"text": score(held_out.texts, images), "mean_image": score(mean.expand(len(images), -1), images)}
 
 
 class PriorValidation(Callback):
-    """Logs val_loss, val_cosine and val_own of the weights and of the first average (…_ema), and the baselines'."""
+    """Logs val_x_loss, val_cosine and val_own of the weights and of the first average (…_ema), and the baselines'."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class PriorValidation(Callback):
                 )
                 found = score(made, self.held_out.middle_frames())
                 row |= {f"val_cosine{suffix}": found.cosine, f"val_own{suffix}": found.own}
-                row[f"val_loss{suffix}"] = self._loss(module)
+                row[f"val_x_loss{suffix}"] = self._loss(module)
         return row
 
     @torch.no_grad()

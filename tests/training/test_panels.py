@@ -13,6 +13,8 @@ CONTRACT = [
     *("loss", "loss_image", "loss_video", "val_loss", "val_loss_ema", "grad_norm", "grad_norm_max", "lr"),
     *(f"{name}_t{quarter}" for name in ("loss", "val_loss", "val_loss_ema") for quarter in range(1, 5)),
     *(f"loss_level_{level}" for level in range(8)),
+    *("x_loss", "val_x_loss", "val_x_loss_ema", "epochs"),
+    *(f"val_{what}{way}" for what in ("cosine", "own") for way in ("", "_ema", "_text", "_mean_image")),
     *("skipped_steps", "image_share", "content_dropped", "samples_replaced", "replaced_checksum", "replaced_read"),
     *("seconds", "samples_per_second", "frames_per_second", "tflops_per_second", "mfu", "data_wait"),
     *("time_forward", "time_backward", "time_optimizer", "time_ema", "time_checkpoint", "time_validation"),

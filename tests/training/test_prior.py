@@ -23,9 +23,8 @@ from gen1_train.training import prior_run
 from gen1_train.training.checkpoint import CheckpointConfig, latest
 from gen1_train.training.ema import EmaConfig
 from gen1_train.training.metrics import read_metrics
-from gen1_train.training.network import OptimConfig
 from gen1_train.training.prior_checkpoint import read_prior
-from gen1_train.training.prior_config import PriorStageConfig, PriorTrainConfig, PriorValidationConfig
+from gen1_train.training.prior_config import PriorOptimConfig, PriorStageConfig, PriorTrainConfig, PriorValidationConfig
 from gen1_train.training.prior_run import train_prior
 from gen1_train.training.stages import read_recorded
 from tests.made import WIDTH, make_sample, make_shard_set
@@ -57,7 +56,7 @@ def settings(shards: Path, output: Path, steps: int = STEPS) -> PriorTrainConfig
         output=str(output),
         prior=PriorConfig(width=32, layers=1, heads=2),
         data=PairsConfig(str(shards), batch=64),
-        optim=OptimConfig(lr=5e-3, warmup_steps=5, schedule="cosine"),
+        optim=PriorOptimConfig(lr=5e-3, warmup_steps=5, schedule="cosine"),
         ema=EmaConfig([0.9]),
         sampling=PriorSamplingConfig(steps=8, candidates=2),
         validation=PriorValidationConfig(every=30),
@@ -185,7 +184,7 @@ def test_another_clip_and_other_pairs_are_refused(shards: Path, tmp_path: Path) 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_and_saves_nothing(shards: Path, tmp_path: Path) -> None:
     config = settings(shards, tmp_path)
-    config.optim = OptimConfig(lr=1e30, warmup_steps=0)
+    config.optim = PriorOptimConfig(lr=1e30, warmup_steps=0)
     with pytest.raises(UserError, match=r"the gradient of step .* is not finite: .* lower optim"):
         train_prior(config)
     assert latest(config.tree / "prior") is None
@@ -198,6 +197,13 @@ def test_the_checks_of_a_start_alone_write_nothing(
     said = capsys.readouterr().out
     assert "300 of 300 samples" in said and f"the prior can go from step 0 to {STEPS}" in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_more_processes_than_one_are_refused(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would all write into one run folder."""
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UserError, match="4 processes were started"):
+        train_prior(settings(shards, tmp_path))
 
 
 def test_without_a_set_it_is_said_which_setting_is_missing(shards: Path, tmp_path: Path) -> None:

@@ -72,6 +72,9 @@ def test_help_tells_every_setting() -> None:
     told = {line.split()[0] for line in text.partition("settings (KEY=VALUE):")[2].splitlines() if line}
     assert told == set(settings(PriorTrainConfig))
     assert "base, tiny" in text
+    told_of_lr = next(line.split() for line in text.splitlines() if line.startswith("  optim.lr "))
+    assert told_of_lr[2] == str(composed("stage=prior").optim.lr)  # what is told is what is used
+    assert all(len(line.split()) > 3 for line in text.splitlines() if line.startswith("  optim."))  # inherited, too
 
 
 @pytest.mark.parametrize(

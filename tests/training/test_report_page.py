@@ -12,7 +12,7 @@ from gen1_train.errors import UserError
 from gen1_train.training.axes import Scale
 from gen1_train.training.chart import Timeline, areas, chart, lines
 from gen1_train.training.curves import MOST_POINTS
-from gen1_train.training.panels import SECTIONS, Panel
+from gen1_train.training.panels import PRIOR, SECTIONS, Panel
 from gen1_train.training.report_page import write_report
 from gen1_train.training.run_log import read_stage
 from tests.pages import Page
@@ -20,7 +20,7 @@ from tests.training.made_runs import CONFIG, long_columns, write_run
 
 STEPS = np.arange(10, 25_001, 10)
 LINEAR = Scale(0.0, 1.0, log=False)
-PANELS = [panel for section in SECTIONS for panel in section.panels]
+PANELS = [panel for section in SECTIONS if section is not PRIOR for panel in section.panels]
 
 
 def report(run: Path, output: Path | None = None) -> Page:
