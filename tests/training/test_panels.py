@@ -12,6 +12,8 @@ PANELS = [panel for section in SECTIONS for panel in section.panels]
 CONTRACT = [
     *("loss", "loss_image", "loss_video", "val_loss", "val_loss_ema", "grad_norm", "grad_norm_max", "lr"),
     *(f"{name}_t{quarter}" for name in ("loss", "val_loss", "val_loss_ema") for quarter in range(1, 5)),
+    *(f"subject_loss{kind}" for kind in ("", "_ema")),
+    *(f"{loss}{kind}_above_best" for loss in ("val_loss", "subject_loss") for kind in ("", "_ema")),
     *(f"loss_level_{level}" for level in range(8)),
     *("skipped_steps", "image_share", "content_dropped", "samples_replaced", "replaced_checksum", "replaced_read"),
     *("seconds", "samples_per_second", "frames_per_second", "tflops_per_second", "mfu", "data_wait"),
