@@ -20,12 +20,12 @@ import numpy as np
 from tqdm import tqdm
 
 from data_tools.failures import FAILURES, Failure, to_lines
-from data_tools.pack import PADDING, place, seal, sealed
 from data_tools.plan import Plan
 from data_tools.progress import seconds_between
 from data_tools.recipe import RecipeConfig
 from data_tools.stats import merged
 from data_tools.task import STAGING, TaskResult, load_result, task_folder
+from gen1_train.data.pack import PADDING, place, seal, sealed
 from gen1_train.data.shards import MANIFEST, Manifest, PoolShards, Shard
 from gen1_train.errors import UserError
 from gen1_train.files import write_atomically

@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from data_tools.estimate import LAYERS, Estimators
 from data_tools.failures import FAILURES
-from data_tools.pack import open_tar, seal, sealed
 from data_tools.pipeline import Clip, Made, Pipeline
 from data_tools.progress import seconds_between
 from data_tools.recipe import RecipeConfig, check, recorded
@@ -27,6 +26,7 @@ from gen1_train.batch import Pool, SampleError, decode_sample
 from gen1_train.cli import run_app
 from gen1_train.data.index import read_index
 from gen1_train.data.opened import OpenFile
+from gen1_train.data.pack import open_tar, seal, sealed
 from gen1_train.data.shards import MANIFEST, Manifest, PoolShards, Shard, read_members
 from gen1_train.errors import UserError
 from gen1_train.estimators.structure import STRUCTURES

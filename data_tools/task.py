@@ -17,12 +17,12 @@ from typing import Any
 
 from data_tools.estimate import Estimators
 from data_tools.failures import Failure
-from data_tools.pack import TarPacker, open_tar, sample_range
 from data_tools.pipeline import Made, Pipeline
 from data_tools.plan import Plan
 from data_tools.read import FileEnd, Progress, ReaderPool
 from data_tools.stats import Stats
 from gen1_train.data.index import Entry, index_path
+from gen1_train.data.pack import TarPacker, open_tar, sample_range
 from gen1_train.errors import UserError
 from gen1_train.files import sync, write_atomically
 

@@ -18,6 +18,7 @@ from gen1_train.errors import UserError
 from gen1_train.model.pretrained import NEW
 from gen1_train.model.unet import UNetConfig, temporal_heads
 from gen1_train.training.checkpoint import CheckpointConfig
+from gen1_train.training.customize import NAME, CustomizeConfig
 from gen1_train.training.ema import EmaConfig, name_of
 from gen1_train.training.gpus import PlanConfig
 from gen1_train.training.guard import GuardConfig
@@ -53,12 +54,14 @@ class LogConfig:
 @dataclass
 class TrainConfig:
     stage: StageConfig
-    name: str = "gen1"  # of the run tree: OUTPUT/NAME/stageN
+    images: str | None = None  # stage=customize: a folder with 15 to 30 images of the subject
+    name: str = "gen1"  # of the run tree: OUTPUT/NAME/stageN, OUTPUT/NAME/customize
     output: str = "runs"  # folder of the run trees
     seed: int = 0  # of new weights, of the order of the data, and of all noise
     model: UNetConfig = field(default_factory=UNetConfig)
     data: DataConfig = field(default_factory=DataConfig)
     init: InitConfig = field(default_factory=InitConfig)
+    customize: CustomizeConfig = field(default_factory=CustomizeConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
@@ -105,6 +108,7 @@ def check(config: TrainConfig) -> None:
     check_values(config)
     check_waiting(config)
     check_stage(config)
+    check_customize(config)
     if config.data.cache is not None and config.data.order != "blocks":
         raise UserError("data.cache needs data.order=blocks: data.order=global reads from all shards at any time")
     if config.trainer.devices == 0 or config.trainer.devices < -1:
@@ -231,6 +235,39 @@ def check_stage(config: TrainConfig) -> None:
             raise UserError(f"stage.{name}={given}: {unknown[0]} is not one of {', '.join(known)}")
     if not stage.trains:
         raise UserError("stage.trains=[] would train nothing: give globs over the names of weights, such as [*]")
+
+
+def check_customize(config: TrainConfig) -> None:
+    """Raises UserError for a customization that cannot be, and for its settings in another stage."""
+    settings, customizes = config.customize, config.stage.name == NAME
+    if customizes and config.images is None:
+        raise UserError(f"images is not given: add images=FOLDER with 15 to 30 images of the subject to stage={NAME}")
+    if not customizes:
+        given = "images=" if config.images is not None else "customize." if settings != CustomizeConfig() else None
+        if given is not None:
+            raise UserError(f"{given} is for stage={NAME}, not for stage={config.stage.name}: leave it out")
+        return
+    above = {"lora_rank": settings.lora_rank, "lora_alpha": settings.lora_alpha, "rise": settings.rise}
+    for name, value in {**above, "patience": settings.patience}.items():
+        if value is not None and value <= 0:
+            raise UserError(f"customize.{name}={value} must be above 0")
+    if settings.held_out < 0 or settings.held_out == 1:
+        raise UserError(
+            f"customize.held_out={settings.held_out}: give 2 or above (every so many-th image), or 0 for none"
+        )
+    if config.data.order != "global":
+        raise UserError(
+            f"data.order={config.data.order} and data.cache are not for stage={NAME}: it reads data.root itself"
+        )
+    if config.data.image_ratio == 0 or (config.data.image_ratio is None and config.stage.image_ratio == 0):
+        raise UserError("data.image_ratio=0 would never read the images of the subject: give a share above 0, up to 1")
+    if settings.lora_rank is None:
+        return
+    if config.strategy.name == "zero3" or config.trainer.compile:
+        wrong = "strategy=zero3" if config.strategy.name == "zero3" else "trainer.compile=true"
+        raise UserError(f"{wrong} does not go with customize.lora_rank: take strategy=ddp or zero2, uncompiled")
+    if set(config.stage.resets) != set(RESETS):
+        raise UserError("stage.resets must hold optimizer and ema with customize.lora_rank: an adapter begins anew")
 
 
 def check_model(model: UNetConfig) -> None:

@@ -19,14 +19,15 @@ from gen1_train.diffusion.sampler import SOLVERS
 from gen1_train.diffusion.schedule import NoiseConfig, NoiseSchedule
 from gen1_train.diffusion.structure import MAX_LEVEL, degrade
 from gen1_train.errors import UserError
-from gen1_train.estimators.clip import ClipConfig, ClipEncoder
-from gen1_train.estimators.structure import Span, StructureEstimator, build_structure, structure_config
+from gen1_train.estimators.clip import ClipEncoder
+from gen1_train.estimators.structure import Span, StructureEstimator
 from gen1_train.frozen import check_fingerprint, pick_device
-from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig, to_pixels, to_signed
+from gen1_train.model.autoencoder import Autoencoder, to_pixels, to_signed
 from gen1_train.model.pretrained import load_weights
 from gen1_train.model.unet import SpatioTemporalUNet
+from gen1_train.networks import Networks
 from gen1_train.spool import Spool
-from gen1_train.training.checkpoint import INFO, Checkpoint, find_checkpoint
+from gen1_train.training.checkpoint import Checkpoint, find_checkpoint
 from gen1_train.training.prior_checkpoint import TrainedPrior, read_prior
 from gen1_train.training.stages import read_recorded
 
@@ -279,23 +280,8 @@ def load_estimators(
     checkpoint: Checkpoint, device: torch.device
 ) -> tuple[Autoencoder, StructureEstimator, ClipEncoder]:
     """The estimators that the checkpoint's data was made by. Raises UserError when one is not there, or was changed."""
-    made_by = checkpoint.info.estimators
-    if not {"autoencoder", "structure", "clip"} <= made_by.keys() or "kind" not in made_by["structure"]:
-        raise UserError(
-            f"{checkpoint.path / INFO} does not name the autoencoder, the CLIP model and the kind of structure that it "
-            "was trained with: give a checkpoint that this version has trained"
-        )
-    kind = made_by["structure"]["kind"]
-    autoencoder = Autoencoder(AutoencoderConfig(**made_by["autoencoder"]["config"])).to(device)
-    structure = build_structure(kind, structure_config(kind, made_by["structure"]["config"]), device)
-    clip = ClipEncoder(ClipConfig(**made_by["clip"]["config"]), device)
-    for what, found, name in (
-        ("autoencoder", autoencoder, "autoencoder"),
-        (f"{kind} estimator", structure, "structure"),
-        ("CLIP model", clip, "clip"),
-    ):
-        check_fingerprint(what, found.fingerprint, made_by[name], f"the data of {checkpoint.path}")
-    return autoencoder, structure, clip
+    found = Networks.recorded(checkpoint.info.estimators, str(checkpoint.path), device)
+    return found.autoencoder, found.structure, found.clip
 
 
 def check(config: SamplingConfig) -> None:

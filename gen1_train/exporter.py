@@ -105,7 +105,7 @@ def write_whole(source: Source, folder: Path) -> None:
     temporary.mkdir()
     (temporary / CONFIG_FILE).write_text(json.dumps(asdict(source.unet.config), indent=2) + "\n")
     before = source.checkpoint
-    info = replace(before.info, counters={})
+    info = replace(before.info, counters={}, lora={})
     write(temporary, {UNET: source.unet.state_dict()}, before.config.read_text(), info)
     os.replace(temporary, folder)
 

@@ -7,6 +7,7 @@ from gen1_train.stop import STOP
 
 COMMANDS = {
     "stage=prior": "learns CLIP image embeddings from CLIP text embeddings, so that gen1-edit takes prompt=",
+    "stage=customize": "tunes a finished stage 5 on images=FOLDER, 15 to 30 of one subject: docs/customize.md",
     "replay=FILE": "runs a step that the guard has recorded (RUN/guard/step-…/guard.json) again, on one process",
     "report=RUN": "one HTML page about a run folder or a run tree: all panels, from its metrics.csv",
     "dashboard=ENTITY/PROJECT": "the same panels as a saved view of a W&B project",

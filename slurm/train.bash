@@ -1,4 +1,5 @@
-# A stage of gen1-train as a Slurm job; sourced by stageN.sh, prior.sh with the stage's name and the user's overrides.
+# A stage of gen1-train as a Slurm job; sourced by stageN.sh, prior.sh and customize.sh with the stage's name and the user's
+# overrides.
 . "$(dirname "$script")/common.bash"
 stage=$1
 shift

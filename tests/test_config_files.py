@@ -28,7 +28,10 @@ MEMBERS.remove(("stage", "prior"))  # it has settings of its own, see tests/trai
 
 
 def values(file: str) -> dict[str, Any]:
-    return yaml.safe_load((CONF / file).read_text())
+    """What a file holds; of a member of a group that sets other sections too (`# @package _global_`) its own."""
+    held = yaml.safe_load((CONF / file).read_text())
+    group = file.partition("/")[0]
+    return held[group] if group in GROUPS and group in held else held
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,7 +81,8 @@ def test_files_hold_values_and_no_class_paths(file: str) -> None:
 
 @pytest.mark.parametrize(("group", "name"), MEMBERS)
 def test_every_member_of_a_group_composes(group: str, name: str) -> None:
-    config = composed("stage=4", f"{group}={name}")
+    images = ["images=FOLDER"] if name == "customize" else []
+    config = composed("stage=4", f"{group}={name}", *images)
     section = asdict(getattr(config, group))
     given = values(f"{group}/{name}.yaml")
     assert set(given) <= {field.name for field in fields(GROUPS[group])}
@@ -95,7 +99,7 @@ def test_every_experiment_composes_with_a_stage(name: str, stage: str) -> None:
 
 
 def test_a_stage_leaves_nothing_to_a_default() -> None:
-    for stage in "12345":
+    for stage in (*"12345", "customize"):
         assert set(values(f"stage/{stage}.yaml")) == {field.name for field in fields(StageConfig)}
 
 
@@ -106,8 +110,8 @@ def test_names_are_those_of_the_files() -> None:
 
 
 def test_stages_build_on_each_other_from_1_to_5() -> None:
-    chain = {stage: values(f"stage/{stage}.yaml")["predecessor"] for stage in "12345"}
-    assert chain == {"1": None, "2": "1", "3": "2", "4": "3", "5": "4"}
+    chain = {stage: values(f"stage/{stage}.yaml")["predecessor"] for stage in (*"12345", "customize")}
+    assert chain == {"1": None, "2": "1", "3": "2", "4": "3", "5": "4", "customize": "5"}
 
 
 def test_stages_are_those_of_the_paper() -> None:
@@ -118,6 +122,17 @@ def test_stages_are_those_of_the_paper() -> None:
     assert [stage.temporal for stage in stages] == [False, False, True, True, True]
     assert [stage.structure for stage in stages] == [False, False, False, True, True]
     assert [stage.max_level for stage in stages] == [0, 0, 0, 0, 7]
+
+
+def test_a_customization_is_short_and_small_and_may_be_set_otherwise() -> None:
+    config = composed("stage=customize", "images=FOLDER")
+    assert (config.stage.steps, config.data.batch_clips, config.stage.image_ratio) == (400, 1, 0.5)
+    assert config.checkpoint.keep * config.checkpoint.every >= config.stage.steps  # so that a best one is kept
+    other = composed(
+        "stage=customize", "images=FOLDER", "data.batch_clips=3", "experiment=demo", "customize.lora_rank=16"
+    )
+    assert (other.data.batch_clips, other.model.channels) == (3, composed("stage=5", "experiment=demo").model.channels)
+    check(other)
 
 
 def test_the_defaults_are_the_papers() -> None:

@@ -41,9 +41,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "gen1_train.diffusion": LEAVES,
     "gen1_train.estimators": LEAVES,
     "gen1_train.video": LEAVES,
+    "gen1_train.networks": LEAVES | {"gen1_train.estimators", "gen1_train.model.autoencoder"},
     "gen1_train.data": LEAVES,
+    "gen1_train.subject": LEAVES | {"gen1_train.networks", "gen1_train.video", "gen1_train.data"},
     "gen1_train.training": LEAVES
     | {"gen1_train.model", "gen1_train.diffusion", "gen1_train.data", "gen1_train.config"}
+    | {"gen1_train.subject"}
     | {"gen1_train.video.encode", "gen1_train.video.probe"},  # previews are files that people look at
     **{name: {"gen1_train"} for name in ENTRY - {"gen1_train.cli"}},
     "data_tools": LEAVES
@@ -51,12 +54,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         "gen1_train.cli",
         "gen1_train.data.index",
         "gen1_train.data.opened",
+        "gen1_train.data.pack",
         "gen1_train.data.schedule",
         "gen1_train.data.shards",
         "gen1_train.data.state",
         "gen1_train.diffusion.structure",
         "gen1_train.estimators",
         "gen1_train.model.autoencoder",
+        "gen1_train.networks",
         "gen1_train.video",
     },
     # the miniature stands outside: it may use anything, and only tests use it
@@ -80,6 +85,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "webdataset": ("data_tools", "gen1_train.data"),
     "cv2": ("gen1_train.estimators.edges", "gen1_train.video.decord_reader", "data_tools.cut", "data_tools.shots"),
     "scenedetect": ("data_tools.shots",),
+    "peft": ("gen1_train.training.lora",),
     "pyarrow": ("data_tools.rows",),
     "fsspec": ("gen1_train.remote",),
 }

@@ -66,7 +66,7 @@ def test_a_checkpoint_that_does_not_name_its_estimators_is_refused(made_by, miss
         estimators.clear()
     else:
         del estimators[missing]
-    with pytest.raises(UserError, match=r"RUN/checkpoint\.json does not name .* kind of structure"):
+    with pytest.raises(UserError, match=r"RUN does not name .* kind of structure"):
         load_estimators(found, CPU)
 
 

@@ -82,8 +82,8 @@ class Schedule:
     """Maps (step, slot) to a sample of a shard set. Cheap to build, holds nothing that changes."""
 
     def __init__(self, shards: ShardSet, settings: Settings, start: Start | None = None) -> None:
-        """Raises UserError when a kind is asked for that the set does not have, a pool is smaller than its batch, or
-        clips are of several lengths.
+        """Raises UserError when a kind is asked for that the set does not have, a pool is smaller than its batch
+        (unless the set allows it, and epochs end within the batch), or clips are of several lengths.
         """
         self.shards, self.start = shards, start or Start()
         self.settings = replace(settings, frames=_clip_length(shards, settings.frames))
@@ -158,7 +158,7 @@ class Schedule:
             other = "data.image_ratio=0" if kind == "image" else "data.image_ratio=1"
             raise UserError(f"the shard set {root} has no {kind}s: add some with gen1-data, or set {other}")
         for pool in self._pools[kind]:
-            if pool.samples < self.batch_size(kind):
+            if pool.samples < self.batch_size(kind) and not self.shards.repeats:
                 raise UserError(
                     f"pool {pool.pool.name} has {pool.samples} samples, fewer than one global batch of "
                     f"{self.batch_size(kind)}: add data, leave the bucket out of the recipe, or lower data.batch_clips"

@@ -181,6 +181,8 @@ class ShardSet:
     waiting. For one thread.
     """
 
+    repeats = False  # a batch may hold a sample twice: the set has fewer of a kind than a batch
+
     def __init__(self, root: str | Path, patience: float = 0.0) -> None:
         self.root, self.patience = Path(root), patience
         self.manifest = Manifest.load(self.root)
@@ -196,6 +198,11 @@ class ShardSet:
     def pools(self, kind: str) -> list[PoolShards]:
         """The pools of one kind, sorted by name."""
         return [pool for _, pool in sorted(self.manifest.pools.items()) if pool.kind == kind]
+
+    @property
+    def buckets(self) -> list[str]:
+        """WIDTHxHEIGHT of its clips."""
+        return [f"{pool.width}x{pool.height}" for pool in self.pools("video")]
 
     def locate(self, pool: str, index: int) -> tuple[Shard, int]:
         """The shard that holds sample `index` of a pool, and its row there."""

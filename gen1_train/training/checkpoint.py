@@ -5,6 +5,7 @@ RUN/checkpoints/step-00000400/    one checkpoint; written under a hidden name, s
     unet.safetensors              all weights, float32 (prior.safetensors in a checkpoint of the prior)
     ema_0.9999.safetensors        their average of this decay, float32; one file for each of ema.decays
     optimizer.safetensors         AdamW's moments of all weights, float32 (not in a checkpoint that was not trained)
+    lora.safetensors, lora_ema_…  of a LoRA run what was trained, see gen1_train.training.lora
     config.yaml                   the resolved config that made them: editing rebuilds the model from it
     checkpoint.json               stage, step, finished, counters, the data's estimators and state, the code's hash, and
                                   of every other file its bytes and sha256
@@ -58,6 +59,7 @@ class CheckpointInfo:
     estimators: dict[str, Any] = field(default_factory=dict)  # the manifest's: what editing has to load
     buckets: list[str] = field(default_factory=list)  # WIDTHxHEIGHT of the clips it was trained on
     counters: dict[str, Any] = field(default_factory=dict)  # state.Counters
+    lora: dict[str, Any] = field(default_factory=dict)  # of a LoRA run: its settings and base
     weights: str = UNET  # the file of the weights themselves: UNET or PRIOR
     code: str = ""  # agreement.code_hash of the code that wrote it
     saved: float = 0.0  # when, in seconds since 1970
@@ -100,6 +102,12 @@ class Checkpoint:
         """Weights by name, see `weights_file`; what is used of them is read, from a mapped file."""
         return load_safetensors(self.path / self.weights_file(which))
 
+    def trained(self, which: str = "raw") -> dict[str, Tensor]:
+        """What a run goes on with: weights, or an average, as training holds them; in a LoRA run the adapter alone."""
+        if not self.info.lora:
+            return self.weights(which)
+        return load_safetensors(self.path / adapter_file(self.weights_file(which)))
+
     def moments(self) -> dict[str, Tensor]:
         """AdamW's moments by name; only what is used of them is read. Raises UserError when there are none."""
         if not (self.path / OPTIMIZER).exists():
@@ -119,6 +127,11 @@ class Checkpoint:
 def sha256(path: Path) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def adapter_file(file: str) -> str:
+    """The file of the adapter that is merged in a file of weights or of an average."""
+    return "lora.safetensors" if file == UNET else f"lora_{file}"
 
 
 def checkpoints_dir(run: Path) -> Path:

@@ -5,7 +5,8 @@ optimizer adds after it is a formula again; the peak of a step is the larger of 
 with measured peaks in tests/training/test_memory.py; ZeRO-3's is too low. Not in it: the GPU's context, NCCL's and
 kernels' workspaces.
 
-With P weights on N ranks, where a number of the model has s bytes (2 under ZeRO in bf16-mixed, else 4):
+With P trained weights on N ranks, where a number of the model has s bytes (2 under ZeRO in bf16-mixed, else 4); weights
+that stand still beside an adapter have s bytes each and no more:
 
 |       | weights | masters         | moments | EMA, each | gradients: standing, in the passes, in the optimizer  |
 |-------|---------|-----------------|---------|-----------|-------------------------------------------------------|
@@ -29,7 +30,7 @@ import torch
 
 from gen1_train.model.unet import UNetConfig
 from gen1_train.training.strategy import ZERO_STAGES
-from gen1_train.training.tracing import Buckets, Numbers, Tracer, Work
+from gen1_train.training.tracing import Adapt, Buckets, Numbers, Tracer, Work
 
 
 @dataclass(frozen=True)
@@ -112,19 +113,24 @@ class MemoryPlan:
 class Planner:
     """Plans the memory of a UNet that is trained in one way; the UNet is built once, without memory."""
 
-    def __init__(self, unet: UNetConfig, layout: Layout, frozen: int = 0) -> None:
-        """`frozen`: bytes of frozen networks on the device."""
+    def __init__(self, unet: UNetConfig, layout: Layout, frozen: int = 0, adapt: Adapt | None = None) -> None:
+        """`frozen`: bytes of frozen networks on the device; `adapt`: see Tracer."""
         self.layout, self.frozen = layout, frozen
-        self._tracer = Tracer(unet, layout.numbers)
-        self.weights = sum(self._tracer.sizes)
+        self._tracer = Tracer(unet, layout.numbers, adapt)
+        self.weights, self.trained = sum(self._tracer.sizes), self._tracer.trained
 
     def plan(self, works: Sequence[Work]) -> MemoryPlan:
         return MemoryPlan(self.weights, self.standing(), [self.peak(work) for work in works])
 
     def standing(self) -> dict[str, int]:
         layout, zero, size = self.layout, self.layout.zero, self.layout.numbers.dtype.itemsize
-        whole, part = self.weights, layout.part(self.weights)
-        parts = {"weights": size * whole, "moments": 8 * part, "EMA": 4 * part * layout.ema, "autoencoder": self.frozen}
+        whole, part = self.trained, layout.part(self.trained)
+        parts = {
+            "weights": size * self.weights,
+            "moments": 8 * part,
+            "EMA": 4 * part * layout.ema,
+            "autoencoder": self.frozen,
+        }
         if layout.strategy == "ddp":
             parts["DDP's buckets"] = 4 * whole
         if layout.strategy in ZERO_STAGES:
@@ -144,7 +150,7 @@ class Planner:
 
     def peak(self, work: Work) -> Peak:
         layout, size = self.layout, self.layout.numbers.dtype.itemsize
-        whole, part = self.weights, layout.part(self.weights)
+        whole, part = self.trained, layout.part(self.trained)
         whole_gradients = layout.strategy in ("single", "ddp")
         standing = layout.accumulate > 1 and layout.strategy in ("single", "ddp", "zero1")
         traced = self._tracer.trace(work, None if whole_gradients else self._buckets(), standing)
@@ -162,7 +168,7 @@ class Planner:
         assert zero is not None
         if self.layout.strategy == "zero3":
             return Buckets(zero.bucket, held=0, part=0, scratch=zero.bucket)
-        return Buckets(zero.bucket, zero.buckets, self.layout.part(self.weights))
+        return Buckets(zero.bucket, zero.buckets, self.layout.part(self.trained))
 
     def _gathered(self) -> int:
         """Bytes of the weights that ZeRO-3 gathers for a pass.

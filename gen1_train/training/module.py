@@ -25,6 +25,7 @@ from gen1_train.model.autoencoder import Autoencoder, sample_latents, to_signed
 from gen1_train.model.unet import SpatioTemporalUNet
 from gen1_train.training.draws import Choices, Draws, draw, fixed_draw
 from gen1_train.training.network import NetworkModule, OptimConfig
+from gen1_train.training.state import trainable
 
 
 @dataclass
@@ -75,7 +76,7 @@ class Gen1Module(NetworkModule):
         self.structure, self.max_level, self.latent_scale = structure, max_level, latent_scale
         self.cached, self.start, self.steps = cached, start, steps
         self.trained = set(trained(unet, trains))
-        for name, parameter in unet.named_parameters():
+        for name, parameter in trainable(unet).items():
             if name not in self.trained:  # in the optimizer all the same: every strategy holds and saves it like others
                 parameter.register_hook(torch.zeros_like)
         # in a tuple, so that the frozen weights are neither sharded, nor saved, nor seen by the optimizer
@@ -210,7 +211,7 @@ class Gen1Module(NetworkModule):
 
 def trained(unet: SpatioTemporalUNet, globs: Sequence[str]) -> list[str]:
     """The names of the weights that are meant. Raises UserError when a glob means none."""
-    names = [name for name, _ in unet.named_parameters()]
+    names = list(trainable(unet))
     for glob in globs:
         if not fnmatch.filter(names, glob):
             raise UserError(f"stage.trains has {glob!r}, which is the name of no weight: give globs such as *temporal*")
@@ -227,6 +228,6 @@ def fill_missing_gradients(unet: SpatioTemporalUNet) -> None:
 
     An image step leaves the temporal layers without one, a single content token the queries and keys of its attention.
     """
-    for parameter in unet.parameters():
+    for parameter in trainable(unet).values():
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from gen1_train.training.checkpoint import UNET
 from gen1_train.training.rates import after, rate_at
+from gen1_train.training.state import trainable
 
 
 @dataclass
@@ -42,7 +43,7 @@ class NetworkModule(LightningModule):
         `start`: optimizer steps done, where the learning rate goes on; `steps`: of the whole stage.
         """
         groups: list[dict[str, Any]] = [{"params": []}, {"params": [], "lr": 0.0, "weight_decay": 0.0}]
-        for name, parameter in self.network.named_parameters():
+        for name, parameter in trainable(self.network).items():
             groups[name not in trained]["params"].append(parameter)
         optimizer = AdamW(
             [group for group in groups if group["params"]],

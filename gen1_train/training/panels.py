@@ -65,6 +65,21 @@ LOSS = Section(
             log=True,
         ),
         Panel(
+            "Subject loss",
+            ("subject_loss", "subject_loss_ema"),
+            "MSE of v",
+            "Customization: held-out images of the subject, at fixed noise and timesteps. Raw and EMA weights.",
+            Style.EXACT,
+            log=True,
+        ),
+        Panel(
+            "Above the best validation",
+            tuple(f"{loss}{kind}_above_best" for loss in ("val_loss", "subject_loss") for kind in ("", "_ema")),
+            "share",
+            "Customization: of each loss above its best so far; what stays above customize.rise is warned of.",
+            Style.EXACT,
+        ),
+        Panel(
             "Training loss by timestep",
             tuple(f"loss_t{quarter}" for quarter in QUARTERS),
             "MSE of v",

@@ -20,8 +20,10 @@ from gen1_train.data.schedule import Schedule
 from gen1_train.errors import UserError
 from gen1_train.model.autoencoder import Autoencoder
 from gen1_train.model.unet import UNetConfig
+from gen1_train.subject import find_images
 from gen1_train.training.checkpoint import Checkpoint
 from gen1_train.training.gpus import GIBI, MARGIN, fits, gpu_bytes, smallest_card
+from gen1_train.training.lora import add_lora
 from gen1_train.training.memory import Layout, MemoryPlan, Planner, ZeroSettings
 from gen1_train.training.metrics import read_metrics
 from gen1_train.training.preflight import (
@@ -37,10 +39,10 @@ from gen1_train.training.preflight import (
     room_for_checkpoints,
     schedule_settings,
 )
-from gen1_train.training.stages import stage_unet
+from gen1_train.training.stages import predecessor, stage_unet
 from gen1_train.training.strategy import ZeroStrategy, build_strategy
 from gen1_train.training.throughput import step_flops
-from gen1_train.training.tracing import Work
+from gen1_train.training.tracing import Adapt, Work
 
 FACTOR = 8  # pixels per latent of Stable Diffusion's autoencoder, where there is no set to ask
 AUTOENCODER = 4 * 83_653_863  # bytes of Stable Diffusion's
@@ -68,6 +70,7 @@ class Ranks:
     world: int
     layout: Layout
     unet: UNetConfig
+    adapt: Adapt | None = None  # puts an adapter into it
 
 
 def material_of(schedule: Schedule, autoencoder: Autoencoder | None) -> Material:
@@ -79,7 +82,14 @@ def material_of(schedule: Schedule, autoencoder: Autoencoder | None) -> Material
 
 
 def checked_material(config: TrainConfig, resume: Checkpoint | None) -> Material:
-    """From the shard set, or without one from plan.buckets. Raises UserError as a run would."""
+    """From the shard set, or without one from plan.buckets. Raises UserError as a run would.
+
+    Of a customization by the sizes of the checkpoint: the set of its images is made by a run.
+    """
+    if config.images is not None:
+        find_images(Path(config.images))
+        start = resume or predecessor(config.stage, config.init, config.tree)
+        return _imagined(replace(config, plan=replace(config.plan, buckets=start.info.buckets)))
     if config.data.root is None:
         return _imagined(config)
     shards = open_data(config)
@@ -121,11 +131,12 @@ def ranks_of(config: TrainConfig) -> Ranks:
         zero = ZeroSettings.read(strategy.config["zero_optimization"])
     offload = config.strategy.offload
     layout = Layout(config.strategy.name, trainer.precision, world, trainer.accumulate, averages, zero, offload, gloo)
-    return Ranks(world, layout, stage_unet(config.model, config.stage))
+    adapt = None if config.customize.lora_rank is None else partial(add_lora, config=config.customize, seed=config.seed)
+    return Ranks(world, layout, stage_unet(config.model, config.stage), adapt)
 
 
 def planner_of(ranks: Ranks, material: Material) -> Planner:
-    return Planner(ranks.unet, ranks.layout, material.frozen)
+    return Planner(ranks.unet, ranks.layout, material.frozen, ranks.adapt)
 
 
 def foresee(config: TrainConfig, material: Material, run: Path) -> str:
@@ -135,7 +146,7 @@ def foresee(config: TrainConfig, material: Material, run: Path) -> str:
     """
     ranks = ranks_of(config)
     planner = planner_of(ranks, material)
-    check_room(config, run, planner.weights)
+    check_room(config, run, planner)
     kind = "video" if material.share < 1 else "image"
     pool = max((pool for pool, _ in material.pools if pool.kind == kind), key=lambda pool: pool.width * pool.height)
     memory = planner.plan([material.work(pool, micro_clips(config, ranks.world))])
@@ -150,9 +161,10 @@ def foresee(config: TrainConfig, material: Material, run: Path) -> str:
     return f"memory of a rank by plan: {memory.total / GIBI:.2f} GiB ({parts})"
 
 
-def check_room(config: TrainConfig, run: Path, weights: int) -> int:
+def check_room(config: TrainConfig, run: Path, planner: Planner) -> int:
     """Bytes of one checkpoint. Raises UserError when those that a run keeps do not fit on its disk."""
-    size = checkpoint_bytes(weights, len(config.ema.decays))
+    adapter = planner.trained if config.customize.lora_rank is not None else 0
+    size = checkpoint_bytes(planner.weights, len(config.ema.decays), adapter)
     check_disk(run, room_for_checkpoints(run, config.checkpoint.keep, size))
     return size
 
@@ -162,7 +174,7 @@ def plan_lines(config: TrainConfig, run: Path, resume: Checkpoint | None) -> Ite
     material, ranks = checked_material(config, resume), ranks_of(config)
     planner, clips = planner_of(ranks, material), micro_clips(config, ranks.world)
     memory = planner.plan([material.work(pool, clips) for pool, _ in material.pools])
-    size = check_room(config, run, planner.weights)
+    size = check_room(config, run, planner)
     numbers = f"{ranks.layout.strategy}, {ranks.layout.precision}, {ranks.world} ranks"
     yield f"stage {config.stage.name}: {planner.weights / 1e6:.1f} M weights, {numbers}"
     batch = f"{config.data.batch_clips} clips or {config.data.batch_clips * material.frames} images"
@@ -213,18 +225,19 @@ def fit_lines(config: TrainConfig, material: Material, ranks: Ranks, memory: Mem
     everywhere = [True] * len(ranks.unet.channels)
     chosen = {f"model.checkpointing={_list(ranks.unet.checkpointing)}": ranks.unet.checkpointing}
     for name, levels in {**chosen, f"model.checkpointing={_list(everywhere)}": everywhere}.items():
-        most = largest_micro_batch(replace(ranks.unet, checkpointing=levels), ranks.layout, material.frozen, work, card)
+        other = replace(ranks, unet=replace(ranks.unet, checkpointing=levels))
+        most = largest_micro_batch(other, material.frozen, work, card)
         parts = next((parts for parts in range(1, clips + 1) if clips % parts == 0 and clips // parts <= most), None)
         way = f"trainer.accumulate={parts}" if parts else "no trainer.accumulate= makes it fit"
         yield f"  {name}: at most {most} clips in a micro-batch of a rank: {way}"
 
 
-def largest_micro_batch(unet: UNetConfig, layout: Layout, frozen: int, work: Callable[[int], Work], card: float) -> int:
+def largest_micro_batch(ranks: Ranks, frozen: int, work: Callable[[int], Work], card: float) -> int:
     """Clips of the largest micro-batch that surely fits a card, in a run that accumulates; 0 if none does.
 
     What a pass takes grows with the clips by equal steps, so two traces tell.
     """
-    planner = Planner(unet, replace(layout, accumulate=2), frozen)
+    planner = Planner(ranks.unet, replace(ranks.layout, accumulate=2), frozen, ranks.adapt)
     one, two = planner.peak(work(1)), planner.peak(work(2))
     left = card / MARGIN - sum(planner.standing().values())
     each = two.backward - one.backward

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 
 from gen1_train.config import TrainConfig
 from gen1_train.data.cache import fetch_manifest
+from gen1_train.data.merged import MergedShards
 from gen1_train.data.schedule import Schedule, Settings, stage_seed
 from gen1_train.data.shards import Manifest, ShardSet
 from gen1_train.data.state import DataState, resume
@@ -15,14 +17,20 @@ from gen1_train.errors import UserError
 from gen1_train.frozen import check_fingerprint
 from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig
 from gen1_train.remote import is_url, without_secrets
+from gen1_train.subject import HELD_OUT
 from gen1_train.training.checkpoint import Checkpoint, checkpoints_dir
+from gen1_train.training.customize import start_or_newest, subject_of
 from gen1_train.training.prior_config import AnyTrainConfig
-from gen1_train.training.stages import predecessor, read_recorded
+from gen1_train.training.stages import predecessor, read_recorded, run_folder
+
+say = rank_zero_only(lambda line: print(f"gen1-train: {line}", flush=True))
 
 
 def open_data(config: TrainConfig) -> ShardSet:
     """The shard set. Raises UserError when there is none, or the model cannot read what it holds."""
     root, cache = config.data.root, config.data.cache
+    if config.images is not None:
+        return open_subject(config)
     if root is None:
         raise UserError("data.root is not given: add data.root=FOLDER, a shard set made by gen1-data")
     if cache is not None:
@@ -39,10 +47,39 @@ def open_data(config: TrainConfig) -> ShardSet:
     return shards
 
 
+def open_subject(config: TrainConfig) -> MergedShards:
+    """The subject's images, made where they are not there yet, with the clips of data.root, if that is given.
+
+    Raises UserError as open_data does, and when data.root was made by other networks than the model knows.
+    """
+    assert config.images is not None
+    run, root = run_folder(config.tree, config.stage.name), config.data.root
+    start = start_or_newest(run, lambda: predecessor(config.stage, config.init, config.tree))
+    if root is None:
+        say(
+            "warning: without data.root= all steps read the images: nothing guards against forgetting; give the set "
+            "that the model was trained on"
+        )
+    elif is_url(root):
+        raise UserError(f"data.root={without_secrets(root)} is not on this machine: copy the set and give its folder")
+    else:
+        prior = ShardSet(root).manifest
+        check_data(config, prior)
+        check_estimators(config, prior, start, structure=True)
+    makes, patience = getattr(rank_zero_only, "rank", 0) == 0, config.data.stall_seconds
+    images, accelerator = Path(config.images), config.trainer.accelerator
+    subject = subject_of(images, run, start, config.customize, accelerator, makes, patience, say)
+    shards = MergedShards(subject.train, root)
+    check_data(config, shards.manifest)
+    return shards
+
+
 def schedule_settings(config: TrainConfig) -> Settings:
     """What of the config decides the order in which the shard set is read."""
     data, stage = config.data, config.stage
     ratio = stage.image_ratio if data.image_ratio is None else data.image_ratio
+    if config.images is not None and data.root is None:
+        ratio = 1.0  # there is nothing else to read
     seed = stage_seed(config.seed, stage.name)
     frames = config.model.max_frames
     return Settings(seed, ratio, data.batch_clips, frames, data.mix, data.order, data.window, data.lanes)
@@ -117,6 +154,8 @@ def open_validation(config: TrainConfig, shards: ShardSet) -> ShardSet | None:
     if not (settings.every or settings.edit_every):
         return None
     if settings.root is None:
+        if config.images is not None and config.data.root is None:
+            return None
         if config.data.cache is None:
             return shards
         print(
@@ -134,6 +173,20 @@ def open_validation(config: TrainConfig, shards: ShardSet) -> ShardSet | None:
                 "it with the same recipe, or leave it out"
             )
     return held_out
+
+
+def open_held_out(config: TrainConfig, shards: ShardSet) -> ShardSet | None:
+    """The images of a subject that are not trained on; None if there are none, or no validation."""
+    if not isinstance(shards, MergedShards) or not config.validation.every:
+        return None
+    folder = shards.images.root.with_name(HELD_OUT)
+    if folder.exists():
+        return ShardSet(folder)
+    say(
+        "warning: no image is held out (customize.held_out, for which there are too few), so nothing tells whether the "
+        "images are learned by heart"
+    )
+    return None
 
 
 def encodes(config: TrainConfig, manifest: Manifest) -> bool:
@@ -204,9 +257,12 @@ def check_disk(folder: Path, needed: int) -> None:
         )
 
 
-def checkpoint_bytes(weights: int, averages: int = 0) -> int:
-    """A checkpoint on disk of so many weights: they, AdamW's two moments and each average, all in float32."""
-    return 4 * weights * (3 + averages)
+def checkpoint_bytes(weights: int, averages: int = 0, adapter: int = 0) -> int:
+    """A checkpoint on disk of so many weights: they, AdamW's two moments and each average, all in float32.
+
+    `adapter`: of so many weights, of which the moments are then, and which lies beside each file of weights.
+    """
+    return 4 * (weights * (1 + averages) + (adapter * (3 + averages) or 2 * weights))
 
 
 def room_for_checkpoints(run: Path, keep: int, size: int) -> int:

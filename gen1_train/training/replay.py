@@ -20,10 +20,11 @@ from gen1_train.data.schedule import Schedule
 from gen1_train.data.state import DataState, resume
 from gen1_train.errors import UserError
 from gen1_train.frozen import pick_device
-from gen1_train.model.pretrained import listed, load_safetensors, load_weights
+from gen1_train.model.pretrained import listed, load_safetensors
 from gen1_train.model.unet import SpatioTemporalUNet
 from gen1_train.training.checkpoint import CONFIG, UNET, find_checkpoint
 from gen1_train.training.guard import RECORD, rows
+from gen1_train.training.lora import load_base, load_trained
 from gen1_train.training.module import Gen1Module
 from gen1_train.training.preflight import encodes, load_autoencoder, open_data, schedule_settings
 from gen1_train.training.run import make_module
@@ -94,18 +95,19 @@ def read_record(path: Path) -> Record:
 def load_unet(record: Record) -> SpatioTemporalUNet:
     """The weights that the step was taken with; for a late record, which has none, those of the newest checkpoint."""
     unet = SpatioTemporalUNet(stage_unet(record.config.model, record.config.stage))
-    file = record.path.parent / UNET
+    file, run, customize = record.path.parent / UNET, record.path.parents[2], record.config.customize
+    if customize.lora_rank is not None:
+        load_base(unet, run, customize, record.config.seed)
     if file.exists():
-        load_weights(unet, load_safetensors(file), str(file), may_be_new=())
+        load_trained(unet, load_safetensors(file), str(file))
         return unet
-    run = record.path.parents[2]
     found = find_checkpoint(run)
     print(
         f"gen1-train: warning: {record.path.parent} has no weights (guard.records): those of step {found.info.step} "
         "are taken, so losses differ from the recorded ones",
         flush=True,
     )
-    load_weights(unet, found.weights("raw"), str(found.path), may_be_new=())
+    load_trained(unet, found.trained(), str(found.path))
     return unet
 
 

@@ -5,6 +5,7 @@ import logging
 import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from pytorch_lightning import Callback, Trainer
@@ -17,7 +18,7 @@ from gen1_train.data.shards import Manifest, ShardSet
 from gen1_train.data.state import capture
 from gen1_train.exits import STOPPED
 from gen1_train.model.autoencoder import Autoencoder
-from gen1_train.model.pretrained import WeightReport, check_keys, check_same_family, load_weights
+from gen1_train.model.pretrained import WeightReport, check_keys, check_same_family
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.stop import STOP
 from gen1_train.training import checkpoint
@@ -29,8 +30,19 @@ from gen1_train.training.ema import name_of
 from gen1_train.training.ending import Ending
 from gen1_train.training.guard import Guard
 from gen1_train.training.loggers import loggers
+from gen1_train.training.lora import (
+    add_lora,
+    check_adapter,
+    describe_adapter,
+    load_base,
+    load_trained,
+    merging,
+    save_base,
+)
 from gen1_train.training.measure import BatchFlops, Measure
+from gen1_train.training.metrics import read_metrics
 from gen1_train.training.module import Gen1Module
+from gen1_train.training.overfit import Overfit
 from gen1_train.training.plan import foresee, material_of, plan_lines
 from gen1_train.training.prefetching import Prefetching
 from gen1_train.training.preflight import (
@@ -41,6 +53,7 @@ from gen1_train.training.preflight import (
     micro_clips,
     open_autoencoder,
     open_data,
+    open_held_out,
     open_schedule,
     open_validation,
     process_count,
@@ -51,11 +64,11 @@ from gen1_train.training.prior_config import AnyTrainConfig
 from gen1_train.training.run_files import open_run
 from gen1_train.training.saving import Averaging, Begin, SaveCheckpoints, begin_counters
 from gen1_train.training.stages import RESETS, build_unet, inherited, read_recorded, run_folder, stage_unet
-from gen1_train.training.state import moments_of
+from gen1_train.training.state import moments_of, trainable
 from gen1_train.training.stopping import Stopping
 from gen1_train.training.strategy import build_strategy
 from gen1_train.training.throughput import step_flops
-from gen1_train.training.validation import Validation
+from gen1_train.training.validation import LOSS, SUBJECT_LOSS, Validation
 
 say = rank_zero_only(lambda line: print(f"gen1-train: {line}", flush=True))
 
@@ -104,6 +117,7 @@ class Ready:
     processes: int  # on this node
     world: int
     held_out: ShardSet | None  # validation's clips
+    subject: ShardSet | None  # and, in a customization, images
     autoencoder: Autoencoder | None
 
 
@@ -119,11 +133,12 @@ def check_run(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | No
     held_out, autoencoder = open_validation(config, shards), open_autoencoder(config, shards.manifest)
     if _is_rank_zero():
         say(foresee(config, material_of(schedule, autoencoder if encodes(config, shards.manifest) else None), run))
-    return Ready(shards, schedule, history, strategy, processes, world, held_out, autoencoder)
+    subject = open_held_out(config, shards)
+    return Ready(shards, schedule, history, strategy, processes, world, held_out, subject, autoencoder)
 
 
 def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) -> int:
-    """Stages 2 to 5; returns the exit code."""
+    """Stages 2 to 5, and a customization; returns the exit code."""
     stage, start = config.stage, resume.info.step if resume else 0
     ready = check_run(config, run, resume)
     before = checkpoint.newest(run)
@@ -133,17 +148,18 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
     shards, schedule, history, autoencoder = ready.shards, ready.schedule, ready.history, ready.autoencoder
     if resume is None:
         unet, report = build_unet(config.model, stage, config.init, config.tree, config.seed)
+        adapter = begin_adapter(config, run, unet)
     else:
-        unet, report = restore(config, resume), None
+        unet, report, adapter = restore(config, run, resume), None, resume.info.lora
     module = make_module(config, unet, shards.manifest, autoencoder, schedule.settings.seed, start)
     for change in history[len(resume.info.data["history"]) :] if resume else ():
         say(f"the data goes on with a change: {change}")
 
     def describe(step: int) -> checkpoint.CheckpointInfo:
         state = asdict(capture(schedule, step, history))
-        buckets = [f"{pool.width}x{pool.height}" for pool in shards.pools("video")]
-        finished, estimators = step >= stage.steps, shards.manifest.estimators
-        return checkpoint.CheckpointInfo(stage.name, step, finished, state, estimators, buckets, code=code_hash())
+        finished, made_by = step >= stage.steps, shards.manifest.estimators
+        buckets, code = shards.buckets, code_hash()
+        return checkpoint.CheckpointInfo(stage.name, step, finished, state, made_by, buckets, lora=adapter, code=code)
 
     clock, decays, resolved = Clock(), config.ema.decays, config.to_yaml()
     ending, stopping = Ending(lambda: checkpoint.newest(run) != before), Stopping(STOP, say)
@@ -162,9 +178,12 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
         Guard(config.guard, counters, run, resolved, describe, say, measure.gradient),
         Averaging(counters, decays, clock),
         measure,
-        *validating(config, run, ready.held_out, autoencoder, "video" if schedule.share < 1 else "image", clock),
+        *validating(config, run, ready, start, clock),
         stopping,
-        SaveCheckpoints(run, config.checkpoint, stage.steps, counters, resolved, describe, ending.fail, clock),
+        SaveCheckpoints(
+            *(run, config.checkpoint, stage.steps, counters, resolved, describe, ending.fail, clock),
+            merging(config.customize, run),
+        ),
     ]
     trainer = build_trainer(config, run, start, ready.processes, ready.strategy, callbacks)
     loading = config.data.workers, config.data.stall_seconds, ending.fail
@@ -183,23 +202,32 @@ def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) ->
     return 0
 
 
-def validating(
-    config: TrainConfig,
-    run: Path,
-    held_out: ShardSet | None,
-    autoencoder: Autoencoder | None,
-    kind: str,
-    clock: Clock,
-) -> list[Callback]:
-    """Validation loss and previews, as far as the config wants them; `kind` of samples, video or image."""
+def validating(config: TrainConfig, run: Path, ready: Ready, start: int, clock: Clock) -> list[Callback]:
+    """Validation losses and previews, as far as the config wants them; `start`: steps done."""
     settings, steps, found = config.validation, config.stage.steps, list[Callback]()
+    held_out, customizes = ready.held_out, config.images is not None
     average = name_of(config.ema.decays[0]) if config.ema.decays else None
+    heard = watch(config, run, start).heard if customizes else None
     if held_out is not None and settings.every:
-        found.append(Validation(settings, held_out, kind, steps, average, clock))
+        kind = "video" if customizes or ready.schedule.share < 1 else "image"
+        found.append(Validation(settings, held_out, kind, steps, average, clock, heard=heard))
+    if ready.subject is not None:
+        found.append(Validation(settings, ready.subject, "image", steps, average, clock, SUBJECT_LOSS, heard))
     if held_out is not None and wants_previews(config):
-        assert autoencoder is not None
-        found.append(Previews(settings, held_out, steps, average, autoencoder, run, say, clock))
+        assert ready.autoencoder is not None
+        found.append(Previews(settings, held_out, steps, average, ready.autoencoder, run, say, clock))
     return found
+
+
+def watch(config: TrainConfig, run: Path, start: int) -> Overfit:
+    """Over-fitting, by the weights that an edit takes: the first average, if there is one."""
+    suffix = "_ema" if config.ema.decays else ""
+    meanings = {
+        f"{LOSS}{suffix}": "it forgets other videos",
+        f"{SUBJECT_LOSS}{suffix}": "it learns its images by heart",
+    }
+    past = [row for row in read_metrics(run / "metrics.csv") if int(row["step"]) <= start] if start else []
+    return Overfit(config.customize, meanings, run, say, past)
 
 
 def make_module(
@@ -311,11 +339,26 @@ def begin_run(config: TrainConfig, run: Path, report: WeightReport | None, step:
         open_run(config, run, report, step, world)
 
 
-def restore(config: TrainConfig, resume: checkpoint.Checkpoint) -> SpatioTemporalUNet:
+def begin_adapter(config: TrainConfig, run: Path, unet: SpatioTemporalUNet) -> dict[str, Any]:
+    """Puts an adapter into the UNet, if one is to be trained; what a checkpoint says of it."""
+    if config.customize.lora_rank is None:
+        return {}
+    if _is_rank_zero():
+        save_base(run, unet.state_dict())
+    add_lora(unet, config.customize, config.seed)
+    count, all_ = (sum(weight.numel() for weight in which) for which in (trainable(unet).values(), unet.parameters()))
+    say(f"LoRA of rank {config.customize.lora_rank} trains {count:,} weights, {count / all_:.2%} of all")
+    return describe_adapter(config.customize, run) if _is_rank_zero() else {}
+
+
+def restore(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint) -> SpatioTemporalUNet:
     """The UNet of a run that goes on; refuses another model."""
     unet = SpatioTemporalUNet(stage_unet(config.model, config.stage))
     check_same_family(unet.config, read_recorded(resume).unet, str(resume.path))
-    load_weights(unet, resume.weights("raw"), str(resume.path), may_be_new=())
+    check_adapter(config.customize, run, resume)
+    if config.customize.lora_rank is not None:
+        load_base(unet, run, config.customize, config.seed)
+    load_trained(unet, resume.trained(), str(resume.path))
     wanted = {name: weight for name, (weight, _) in moments_of(unet).items()}
     check_keys(wanted, resume.moments(), str(resume.path / checkpoint.OPTIMIZER))
     say(f"resuming from {resume.path}")

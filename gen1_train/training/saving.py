@@ -24,6 +24,8 @@ from gen1_train.training.network import NetworkModule
 
 RETRY = 10.0  # seconds between two attempts to write
 
+Complete = Callable[[dict[str, dict[str, Tensor]]], dict[str, dict[str, Tensor]]]
+
 
 def begin_counters(
     source: checkpoint.Checkpoint | None, keeps: Collection[str], decays: list[float], resumed: bool
@@ -68,7 +70,7 @@ class Begin(Callback):
             held.create_average(name)
             if self.counters.averaged[name]:
                 assert self.source is not None
-                put(held, state.averages_of(network, name), self.source.weights(name.removeprefix("ema_")))
+                put(held, state.averages_of(network, name), self.source.trained(name.removeprefix("ema_")))
         state.go_on(trainer, self.step)
 
 
@@ -116,14 +118,16 @@ class SaveCheckpoints(Callback):
         describe: Callable[[int], CheckpointInfo],
         fail: Callable[[UserError], None],
         clock: Clock,
+        complete: Complete = lambda tensors: tensors,
     ) -> None:
         """`describe(step)` makes the CheckpointInfo of a step; `resolved` is the run's config as YAML.
 
-        `fail` is told, in a thread of the writer's, when a checkpoint cannot be written.
+        `fail` is told, in a thread of the writer's, when a checkpoint cannot be written. `complete` makes of the files
+        that were gathered those that are written, in that thread, too.
         """
         self.run, self.config, self.steps, self.counters = run, config, steps, counters
         self.resolved, self.describe, self.clock = resolved, describe, clock
-        self._writer = Writer(config, fail)
+        self._writer = Writer(config, fail, complete)
         self._saved = -1
 
     @override
@@ -165,8 +169,10 @@ class SaveCheckpoints(Callback):
 class Writer:
     """Writes one checkpoint at a time in a thread, and tries again for a while when the disk is full or away."""
 
-    def __init__(self, config: checkpoint.CheckpointConfig, fail: Callable[[UserError], None]) -> None:
-        self.config, self.fail = config, fail
+    def __init__(
+        self, config: checkpoint.CheckpointConfig, fail: Callable[[UserError], None], complete: Complete
+    ) -> None:
+        self.config, self.fail, self.complete = config, fail, complete
         self._thread: threading.Thread | None = None
 
     def write(self, *what: Any) -> None:
@@ -185,7 +191,7 @@ class Writer:
     ) -> None:
         began = time.perf_counter()
         try:
-            self._persist(run, tensors, resolved, info)
+            self._persist(run, self.complete(tensors), resolved, info)
         except UserError as error:
             self.fail(error)
             return

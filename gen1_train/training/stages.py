@@ -19,7 +19,7 @@ RESETS = ("optimizer", "ema")  # AdamW's moments, the averages
 
 @dataclass
 class StageConfig:
-    name: str  # "1" .. "5"
+    name: str  # "1" .. "5", or customize
     predecessor: str | None  # the stage whose weights this one starts from; null: from Stable Diffusion
     steps: int  # optimizer steps; 0: the stage only initialises
     temporal: bool  # the UNet has temporal layers

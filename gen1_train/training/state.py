@@ -24,19 +24,24 @@ BUCKET = 2**24  # elements that are gathered, or exchanged, at a time, unless on
 Entries = dict[str, tuple[Parameter, str | None]]
 
 
+def trainable(model: Module) -> dict[str, Parameter]:
+    """What the optimizer holds: all weights, or those of an adapter."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
 def weights_of(model: Module) -> Entries:
     """What unet.safetensors holds."""
-    return {name: (weight, None) for name, weight in model.named_parameters()}
+    return {name: (weight, None) for name, weight in trainable(model).items()}
 
 
 def moments_of(model: Module) -> Entries:
     """What optimizer.safetensors holds."""
-    return {f"{name}.{moment}": (weight, moment) for name, weight in model.named_parameters() for moment in MOMENTS}
+    return {f"{name}.{moment}": (weight, moment) for name, weight in trainable(model).items() for moment in MOMENTS}
 
 
 def averages_of(model: Module, average: str) -> Entries:
     """What the file of an average holds: the names are those of the weights."""
-    return {name: (weight, average) for name, weight in model.named_parameters()}
+    return {name: (weight, average) for name, weight in trainable(model).items()}
 
 
 class PlainState:

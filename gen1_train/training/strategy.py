@@ -119,7 +119,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         super().setup(trainer)
         state = state_of(self)
         for name, weight in self.deepspeed_engine.module.named_parameters():
-            if name in loaded:
+            if name in loaded and weight.requires_grad:  # what is frozen has no master
                 state.put(weight, None, loaded[name])
 
     @override

@@ -7,7 +7,7 @@ and drop within one operator.
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,9 @@ from gen1_train.diffusion.loss import per_sample_loss
 from gen1_train.diffusion.prediction import v_from
 from gen1_train.model.autoencoder import sample_latents
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
+from gen1_train.training.state import trainable
+
+Adapt = Callable[[nn.Module], None]
 
 
 @dataclass(frozen=True)
@@ -69,16 +72,19 @@ class Traced:
 class Tracer:
     """A UNet without memory. Making one takes a second or two at Stable Diffusion 1.5's size, and so does a trace."""
 
-    def __init__(self, config: UNetConfig, numbers: Numbers) -> None:
+    def __init__(self, config: UNetConfig, numbers: Numbers, adapt: Adapt | None = None) -> None:
+        """`adapt` puts an adapter into the UNet, beside which nothing is trained."""
         self.numbers = numbers
         with torch.device("meta"):
             self.unet = SpatioTemporalUNet(config)
+            if adapt is not None:
+                adapt(self.unet)
         self.mode = FakeTensorMode()
         with self.mode:
             for module in self.unet.modules():
                 for name, weight in module.named_parameters(recurse=False):
                     empty = torch.empty(weight.shape, dtype=numbers.dtype)
-                    module.register_parameter(name, nn.Parameter(empty))
+                    module.register_parameter(name, nn.Parameter(empty, weight.requires_grad))
                 if numbers.autocast and isinstance(module, nn.GroupNorm | nn.LayerNorm):
                     # as autocast does on a GPU; on a CPU, where this runs, it leaves norms in bfloat16
                     module.register_forward_pre_hook(_in_float32)
@@ -91,17 +97,22 @@ class Tracer:
         """Elements of each weight, in the order of the model."""
         return [weight.numel() for weight in self.unet.parameters()]
 
+    @property
+    def trained(self) -> int:
+        """Elements of all weights that are trained."""
+        return sum(weight.numel() for weight in trainable(self.unet).values())
+
     def trace(self, work: Work, buckets: Buckets | None = None, standing: bool = False) -> Traced:
         """The pass of a micro-batch. Without `buckets` the gradients stay with the weights, whole.
 
         `standing`: those of the micro-batches before are there already (accumulation), and are not counted.
         """
-        weights = list(self.unet.parameters())
+        weights, trained = list(self.unet.parameters()), list(trainable(self.unet).values())
         before: list[Tensor] = [*weights]
         if standing:
             before += self._fill_gradients()
         live, kept = _Live(before), _Kept(weights)
-        with self.mode, live, _reducing(weights, buckets, self.numbers.dtype) as reducer:
+        with self.mode, live, _reducing(trained, buckets, self.numbers.dtype) as reducer:
             if buckets is None and not standing:
                 self._fill_gradients()
             with self._autocast(), saved_tensors_hooks(kept.add, lambda tensor: tensor):
@@ -111,12 +122,12 @@ class Tracer:
             loss.backward()
             del loss
             reducer.reduce()
-        return Traced(kept.bytes, live.peak, sum(self.sizes) - reducer.taken)
+        return Traced(kept.bytes, live.peak, self.trained - reducer.taken)
 
     def _fill_gradients(self) -> list[Tensor]:
         """As a step before has left them."""
         gradients = []
-        for weight in self.unet.parameters():
+        for weight in trainable(self.unet).values():
             with self.mode:
                 weight.grad = torch.empty_like(weight)
             gradients.append(weight.grad)

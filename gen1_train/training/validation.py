@@ -4,7 +4,7 @@ The training loss of a step says little: it jumps with the timesteps that were d
 alone. All ranks take their share of the clips, and nothing that training draws is touched.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,8 @@ class ValidationConfig:
     edit_steps: int = 20  # of the sampler
     omega: float = 4.0  # of the edits, content
 
+
+LOSS, SUBJECT_LOSS = "val_loss", "subject_loss"  # columns: of clips (or images), of held-out images of a subject
 
 Place = tuple[str, int]  # pool, index in it
 
@@ -85,11 +87,24 @@ class Validation(Callback):
     """Logs val_loss (weights) and val_loss_ema (first average), as a whole and by quarter of the timesteps."""
 
     def __init__(
-        self, config: ValidationConfig, shards: ShardSet, kind: str, steps: int, average: str | None, clock: Clock
+        self,
+        config: ValidationConfig,
+        shards: ShardSet,
+        kind: str,
+        steps: int,
+        average: str | None,
+        clock: Clock,
+        name: str = LOSS,
+        heard: Callable[[dict[str, float], int], dict[str, float]] | None = None,
     ) -> None:
-        """`kind` of the samples, video or image; the stage has `steps`; `average` is its name in training.state."""
+        """`kind` of the samples, video or image; the stage has `steps`; `average` is its name in training.state.
+
+        `name` of the column of the weights' loss. `heard`, if given, is told of every row and its step, also before the
+        first step, and gives what is logged beside it.
+        """
         self.config, self.shards, self.kind, self.steps, self.clock = config, shards, kind, steps, clock
-        self.shown = {"val_loss": None, **({"val_loss_ema": average} if average else {})}
+        self.shown = {name: None, **({f"{name}_ema": average} if average else {})}
+        self.heard = heard
         self._turns: list[Turn] = []
         self._done = -1
 
@@ -99,6 +114,8 @@ class Validation(Callback):
         self._done = trainer.global_step
         places = chosen(self.shards, self.kind, self.config.clips)
         self._turns = turns(self.shards, places, pl_module.fields, trainer.global_rank, trainer.world_size)
+        if self.heard is not None and trainer.global_step == 0:
+            self._validate(trainer)  # what the later ones are compared with
 
     @override
     def on_train_batch_end(
@@ -106,10 +123,15 @@ class Validation(Callback):
     ) -> None:
         if is_due(trainer.global_step, self._done, self.config.every, self.steps):
             self._done = trainer.global_step
-            with self.clock.phase("validation"):
-                row = self.losses(trainer)
-            for logger in trainer.loggers:
-                logger.log_metrics(row, step=trainer.global_step)
+            self._validate(trainer)
+
+    def _validate(self, trainer: Trainer) -> None:
+        with self.clock.phase("validation"):
+            row = self.losses(trainer)
+        if self.heard is not None:
+            row |= self.heard(row, trainer.global_step)
+        for logger in trainer.loggers:
+            logger.log_metrics(row, step=trainer.global_step)
 
     @torch.no_grad()
     def losses(self, trainer: Trainer) -> dict[str, float]:
@@ -125,7 +147,8 @@ class Validation(Callback):
                         sums[QUARTERS] += 1
             *quarters, clips = trainer.strategy.reduce(sums.to(trainer.strategy.root_device), reduce_op="sum").tolist()
             row[name] = sum(quarters) / QUARTERS / clips
-            row |= {f"{name}_t{i + 1}": loss / clips for i, loss in enumerate(quarters)}
+            if name.startswith(LOSS):
+                row |= {f"{name}_t{i + 1}": loss / clips for i, loss in enumerate(quarters)}
         return row
 
     def _one(self, trainer: Trainer, turn: Turn) -> Tensor:

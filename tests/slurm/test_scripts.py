@@ -19,7 +19,7 @@ def test_they_are_bash(script):
 def test_the_stages_differ_in_what_they_ask_for_alone():
     """A job finds the folder by its script's name, which is written in it."""
     bodies = set()
-    for name in (*(f"stage{number}" for number in range(1, 6)), "prior"):
+    for name in (*(f"stage{number}" for number in range(1, 6)), "prior", "customize"):
         text = (SCRIPTS / f"{name}.sh").read_text()
         assert f"#SBATCH --job-name=gen1-{name}\n" in text
         stage = name.removeprefix("stage")

@@ -12,6 +12,8 @@ PANELS = [panel for section in SECTIONS for panel in section.panels]
 CONTRACT = [
     *("loss", "loss_image", "loss_video", "val_loss", "val_loss_ema", "grad_norm", "grad_norm_max", "lr"),
     *(f"{name}_t{quarter}" for name in ("loss", "val_loss", "val_loss_ema") for quarter in range(1, 5)),
+    *(f"subject_loss{kind}" for kind in ("", "_ema")),
+    *(f"{loss}{kind}_above_best" for loss in ("val_loss", "subject_loss") for kind in ("", "_ema")),
     *(f"loss_level_{level}" for level in range(8)),
     *("x_loss", "val_x_loss", "val_x_loss_ema", "epochs"),
     *(f"val_{what}{way}" for what in ("cosine", "own") for way in ("", "_ema", "_text", "_mean_image")),

@@ -138,7 +138,7 @@ def test_the_largest_micro_batch_fits_and_one_more_clip_does_not(tmp_path):
         return planner.plan([material.work(pool, clips)]).total * gpus.MARGIN
 
     def most(card: float) -> int:
-        return largest_micro_batch(ranks.unet, ranks.layout, 0, lambda n: material.work(pool, n), card)
+        return largest_micro_batch(ranks, 0, lambda n: material.work(pool, n), card)
 
     assert most(needs(1) * 0.9) == 0
     for clips in (1, 3, 8):

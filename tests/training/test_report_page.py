@@ -20,7 +20,14 @@ from tests.training.made_runs import CONFIG, long_columns, write_run
 
 STEPS = np.arange(10, 25_001, 10)
 LINEAR = Scale(0.0, 1.0, log=False)
-PANELS = [panel for section in SECTIONS if section is not PRIOR for panel in section.panels]
+# of a run of a numbered stage
+PANELS = [
+    panel
+    for section in SECTIONS
+    if section is not PRIOR
+    for panel in section.panels
+    if not panel.about.startswith("Customization")
+]
 
 
 def report(run: Path, output: Path | None = None) -> Page:

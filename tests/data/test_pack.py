@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from data_tools import pack
-from data_tools.pack import PADDING, open_tar, sample_range, seal, sealed
+from gen1_train.data import pack
 from gen1_train.data.index import Entry, build_index, index_path
+from gen1_train.data.pack import PADDING, open_tar, sample_range, seal, sealed
 
 
 def fill(path: Path) -> bytes:
