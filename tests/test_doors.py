@@ -10,7 +10,8 @@ ROOT = Path(__file__).parents[1]
 OURS = ("gen1_train", "data_tools", "miniature")
 
 LEAVES = {
-    f"gen1_train.{name}" for name in ("errors", "exits", "files", "stop", "keyed", "batch", "frozen", "remote", "page")
+    f"gen1_train.{name}"
+    for name in ("errors", "exits", "files", "stop", "children", "keyed", "batch", "frozen", "remote", "page")
 }
 ENTRY = {
     f"gen1_train.{name}" for name in ("train", "edit", "editor", "cli", "config", "evaluate", "export", "exporter")
@@ -25,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "gen1_train.batch": set(),
     "gen1_train.page": set(),
     "gen1_train.stop": set(),
+    "gen1_train.children": set(),
     "gen1_train.exits": set(),
     "gen1_train.frozen": {"gen1_train.errors"},
     "gen1_train.remote": {"gen1_train.errors"},
