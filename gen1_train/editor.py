@@ -1,39 +1,54 @@
-"""Editing: the structure of a video, the content of a prompt, one sampler over windows of frames."""
+"""Editing in Python: the structure of a video, the content of a prompt.
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+editor = Gen1Editor.from_pretrained("runs/gen1/stage5")
+edited = editor(frames, prompt="a watercolour of a fox", omega_t=1.2)    # uint8 (n, h, w, 3), in and out
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from gen1_train import keyed
-from gen1_train.diffusion.editing import sample_clip
+from gen1_train.diffusion.editing import SamplingConfig, Scene, sample_video, shared_noise
 from gen1_train.diffusion.guidance import GuidanceConfig
+from gen1_train.diffusion.sampler import SOLVERS
 from gen1_train.diffusion.schedule import NoiseConfig, NoiseSchedule
 from gen1_train.diffusion.structure import MAX_LEVEL, degrade
 from gen1_train.errors import UserError
 from gen1_train.estimators.clip import ClipConfig, ClipEncoder
-from gen1_train.estimators.structure import StructureEstimator, build_structure, structure_config
+from gen1_train.estimators.structure import Span, StructureEstimator, build_structure, structure_config
 from gen1_train.frozen import check_fingerprint, pick_device
-from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig, to_pixels
+from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig, to_pixels, to_signed
 from gen1_train.model.pretrained import load_weights
 from gen1_train.model.unet import SpatioTemporalUNet
+from gen1_train.spool import Spool
 from gen1_train.training.checkpoint import INFO, Checkpoint, find_checkpoint
 from gen1_train.training.stages import read_recorded
 
+if TYPE_CHECKING:
+    from gen1_train.training.prior_checkpoint import TrainedPrior
 
-@dataclass
-class SamplingConfig:
-    steps: int = 50  # of DDIM; ours
-    t_s: int = 0  # rounds of blur on the structure, 0..7: higher is freer
-    seed: int = 0  # of the noise: same seed, same frames
-    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+CHUNK = 16  # frames that are estimated, encoded or decoded at a time: bounds memory, changes no value
 
 
-class Editor:
-    """A trained model with the estimators that its data was made by. Made by `from_checkpoint`."""
+class Frames(Protocol):
+    """Pictures that are read by slices: a numpy array, or a Spool on a disk."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> np.ndarray: ...
+
+
+class Gen1Editor:
+    """A trained model with the estimators that its data was made by. Made by `from_pretrained`.
+
+    Calling it edits frames that are in memory. `scene`, `sample` and `pictures` are its three steps, for videos that
+    are not: of each frame they hold the latents alone.
+    """
 
     def __init__(
         self,
@@ -43,73 +58,224 @@ class Editor:
         structure_estimator: StructureEstimator,
         clip: ClipEncoder,
         device: torch.device,
+        buckets: Sequence[str] = (),
+        prior: "TrainedPrior | None" = None,
     ) -> None:
         self.unet, self.autoencoder, self.clip = unet, autoencoder, clip
         self.structure_estimator = structure_estimator
         self.schedule = NoiseSchedule(noise, device)
         self.device = device
+        self.buckets = list(buckets)  # WIDTHxHEIGHT, as trained
+        self.prior = prior
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, device: str = "auto", weights: str = "ema") -> "Editor":
+    def from_pretrained(
+        cls, checkpoint: str | Path, device: str = "auto", weights: str = "ema", prior: str | Path | None = None
+    ) -> "Gen1Editor":
         """Rebuilds model and estimators from a checkpoint's own config (or from the newest checkpoint of a run folder).
 
-        `weights`: see Checkpoint.weights_file; by default the average. Raises UserError when it is not of stage 4 or 5,
-        is damaged, or names an estimator that is not there or changed.
+        `weights`: see Checkpoint.weights_file; by default the average. `prior`: a checkpoint or run folder of
+        stage=prior; by default the folder `prior` beside the checkpoint's run folder, if it has one. Raises UserError
+        when it is not of stage 4 or later, is damaged, or names an estimator that is not there or changed.
         """
-        checkpoint = find_checkpoint(Path(path))
+        found = find_checkpoint(Path(checkpoint))
         where = pick_device(device)
-        recorded = read_recorded(checkpoint)
+        recorded = read_recorded(found)
         if not recorded.stage.structure:
             raise UserError(
-                f"{checkpoint.path} is of stage {checkpoint.info.stage}, which has not learned structure yet: give a "
+                f"{found.path} is of stage {found.info.stage}, which has not learned structure yet: give a "
                 "checkpoint of stage 4 or 5"
             )
         unet = SpatioTemporalUNet(recorded.unet)
-        load_weights(unet, checkpoint.weights(weights), str(checkpoint.path), may_be_new=())
-        autoencoder, structure, clip = load_estimators(checkpoint, where)
-        return cls(unet.to(where).eval().requires_grad_(False), recorded.noise, autoencoder, structure, clip, where)
+        load_weights(unet, found.weights(weights), str(found.path), may_be_new=())
+        autoencoder, structure, clip = load_estimators(found, where)
+        return cls(
+            *(unet.to(where).eval().requires_grad_(False), recorded.noise, autoencoder, structure, clip, where),
+            buckets=found.info.buckets,
+            prior=open_prior(found, prior, where),
+        )
 
     @property
     def window(self) -> int:
         """Frames that the model takes at once."""
         return self.unet.config.max_frames
 
-    def content_of_image(self, image: np.ndarray) -> Tensor:
-        """The content of an example image, uint8 (h, w, 3) -> CLIP image embedding (d,)."""
-        return self.clip.images(image[None])[0]
-
-    def structure(self, frames: np.ndarray, t_s: int) -> Tensor:
-        """uint8 frames (n, h, w, 3) -> what the model is shown of their structure: (n, h, w) in [0, 1].
-
-        Normalised over all frames given, as one clip.
-        """
-        structure, _ = self.structure_estimator.normalise(self.structure_estimator(torch.from_numpy(frames)))
-        return degrade(structure[None], torch.tensor([t_s]))[0]
-
-    @torch.no_grad()
-    def edit(
+    def __call__(
         self,
-        structure: Tensor,
-        content: Tensor,
-        config: SamplingConfig,
+        frames: np.ndarray,
+        *,
+        prompt: str | Sequence[str] | None = None,
+        image: np.ndarray | None = None,
+        image_share: float = 0.5,
+        negative_prompt: str | None = None,
+        omega: float = 7.5,
+        omega_t: float = 1.0,
+        t_s: int = 0,
+        steps: int = 50,
+        solver: str = "ddim",
+        seed: int = 0,
+        mask: np.ndarray | None = None,
+        init_strength: float = 1.0,
+        temporal: bool = True,
+        batch: int = 4,
         on_step: Callable[[], object] = lambda: None,
     ) -> np.ndarray:
-        """Structure (n, h, w) as `structure()` gives it, content (d,) -> uint8 frames (n, h, w, 3).
+        """Edits frames uint8 (n, h, w, 3) at the size of a bucket: uint8 (n, h, w, 3); of k prompts (k, n, h, w, 3).
 
-        More frames than the model takes at once go through window by window; all windows start from one noise.
+        `prompt`, `image` (uint8 of any size) or both give the content; `mask` (n, h, w) in [0, 1] is 1 where the video
+        is edited and keeps the input elsewhere; the others are those of SamplingConfig and `content`. `on_step` is
+        called once a step of the sampler. Raises UserError for settings that make no sense.
+        """
+        config = SamplingConfig(
+            steps, solver, t_s, seed, init_strength, temporal, batch=batch, guidance=GuidanceConfig(omega, omega_t)
+        )
+        check(config)
+        prompts = [prompt] if prompt is None or isinstance(prompt, str) else list(prompt)
+        contents = torch.stack([self.content(text, image, image_share, seed) for text in prompts])
+        negative = self.content(negative_prompt, seed=seed) if negative_prompt is not None else None
+        with self.structure(frames) as structure:
+            scene = self.scene(frames, structure, config, mask)
+        latents = self.sample(scene, contents, config, negative, on_step)
+        edited = np.stack([np.concatenate(list(self.pictures(video, frames, mask))) for video in latents])
+        return edited[0] if prompt is None or isinstance(prompt, str) else edited
+
+    def content(
+        self, prompt: str | None = None, image: np.ndarray | None = None, image_share: float = 0.5, seed: int = 0
+    ) -> Tensor:
+        """The content of a text, of an example image uint8 (h, w, 3), or of both: an embedding (d,).
+
+        Both are mixed by direction, with `image_share` of the image (ours). `seed` is of the prior's noise. Raises
+        UserError without either, for an empty text, or for a text where there is no prior.
+        """
+        if prompt is None and image is None:
+            raise UserError("the content is not given: add prompt=TEXT or image=FILE")
+        parts = []
+        if prompt is not None:
+            parts.append((1 - image_share if image is not None else 1.0, self.content_of_text(prompt, seed)))
+        if image is not None:
+            parts.append((image_share if prompt is not None else 1.0, self.clip.images(image[None])[0]))
+        return torch.stack([share * normalize(part.float(), dim=0) for share, part in parts]).sum(0)
+
+    def content_of_text(self, prompt: str, seed: int = 0) -> Tensor:
+        """What the prior makes of a text: an embedding (d,). Raises UserError, see `content`."""
+        if not prompt.strip():
+            raise UserError("the prompt is empty: say what the video should show, or give image=FILE alone")
+        if self.prior is None:
+            raise UserError(
+                "a prompt needs a prior from text to image embeddings: train one with `gen1-train stage=prior` and "
+                "give it with prior=, or give image=FILE instead"
+            )
+        return self.prior(self.clip.texts([prompt]), seed)[0].cpu()
+
+    def structure(self, frames: Frames) -> "ClipStructure":
+        """Estimates the structure of uint8 frames (n, h, w, 3), once for all t_s. To be closed."""
+        raws, spans = Spool(), []
+        for part in chunks(len(frames)):
+            raw = self.structure_estimator(torch.from_numpy(frames[part]))
+            spans.append(self.structure_estimator.normalise(raw)[1])
+            raws.append(raw.numpy())
+        lows, highs = zip(*spans)
+        return ClipStructure(raws, (min(lows), max(highs)), self.structure_estimator)
+
+    def scene(
+        self, frames: Frames, structure: "ClipStructure", config: SamplingConfig, mask: Frames | None = None
+    ) -> Scene:
+        """What sampling needs of the input, on the editor's device: uint8 frames (n, h, w, 3), mask (n, h, w)."""
+        if mask is not None and len(mask) != len(frames):
+            raise UserError(f"the mask has {len(mask)} frames and the input {len(frames)}: give one of the same length")
+        encode = self.autoencoder.encode_structure
+        encoded = torch.cat([encode(part.to(self.device)) for part in structure.at(config.t_s)])
+        n, *shape = encoded.shape
+        noise = shared_noise(n, self.window, tuple(shape), config.seed).to(self.device)
+        if mask is None and config.init_strength >= 1:
+            return Scene(noise, encoded)
+        latents = torch.cat([self._encode(frames[part]) for part in chunks(n)])
+        if mask is None:
+            return Scene(noise, encoded, latents)
+        masks = torch.cat([latent_mask(torch.from_numpy(mask[part]), self.autoencoder.factor) for part in chunks(n)])
+        return Scene(noise, encoded, latents, masks.to(self.device))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        scene: Scene,
+        contents: Tensor,
+        config: SamplingConfig,
+        negative: Tensor | None = None,
+        on_step: Callable[[], object] = lambda: None,
+        on_frames: Callable[[int], object] = lambda frames: None,
+    ) -> Tensor:
+        """Contents (k, d) -> latents (k, n, c, h, w).
+
+        `on_step` is called once a step, `on_frames` more often: with the frames that went through the UNet.
         """
         check(config)
-        encoded = self.autoencoder.encode_structure(structure.to(self.device))  # n c h w
-        n = len(encoded)
-        noise = keyed.normal((min(n, self.window), *encoded.shape[1:]), config.seed, "edit").to(self.device)
-        latents = torch.empty_like(encoded)
-        for start in window_starts(n, self.window):
-            part = slice(start, start + self.window)
-            latents[part] = sample_clip(
-                *(self.unet, noise[: len(encoded[part])], encoded[part], config.t_s, content.to(self.device)),
-                *(self.schedule, config.steps, config.guidance, on_step),
-            )
-        return to_pixels(self.autoencoder.decode(latents)).cpu().numpy()
+        away = negative.to(self.device) if negative is not None else None
+        return sample_video(
+            *(self.unet, scene, contents.to(self.device), self.schedule, config, self.window, away),
+            on_step=on_step,
+            on_frames=on_frames,
+        )
+
+    def pictures(self, latents: Tensor, frames: Frames, mask: Frames | None = None) -> Iterator[np.ndarray]:
+        """Latents (n, c, h, w) -> uint8 frames (m, h, w, 3), by chunks; where the mask is 0 they are the input's."""
+        for part in chunks(len(latents)):
+            edited = to_pixels(self.autoencoder.decode(latents[part])).cpu().numpy()
+            if mask is not None:
+                share = mask[part][..., None].astype(np.float32)
+                edited = np.rint(share * edited + (1 - share) * frames[part]).astype(np.uint8)
+            yield edited
+
+    def _encode(self, frames: np.ndarray) -> Tensor:
+        """uint8 frames (m, h, w, 3) -> their latents, the mean, scaled: (m, c, h/f, w/f)."""
+        moments = self.autoencoder.encode_moments(to_signed(torch.from_numpy(frames).to(self.device)))
+        return moments.chunk(2, dim=1)[0] * self.autoencoder.scale
+
+
+class ClipStructure:
+    """The estimated structure of a video, raw, on a disk; normalised over all its frames, as one clip."""
+
+    def __init__(self, raws: Spool, span: Span, estimator: StructureEstimator) -> None:
+        self._raws, self._span, self._estimator = raws, span, estimator
+
+    def at(self, t_s: int) -> Iterator[Tensor]:
+        """What the model is shown of it: (m, h, w) in [0, 1], by chunks."""
+        for part in chunks(len(self._raws)):
+            structure, _ = self._estimator.normalise(torch.from_numpy(self._raws[part]), self._span)
+            yield degrade(structure[None], torch.tensor([t_s]))[0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._raws.close()
+
+
+def chunks(frames: int) -> Iterator[slice]:
+    for start in range(0, frames, CHUNK):
+        yield slice(start, min(start + CHUNK, frames))
+
+
+def latent_mask(mask: Tensor, factor: int) -> Tensor:
+    """A mask (m, h, w) in [0, 1] of pixels -> (m, 1, h/f, w/f) of latents: each is as free as its freest pixel."""
+    return torch.nn.functional.max_pool2d(mask[:, None].float(), factor)
+
+
+def open_prior(checkpoint: Checkpoint, path: str | Path | None, device: torch.device) -> "TrainedPrior | None":
+    """The prior that was asked for, or the one beside the checkpoint's run folder, or None.
+
+    Raises UserError when it is none, or was trained on embeddings of another CLIP.
+    """
+    if path is None:
+        beside = checkpoint.path.resolve().parents[2] / "prior"  # TREE/stage5/checkpoints/step-…
+        if not (beside / "checkpoints").is_dir():
+            return None
+        path = beside
+    from gen1_train.training.prior_checkpoint import read_prior
+
+    prior = read_prior(Path(path), device)
+    check_fingerprint("CLIP model", checkpoint.info.estimators["clip"]["fingerprint"], prior.clip, f"the prior {path}")
+    return prior
 
 
 def load_estimators(
@@ -135,20 +301,18 @@ def load_estimators(
     return autoencoder, structure, clip
 
 
-def window_starts(frames: int, window: int) -> list[int]:
-    """Where the windows over a video begin; the last one is moved back so that it is full."""
-    starts = list(range(0, max(1, frames - window + 1), window))
-    if starts[-1] + window < frames:
-        starts.append(frames - window)
-    return starts
-
-
 def check(config: SamplingConfig) -> None:
     """Raises UserError for a dial that is out of its range."""
     if not 0 <= config.t_s <= MAX_LEVEL:
         raise UserError(f"t_s={config.t_s} is out of range: give 0 (the input's structure) to {MAX_LEVEL} (freest)")
     if not 1 <= config.steps <= 1000:
         raise UserError(f"steps={config.steps} is out of range: give 1 to 1000")
+    if config.solver not in SOLVERS:
+        raise UserError(f"solver={config.solver} is not one of {', '.join(SOLVERS)}")
+    if not 0 < config.init_strength <= 1:
+        raise UserError(f"init_strength={config.init_strength} is out of range: give a share above 0, up to 1")
+    if config.batch < 1:
+        raise UserError(f"batch={config.batch} must be 1 or more")
     for name, value in vars(config.guidance).items():
         if not 0 <= value <= 100:
             raise UserError(f"{name}={value} is out of range: give 0 to 100")

@@ -11,7 +11,7 @@ OURS = ("gen1_train", "data_tools", "miniature")
 
 LEAVES = {
     f"gen1_train.{name}"
-    for name in ("errors", "exits", "files", "stop", "children", "keyed", "batch", "frozen", "remote", "page")
+    for name in ("errors", "exits", "files", "stop", "children", "keyed", "batch", "frozen", "remote", "page", "spool")
 }
 ENTRY = {
     f"gen1_train.{name}" for name in ("train", "edit", "editor", "cli", "config", "evaluate", "export", "exporter")
@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "gen1_train.exits": set(),
     "gen1_train.frozen": {"gen1_train.errors"},
     "gen1_train.remote": {"gen1_train.errors"},
+    "gen1_train.spool": {"gen1_train.errors"},
     "gen1_train.cli": {"gen1_train.errors", "gen1_train.exits", "gen1_train.cli_help"},
     "gen1_train.cli_help": set(),
     "gen1_train.model": LEAVES,
@@ -71,7 +72,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "av": ("gen1_train.video", "miniature"),
     "open_clip": ("gen1_train.estimators.clip", "miniature"),
     "transformers": ("gen1_train.estimators.depth", "miniature"),
-    "diffusers": ("gen1_train.model.autoencoder", "gen1_train.exporter", "miniature"),
+    "diffusers": ("gen1_train.model.autoencoder", "gen1_train.diffusion.sampler", "gen1_train.exporter", "miniature"),
     "webdataset": ("data_tools", "gen1_train.data"),
     "cv2": ("gen1_train.estimators.edges", "gen1_train.video.decord_reader", "data_tools.cut", "data_tools.shots"),
     "scenedetect": ("data_tools.shots",),
@@ -164,7 +165,7 @@ def test_the_editor_alone_of_the_entry_points_is_reached_from_another() -> None:
         ("gen1_train.diffusion.loss", "from gen1_train import cli"),
         ("gen1_train.estimators.clip", "def f():\n    from gen1_train.model.autoencoder import to_signed"),
         ("gen1_train.data.loader", "from gen1_train.training.draws import draw"),
-        ("gen1_train.training.run", "from gen1_train.editor import Editor"),
+        ("gen1_train.training.run", "from gen1_train.editor import Gen1Editor"),
         ("gen1_train.training.run", "import data_tools.freeze"),
         ("gen1_train.editor", "from data_tools.recipe import RecipeConfig"),
         ("gen1_train.editor", "from miniature.tiny import autoencoder"),

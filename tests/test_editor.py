@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gen1_train.diffusion.structure import degrade
-from gen1_train.editor import Editor, load_estimators
+from gen1_train.editor import Gen1Editor, load_estimators
 from gen1_train.errors import UserError
 from gen1_train.estimators.clip import ClipConfig, ClipEncoder
 from gen1_train.estimators.depth import DepthConfig
@@ -44,14 +44,15 @@ def checkpoint(made_by: dict[str, Any], kind: str = "edges", **changes: Any) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_structure_is_estimated_as_for_training(made_by, kind):
-    autoencoder, structure, clip = load_estimators(checkpoint(made_by, kind), CPU)
-    editor = Editor.__new__(Editor)
-    editor.autoencoder, editor.structure_estimator, editor.clip = autoencoder, structure, clip
+    autoencoder, estimator, clip = load_estimators(checkpoint(made_by, kind), CPU)
+    editor = Gen1Editor.__new__(Gen1Editor)
+    editor.autoencoder, editor.structure_estimator, editor.clip = autoencoder, estimator, clip
     frames = np.random.default_rng(0).integers(0, 256, (3, 64, 112, 3), dtype=np.uint8)
     trained = build_structure(kind, KINDS[kind])
+    structure = editor.structure(frames)
     expected, _ = trained.normalise(trained(torch.from_numpy(frames)))
-    assert torch.equal(editor.structure(frames, 0), expected)
-    blurred = editor.structure(frames, 5)
+    assert torch.equal(torch.cat(list(structure.at(0))), expected)
+    blurred = torch.cat(list(structure.at(5)))
     assert torch.equal(blurred, degrade(expected[None], torch.tensor([5]))[0]) and not torch.equal(blurred, expected)
 
 

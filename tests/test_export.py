@@ -4,10 +4,11 @@ import json
 import re
 import stat
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -19,7 +20,7 @@ from gen1_train import exporter
 from gen1_train.cli import conf_dir
 from gen1_train.config import TrainConfig
 from gen1_train.diffusion.prediction import v_from
-from gen1_train.diffusion.sampler import ddim
+from gen1_train.diffusion.sampler import ddim, timesteps
 from gen1_train.diffusion.schedule import NoiseConfig, NoiseSchedule
 from gen1_train.diffusion.structure import level_channels
 from gen1_train.errors import UserError
@@ -175,30 +176,18 @@ def test_the_next_stage_starts_from_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_edit_by_it_is_an_edit_by_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gen1_train.editor import Editor, SamplingConfig  # it imports open_clip: seconds
-    from gen1_train.estimators.clip import ClipConfig, ClipEncoder
-    from gen1_train.estimators.depth import DepthConfig, DepthEstimator
-    from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig
+def test_an_edit_by_it_is_an_edit_by_the_checkpoint(tmp_path: Path) -> None:
+    from gen1_train.editor import Gen1Editor  # it imports open_clip: seconds
+    from tests import made_checkpoint
 
-    weights = Path(__file__).parents[1] / "miniature" / "weights"
-    networks = {
-        "autoencoder": Autoencoder(autoencoder := AutoencoderConfig(str(weights / "autoencoder"))),
-        "structure": DepthEstimator(depth := DepthConfig(str(weights / "depth"), size=64, multiple=16), CPU),
-        "clip": ClipEncoder(clip := ClipConfig(f"local-dir:{weights / 'clip'}", None), CPU),
-    }
-    configs = {"autoencoder": autoencoder, "structure": depth, "clip": clip}
-    described = {k: {"config": asdict(configs[k]), "fingerprint": networks[k].fingerprint} for k in networks}
-    described["structure"]["kind"] = "depth"
-    monkeypatch.setattr(f"{__name__}.ESTIMATORS", described)
-    source = write_checkpoint(tmp_path / "run", "5", replace(MODEL, content_dim=64))
+    source = made_checkpoint.write_checkpoint(tmp_path / "run")
     export(ExportConfig(str(source), str(tmp_path / "out")))
-    structure, content = torch.rand(3, 16, 32, generator=torch.Generator().manual_seed(0)), torch.ones(64)
-    edits = []
-    for path in (source, tmp_path / "out" / "gen1"):
-        editor = Editor.from_checkpoint(path, "cpu")
-        edits.append(editor.edit(structure, content, SamplingConfig(steps=2)))
-    assert edits[0].shape == (3, 16, 32, 3) and (edits[0] == edits[1]).all()
+    frames = np.random.default_rng(0).integers(0, 256, (3, 64, 112, 3), dtype=np.uint8)
+    edits = [
+        Gen1Editor.from_pretrained(path, "cpu")(frames, image=frames[0], steps=2)
+        for path in (source, tmp_path / "out" / "gen1")
+    ]
+    assert edits[0].shape == (3, 64, 112, 3) and (edits[0] == edits[1]).all()
 
 
 def test_others_may_read_it(exported: Path) -> None:
@@ -262,7 +251,7 @@ def test_the_cards_scheduler_is_our_schedule_and_sampler(blocks: list[dict[str, 
         alpha, sigma = schedule.at(timesteps, z)
         return v_from(z.tanh(), z.sin(), alpha, sigma)
 
-    expected = ddim(denoise, noise, schedule, 20)
+    expected = ddim(denoise, noise, schedule, timesteps(schedule, 20))
     scheduler.set_timesteps(20)
     z = noise
     for t in scheduler.timesteps:

@@ -1,13 +1,11 @@
-"""Guidance with two dials: omega for the content, omega_t for consistency over time (paper Eq. 8)."""
+"""Guidance with two dials: omega for the content, omega_t for consistency over time (paper Eq. 8).
 
-from collections.abc import Callable
+    mu~ = mu_pi(z, 0) + omega_t [mu(z, 0) - mu_pi(z, 0)] + omega [mu(z, c) - mu(z, 0)]
+
+mu is the video model, mu_pi the same weights with the temporal layers off, 0 no content; the structure is in all terms.
+"""
+
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
-
-# predict(z, with_content, temporal) -> prediction; z may hold the batch several times over
-Predict = Callable[[Tensor, list[bool], bool], Tensor]
 
 
 @dataclass
@@ -16,22 +14,27 @@ class GuidanceConfig:
     omega_t: float = 1.0  # time: 1 is the video model, < 1 flickers like hand-drawn, > 1 is smoother
 
 
-def guided(predict: Predict, z: Tensor, config: GuidanceConfig) -> Tensor:
-    """mu~ = mu_pi(z, 0) + omega_t [mu(z, 0) - mu_pi(z, 0)] + omega [mu(z, c) - mu(z, 0)]; the structure is in all.
+@dataclass(frozen=True)
+class Term:
+    """One pass through the network, and its weight in the sum."""
 
-    mu is the video model, mu_pi the same weights with the temporal layers off, 0 no content. `predict` runs the network
-    on z (b, n, c, h, w), repeated for each entry of its list of with-content flags, and returns as many predictions.
-    Terms of weight zero are not computed: omega = omega_t = 1 costs one pass, omega_t = 1 two.
+    weight: float
+    content: bool  # false: no content (or the negative prompt's)
+    temporal: bool  # false: each frame alone, mu_pi
+
+
+def terms(config: GuidanceConfig, temporal: bool = True) -> list[Term]:
+    """Eq. 8 with equal passes taken together; what has no weight is not there. The weights sum to one.
+
+    omega = omega_t = 1 leaves one pass, omega_t = 1 two. With temporal=False all passes are mu_pi, each frame alone,
+    and omega_t has nothing to act on.
     """
-    weight_conditional = config.omega
-    weight_unconditional = config.omega_t - config.omega
-    weight_frames = 1 - config.omega_t
-    terms = []
-    video = [flag for flag, weight in ((True, weight_conditional), (False, weight_unconditional)) if weight]
-    if video:
-        predictions = predict(torch.cat([z] * len(video)), video, True).chunk(len(video))
-        weights = [weight_conditional if flag else weight_unconditional for flag in video]
-        terms += [weight * prediction for weight, prediction in zip(weights, predictions)]
-    if weight_frames:
-        terms.append(weight_frames * predict(z, [False], False))
-    return torch.stack(terms).sum(0)
+    if temporal:
+        weights = {
+            (True, True): config.omega,
+            (False, True): config.omega_t - config.omega,
+            (False, False): 1 - config.omega_t,
+        }
+    else:
+        weights = {(True, False): config.omega, (False, False): 1 - config.omega}
+    return [Term(weight, *passed) for passed, weight in weights.items() if weight]

@@ -21,6 +21,7 @@ class NoiseSchedule:
         betas = torch.linspace(config.beta_start**0.5, config.beta_end**0.5, config.steps, dtype=torch.float64) ** 2
         alphas_squared = (1 - betas).cumprod(0)
         self.steps = config.steps
+        self.betas: list[float] = betas.tolist()
         self.alphas = alphas_squared.sqrt().float().to(device)  # (T,)
         self.sigmas = (1 - alphas_squared).sqrt().float().to(device)  # (T,)
 

@@ -56,9 +56,9 @@ class DepthEstimator:
         """uint8 frames (n, h, w, 3) -> inverse depth (n, h, w), float32, unbounded; larger is nearer."""
         return torch.cat([self._part(part.to(self.device)).cpu() for part in frames.split(self.config.chunk)])
 
-    def normalise(self, raw: Tensor) -> tuple[Tensor, tuple[float, float]]:
+    def normalise(self, raw: Tensor, span: tuple[float, float] | None = None) -> tuple[Tensor, tuple[float, float]]:
         """Inverse depth (n, h, w) of one clip -> ([0, 1], the range it had), see normalise_clip."""
-        return normalise_clip(raw)
+        return normalise_clip(raw, span)
 
     def _part(self, frames: Tensor) -> Tensor:
         height, width = frames.shape[1:3]
@@ -90,8 +90,9 @@ def dpt_inverse_depth(network: Any, pixels: Tensor) -> Tensor:
     return network.head(network.neck(taken, rows, columns))
 
 
-def normalise_clip(inverse_depth: Tensor) -> tuple[Tensor, tuple[float, float]]:
-    """Inverse depth (n, h, w) of one clip -> ([0, 1], the range it had). A flat clip becomes all 0."""
-    low, high = float(inverse_depth.min()), float(inverse_depth.max())
-    span = max(high - low, 1e-6)
-    return (inverse_depth - low) / span, (low, high)
+def normalise_clip(
+    inverse_depth: Tensor, span: tuple[float, float] | None = None
+) -> tuple[Tensor, tuple[float, float]]:
+    """Inverse depth (n, h, w) of one clip -> ([0, 1], the range it had, or `span`). A flat clip becomes all 0."""
+    low, high = span or (float(inverse_depth.min()), float(inverse_depth.max()))
+    return (inverse_depth - low) / max(high - low, 1e-6), (low, high)

@@ -46,7 +46,7 @@ class EdgesEstimator:
         """uint8 frames (n, h, w, 3) -> edges (n, h, w), float32, 0 or 1."""
         return torch.from_numpy(np.stack([self._edges(frame) for frame in frames.cpu().numpy()]))
 
-    def normalise(self, raw: Tensor) -> tuple[Tensor, tuple[float, float]]:
+    def normalise(self, raw: Tensor, span: tuple[float, float] | None = None) -> tuple[Tensor, tuple[float, float]]:
         """Edges (n, h, w) of one clip as they are, and their range."""
         return raw, (0.0, 1.0)
 

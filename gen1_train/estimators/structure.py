@@ -11,6 +11,8 @@ from gen1_train.errors import UserError
 from gen1_train.estimators.depth import DepthConfig, DepthEstimator
 from gen1_train.estimators.edges import EdgesConfig, EdgesEstimator
 
+Span = tuple[float, float]
+
 
 class StructureEstimator(Protocol):
     """Frames -> one value a pixel, raw; then, over all frames of a clip, [0, 1]. Calls leave no trace in it."""
@@ -24,8 +26,11 @@ class StructureEstimator(Protocol):
     def __call__(self, frames: Tensor) -> Tensor:
         """uint8 frames (m, h, w, 3), of any number of clips -> float32 (m, h, w) on the CPU, in any range."""
 
-    def normalise(self, raw: Tensor) -> tuple[Tensor, tuple[float, float]]:
-        """What it made of the frames of ONE clip (n, h, w) -> ([0, 1], the range that became 0 and 1)."""
+    def normalise(self, raw: Tensor, span: Span | None = None) -> tuple[Tensor, Span]:
+        """What it made of the frames of ONE clip (n, h, w) -> ([0, 1], the range that became 0 and 1).
+
+        `span`: that range, where it is known already: of a clip that comes in parts, the lowest and highest of theirs.
+        """
 
 
 # kind -> the class of its settings, and how it is built from them; what an estimator imports, it imports when built

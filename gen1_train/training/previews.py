@@ -19,7 +19,7 @@ from typing_extensions import override
 from gen1_train import keyed
 from gen1_train.batch import STRUCTURE_MAX, Batch, Sample, collate
 from gen1_train.data.shards import ShardSet
-from gen1_train.diffusion.editing import sample_clip
+from gen1_train.diffusion.editing import SamplingConfig, Scene, sample_video
 from gen1_train.diffusion.guidance import GuidanceConfig
 from gen1_train.diffusion.schedule import NoiseSchedule
 from gen1_train.model.autoencoder import Autoencoder, to_pixels
@@ -101,18 +101,16 @@ class Previews(Callback):
         levels = torch.zeros(1, dtype=torch.long, device=device)
         structure = module.structure_latents(batch, levels)[0] if module.structure else None
         noise = keyed.normal(tuple(clean.shape), "preview", turn.number).to(device)
-        schedule, guidance = NoiseSchedule(module.diffusion.noise, device), GuidanceConfig(self.config.omega)
+        schedule = NoiseSchedule(module.diffusion.noise, device)
+        config = SamplingConfig(self.config.edit_steps, guidance=GuidanceConfig(self.config.omega))
 
         def network(latents: Tensor, timesteps: Tensor, content: Tensor, temporal: bool) -> Tensor:
             return trainer.strategy.predict_step(latents, timesteps, content, temporal)  # type: ignore[return-value]
 
-        edits = [
-            sample_clip(
-                *(network, noise, structure, 0, self._contents[(turn.number + other) % len(self._contents)].to(device)),
-                *(schedule, self.config.edit_steps, guidance),
-            )
-            for other in (0, 1)
-        ]
+        contents = [self._contents[(turn.number + other) % len(self._contents)] for other in (0, 1)]
+        edits = sample_video(
+            network, Scene(noise, structure), torch.stack(contents).to(device), schedule, config, len(clean)
+        )
         pixels = [to_pixels(self.autoencoder.decode(latents)).cpu().numpy() for latents in (clean, *edits)]
         return side_by_side([pixels[0], _grey(turn.sample), *pixels[1:]])
 

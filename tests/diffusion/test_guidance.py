@@ -1,46 +1,36 @@
-"""Eq. 8 of the paper, written out, and what it costs."""
+"""Eq. 8 of the paper, written out, and the passes that it takes."""
 
 import pytest
-import torch
-from torch import Tensor
 
-from gen1_train.diffusion.guidance import GuidanceConfig, guided
+from gen1_train.diffusion.guidance import GuidanceConfig, Term, terms
 
-Z = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+CONTENT, EMPTY, FRAMES, FRAMES_CONTENT = (True, True), (False, True), (False, False), (True, False)
 
 
-class Network:
-    """Stands for the UNet: another function for each of (content, temporal); counts how much of z it was given."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[bool, bool]] = []
-
-    def mu(self, z: Tensor, content: bool, temporal: bool) -> Tensor:
-        if temporal:
-            z = z + 0.3 * z.roll(1, dims=1)
-        return torch.sin(z * (2 if content else 3)) + (0.5 if content else -0.2)
-
-    def __call__(self, z: Tensor, with_content: list[bool], temporal: bool) -> Tensor:
-        assert len(z) == len(Z) * len(with_content)
-        self.asked += [(flag, temporal) for flag in with_content]
-        return torch.cat([self.mu(part, flag, temporal) for part, flag in zip(z.split(len(Z)), with_content)])
+def passes(config: GuidanceConfig, temporal: bool = True) -> list[tuple[bool, bool]]:
+    return [(term.content, term.temporal) for term in terms(config, temporal)]
 
 
 @pytest.mark.parametrize("omega", [0.0, 0.3, 1.0, 7.5])
 @pytest.mark.parametrize("omega_t", [0.0, 0.5, 1.0, 1.5, 7.5])
 def test_it_is_equation_8(omega: float, omega_t: float) -> None:
-    mu = Network().mu
-    empty, full = mu(Z, False, True), mu(Z, True, True)
-    frames = mu(Z, False, False)
-    expected = frames + omega_t * (empty - frames) + omega * (full - empty)
-    torch.testing.assert_close(guided(Network(), Z, GuidanceConfig(omega, omega_t)), expected, rtol=1e-12, atol=1e-12)
+    mu = {CONTENT: 0.7, EMPTY: -0.2, FRAMES: 0.4}
+    expected = mu[FRAMES] + omega_t * (mu[EMPTY] - mu[FRAMES]) + omega * (mu[CONTENT] - mu[EMPTY])
+    found = terms(GuidanceConfig(omega, omega_t))
+    assert sum(term.weight * mu[term.content, term.temporal] for term in found) == pytest.approx(expected, abs=1e-12)
+    assert sum(term.weight for term in found) == pytest.approx(1)
 
 
-CONTENT, EMPTY, FRAMES = (True, True), (False, True), (False, False)
+@pytest.mark.parametrize("omega", [0.0, 0.3, 1.0, 7.5])
+def test_each_frame_alone_is_plain_guidance_without_temporal_layers(omega: float) -> None:
+    mu = {FRAMES_CONTENT: 0.7, FRAMES: 0.4}
+    found = terms(GuidanceConfig(omega, 1.3), temporal=False)
+    expected = mu[FRAMES] + omega * (mu[FRAMES_CONTENT] - mu[FRAMES])
+    assert sum(term.weight * mu[term.content, term.temporal] for term in found) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(
-    ("omega", "omega_t", "passes"),
+    ("omega", "omega_t", "expected"),
     [
         (1, 1, [CONTENT]),
         (7.5, 1, [CONTENT, EMPTY]),
@@ -51,12 +41,11 @@ CONTENT, EMPTY, FRAMES = (True, True), (False, True), (False, False)
         (0, 0, [FRAMES]),
     ],
 )
-def test_terms_of_weight_zero_cost_nothing(omega: float, omega_t: float, passes: list[tuple[bool, bool]]) -> None:
-    network = Network()
-    guided(network, Z, GuidanceConfig(omega, omega_t))
-    assert network.asked == passes
+def test_terms_of_weight_zero_cost_nothing(omega: float, omega_t: float, expected: list[tuple[bool, bool]]) -> None:
+    assert passes(GuidanceConfig(omega, omega_t)) == expected
 
 
-def test_one_pass_is_the_network_itself_to_the_bit() -> None:
-    assert torch.equal(guided(Network(), Z, GuidanceConfig(1, 1)), Network().mu(Z, True, True))
-    assert torch.equal(guided(Network(), Z, GuidanceConfig(0, 0)), Network().mu(Z, False, False))
+def test_no_guidance_is_one_pass_of_weight_one() -> None:
+    assert terms(GuidanceConfig(1, 1)) == [Term(1, True, True)]
+    assert terms(GuidanceConfig(0, 0)) == [Term(1, False, False)]
+    assert terms(GuidanceConfig(1, 2), temporal=False) == [Term(1, True, False)]

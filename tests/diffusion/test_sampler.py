@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from gen1_train.diffusion.prediction import v_from
-from gen1_train.diffusion.sampler import ddim, timesteps
+from gen1_train.diffusion.sampler import SOLVERS, Sampler, ddim, dpm_solver, timesteps, unchanged
 from gen1_train.diffusion.schedule import NoiseConfig, NoiseSchedule
 
 SCHEDULE = NoiseSchedule(NoiseConfig())
@@ -43,23 +43,45 @@ def gaussian(mean: float, deviation: float) -> Any:
     return denoise
 
 
+def flow(noise: Tensor, mean: float, deviation: float) -> Tensor:
+    """Where the exact flow brings pure noise, which it takes for the noised Gaussian at T - 1."""
+    alpha, sigma = SCHEDULE.alphas[-1].double(), SCHEDULE.sigmas[-1].double()
+    return mean + deviation * (noise - alpha * mean) / (alpha**2 * deviation**2 + sigma**2).sqrt()
+
+
 @pytest.mark.parametrize(("mean", "deviation"), [(0.0, 1.0), (1.5, 0.5), (-2.0, 2.0)])
-def test_a_perfect_denoiser_gives_the_distribution_back(mean: float, deviation: float) -> None:
-    """Sample by sample: DDIM follows the flow from the noised Gaussian at T - 1 to the Gaussian, which is affine.
+@pytest.mark.parametrize(("sampler", "steps"), [(ddim, 500), (dpm_solver, 200)])
+def test_a_perfect_denoiser_gives_the_distribution_back(
+    sampler: Sampler, steps: int, mean: float, deviation: float
+) -> None:
+    """Sample by sample: a sampler follows the flow from the noised Gaussian at T - 1 to the Gaussian, which is affine.
 
     Pure noise is not quite the noised Gaussian (SD's schedule keeps 7 % of the picture), so a mean of -2 arrives as
     -1.7; that is the schedule's, not the sampler's.
     """
     torch.manual_seed(0)
     noise = torch.randn(1, 20_000, dtype=torch.float64)
-    made = ddim(gaussian(mean, deviation), noise, SCHEDULE, steps=500)
-    alpha, sigma = SCHEDULE.alphas[-1].double(), SCHEDULE.sigmas[-1].double()
-    expected = mean + deviation * (noise - alpha * mean) / (alpha**2 * deviation**2 + sigma**2).sqrt()
+    made = sampler(gaussian(mean, deviation), noise, SCHEDULE, timesteps(SCHEDULE, steps), unchanged)
+    expected = flow(noise, mean, deviation)
     assert (made - expected).abs().mean() < 0.01 * deviation
     assert abs(made.std() / deviation - 1) < 0.02 and abs(made.mean() - mean) < 0.15 * deviation
 
 
-def test_a_point_is_found_in_one_step() -> None:
+def test_the_faster_solver_is_nearer_to_the_flow_in_as_many_steps() -> None:
+    noise = torch.randn(1, 5_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    times = timesteps(SCHEDULE, 12)
+    errors = [
+        sum(
+            float((sampler(gaussian(*shape), noise, SCHEDULE, times, unchanged) - flow(noise, *shape)).abs().mean())
+            for shape in ((1.5, 0.5), (0.0, 1.0), (-2.0, 2.0))
+        )
+        for sampler in (ddim, dpm_solver)
+    ]
+    assert errors[1] < 0.5 * errors[0]
+
+
+@pytest.mark.parametrize("sampler", SOLVERS.values())
+def test_a_point_is_found_in_one_step(sampler: Sampler) -> None:
     x = torch.randn(2, 3, 4)
 
     def denoise(z: Tensor, times: Tensor) -> Tensor:
@@ -67,7 +89,8 @@ def test_a_point_is_found_in_one_step() -> None:
         return v_from(x, (z - alpha * x) / sigma, alpha, sigma)
 
     for steps in (1, 7):
-        torch.testing.assert_close(ddim(denoise, torch.randn(2, 3, 4), SCHEDULE, steps), x, rtol=1e-4, atol=1e-4)
+        made = sampler(denoise, torch.randn(2, 3, 4), SCHEDULE, timesteps(SCHEDULE, steps), unchanged)
+        torch.testing.assert_close(made, x, rtol=1e-4, atol=1e-4)
 
 
 def test_steps_are_those_of_diffusers() -> None:
@@ -95,17 +118,40 @@ def test_steps_are_those_of_diffusers() -> None:
         # diffusers takes the timestep before to be T // steps lower; ours are spaced by (T - 1) / steps
         theirs.config.num_train_timesteps, theirs.num_inference_steps = t - (times[i + 1] if i < 6 else -1), 1
         z = theirs.step(denoise(z, torch.full((2,), t)), t, z).prev_sample
-    torch.testing.assert_close(ddim(denoise, noise, SCHEDULE, 7), z, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ddim(denoise, noise, SCHEDULE, times), z, rtol=1e-4, atol=1e-4)
 
 
-def test_every_step_is_reported_and_the_network_called_once_each() -> None:
-    calls, reported = [], []
+@pytest.mark.parametrize("sampler", SOLVERS.values())
+def test_every_step_is_told_and_the_network_called_once_each(sampler: Sampler) -> None:
+    calls: list[list[int]] = []
+    told: list[int | None] = []
 
     def denoise(z: Tensor, times: Tensor) -> Tensor:
         assert times.shape == (3,) and times.dtype == torch.int64
         calls.append(times.tolist())
         return torch.zeros_like(z)
 
-    ddim(denoise, torch.randn(3, 2), SCHEDULE, 5, reported.append)
-    assert calls == [[t] * 3 for t in timesteps(SCHEDULE, 5)]
-    assert reported == [1, 2, 3, 4, 5]
+    def after(z: Tensor, t: int | None) -> Tensor:
+        told.append(t)
+        return z
+
+    times = timesteps(SCHEDULE, 5)
+    sampler(denoise, torch.randn(3, 2), SCHEDULE, times, after)
+    assert calls == [[t] * 3 for t in times] and told == [*times[1:], None]
+
+
+@pytest.mark.parametrize("sampler", SOLVERS.values())
+def test_what_is_put_back_after_each_step_stays(sampler: Sampler) -> None:
+    """As a mask does: the last word is `after`'s."""
+    made = sampler(lambda z, t: torch.ones_like(z), torch.randn(1, 4), SCHEDULE, timesteps(SCHEDULE, 3), keep_half)
+    assert made[0, :2].tolist() == [7, 7] and made[0, 2] != 7
+
+
+def keep_half(z: Tensor, t: int | None) -> Tensor:
+    return torch.cat([torch.full_like(z[:, :2], 7), z[:, 2:]], dim=1)
+
+
+def test_a_share_of_the_steps_is_their_end() -> None:
+    times = timesteps(SCHEDULE, 10)
+    assert timesteps(SCHEDULE, 10, 0.3) == times[-3:]
+    assert timesteps(SCHEDULE, 10, 0.001) == times[-1:] and timesteps(SCHEDULE, 10, 1.0) == times
