@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from gen1_train.cli import run_app
 from gen1_train.errors import UserError
-from gen1_train.evaluation.methods import SweepConfig, held, settings_of
+from gen1_train.evaluation.methods import Setting, SweepConfig, held, settings_of
 from gen1_train.evaluation.pairs import Pair, read_pairs
 from gen1_train.evaluation.results import Unit, begin, merge, missing, read_results, share, units_of
 from gen1_train.files import write_atomically
 
 if TYPE_CHECKING:
     from gen1_train.evaluation.methods import Editing
-    from gen1_train.evaluation.run import Evaluator
 
 STEPS = ("check", "run", "report")
 
@@ -55,30 +54,125 @@ def evaluate(config: EvaluateConfig) -> None:
     pairs = [replace(pair, frames=pair.frames or config.frames) for pair in pairs]
     output, units = Path(str(config.output)), units_of(pairs, settings)
     if config.step != "report":
-        checkpoint = run_share(config, pairs, share(units, task, of), output)
+        run_share(config, pairs, share(units, task, of), output)
     if config.step == "report" or (config.step is None and of == 1):
-        report(config, pairs, units, output)
+        report(config, pairs, settings, output)
+
+
+def share_of(config: EvaluateConfig) -> tuple[int, int]:
+    """Which share of the results this process makes, of how many. Raises UserError."""
+    task, of = config.task, config.of
+    if task is None and of is None:
+        return int(os.environ.get("SLURM_PROCID", 0)), int(os.environ.get("SLURM_NTASKS", 1))
+    if task is None or of is None or not 0 <= task < of:
+        raise UserError(f"task={task} of={of}: give both, task from 0 to of - 1, or neither")
+    return task, of
 
 
 def run_share(config: EvaluateConfig, pairs: list[Pair], units: list[Unit], output: Path) -> None:
-    """Makes the results of some units that are not there yet; with step=check it only makes sure that it could."""
+    """Makes the results of these units that are not there yet; with step=check makes sure that it could."""
     from gen1_train.evaluation.inputs import check_inputs
     from gen1_train.evaluation.run import Evaluator, run
 
-    require_present(pairs)
     begin(output, plan(config, pairs))
     todo = missing(output, units)
-    load = partial(load_editor, config)
     if not todo:
         return
     check_inputs(dict.fromkeys(unit.pair for unit in todo))
+    check_prior(config, [unit.pair for unit in todo])
     if config.step == "check":
-        check_editor(load(0), pairs)
+        load_editor(config, 0)
         return
-    sweep = SweepConfig(**{field.name: getattr(config, field.name) for field in fields(SweepConfig)})
-    make = partial(Evaluator, sweep=sweep, output=output, keep_videos=config.keep_videos)
-    run(todo, load, make, config.workers)
+    make = partial(Evaluator, sweep=sweep_of(config), output=output, keep_videos=config.keep_videos)
+    run(todo, partial(load_editor, config), make, config.workers)
 
 
-def report(config: EvaluateConfig, pairs: list[Pair], units: list[Unit], output: Path) -> None:
+def report(config: EvaluateConfig, pairs: list[Pair], settings: list[Setting], output: Path) -> None:
     """Merges the results into table, plots and page. Raises UserError if some are missing."""
+    from gen1_train.evaluation.page import render
+    from gen1_train.evaluation.plots import draw_plots
+    from gen1_train.evaluation.summary import markdown, summarise
+
+    described = plan(config, pairs)
+    begin(output, described)
+    rows = read_results(output, units_of(pairs, settings))
+    merge(output, rows)
+    summary = summarise(rows, settings, config.seed)
+    held_dials = {"omega_t": held(config.omega_t, 1.0), "t_s": held(config.t_s, 0)}
+    table = markdown(summary)
+    facts = {
+        "pairs": f"{len(pairs):,}",
+        "settings": f"{len(settings) - 1:,}",
+        "steps, omega": f"{config.steps}, {config.omega:g}",
+        "stage, step": f"{described['checkpoint']['stage']}, {described['checkpoint']['step']:,}",
+    }
+    try:
+        write_atomically(output / "summary.json", json.dumps({**described, "summary": summary}, indent=1).encode())
+        write_atomically(output / "table.md", table.encode())
+        draw_plots(summary, held_dials, output / "plots")
+        write_atomically(output / "index.html", render(output, facts, summary, pairs, settings, config.keep_videos))
+    except OSError as error:
+        raise UserError(f"output={output} cannot be written: {error}") from error
+    print(f"{table}gen1-eval: {len(rows)} results, {output / 'index.html'}", flush=True)
+
+
+def plan(config: EvaluateConfig, pairs: list[Pair]) -> dict[str, Any]:
+    """What the results depend on, by hashes: of another one they are refused. Raises UserError."""
+    from gen1_train.editor import prior_beside
+    from gen1_train.training.checkpoint import INFO, find_checkpoint
+
+    def identity(path: Path) -> str:
+        return hashlib.sha256((path / INFO).read_bytes()).hexdigest()  # it holds the hashes of all the other files
+
+    checkpoint = find_checkpoint(Path(str(config.checkpoint)))
+    prior = config.prior or prior_beside(checkpoint)
+    try:
+        rows = [pair.facts() for pair in pairs]
+    except OSError as error:
+        line = next(pair.line for pair in pairs if str(error.filename) in (pair.video, pair.image))
+        raise UserError(f"line {line} of data=: {error.filename} is not there: mend the path") from error
+    return {
+        "checkpoint": {
+            "sha256": identity(checkpoint.path),
+            "weights": config.weights,
+            "stage": checkpoint.info.stage,
+            "step": checkpoint.info.step,
+        },
+        "prior": identity(find_checkpoint(Path(prior)).path) if prior else None,
+        "settings": asdict(sweep_of(config)) | {"keep_videos": config.keep_videos},
+        "pairs": rows,
+    }
+
+
+def sweep_of(config: EvaluateConfig) -> SweepConfig:
+    return SweepConfig(**{field.name: getattr(config, field.name) for field in fields(SweepConfig)})
+
+
+def check_prior(config: EvaluateConfig, pairs: list[Pair]) -> None:
+    """Raises UserError where a prompt is the content and there is no prior."""
+    from gen1_train.editor import prior_beside
+    from gen1_train.training.checkpoint import find_checkpoint
+
+    texts = [pair.line for pair in pairs if pair.image is None]
+    if texts and not config.prior and not prior_beside(find_checkpoint(Path(str(config.checkpoint)))):
+        raise UserError(
+            f"line {texts[0]} of data= has a prompt without an image, and there is no prior from text to image "
+            "embeddings: give prior=, or fill the column image (the prompt is then only compared with)"
+        )
+
+
+def load_editor(config: EvaluateConfig, rank: int) -> "Editing":
+    """The editor of one of several worker processes."""
+    from gen1_train.editor import Gen1Editor
+    from gen1_train.frozen import device_of
+
+    device = device_of(config.device, int(os.environ.get("SLURM_LOCALID", 0)) * config.workers + rank)
+    return Gen1Editor.from_pretrained(str(config.checkpoint), device, config.weights, config.prior)
+
+
+def main() -> None:
+    run_app("gen1-eval", "evaluate", EvaluateConfig, evaluate)
+
+
+if __name__ == "__main__":
+    main()

@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "gen1_train.training": LEAVES
     | {"gen1_train.model", "gen1_train.diffusion", "gen1_train.data", "gen1_train.config"}
     | {"gen1_train.video.encode", "gen1_train.video.probe"},  # previews are files that people look at
+    "gen1_train.evaluation": LEAVES | {"gen1_train.video", "gen1_train.diffusion.structure"},
     **{name: {"gen1_train"} for name in ENTRY - {"gen1_train.cli"}},
     "data_tools": LEAVES
     | {
@@ -74,9 +75,17 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "transformers": ("gen1_train.estimators.depth", "miniature"),
     "diffusers": ("gen1_train.model.autoencoder", "gen1_train.diffusion.sampler", "gen1_train.exporter", "miniature"),
     "webdataset": ("data_tools", "gen1_train.data"),
-    "cv2": ("gen1_train.estimators.edges", "gen1_train.video.decord_reader", "data_tools.cut", "data_tools.shots"),
+    "cv2": (
+        "gen1_train.estimators.edges",
+        "gen1_train.evaluation.metrics",
+        "gen1_train.video.decord_reader",
+        "data_tools.cut",
+        "data_tools.shots",
+    ),
     "scenedetect": ("data_tools.shots",),
     "pyarrow": ("data_tools.rows",),
+    "matplotlib": ("gen1_train.evaluation.plots",),
+    "torchmetrics": ("gen1_train.evaluation.metrics",),
     "fsspec": ("gen1_train.remote",),
 }
 

@@ -51,7 +51,9 @@ def render(
         ),
         page.section("All settings", table(summary), page.note("; ".join(about), ".")),
         *(edits(output, pair, settings) for pair in pairs[: SHOWN if kept else 0]),
-        page.note(f"The first {SHOWN} of {len(pairs)} pairs; all are in videos/.") if kept and len(pairs) > SHOWN else None,
+        page.note(f"The first {SHOWN} of {len(pairs)} pairs; all are in videos/.")
+        if kept and len(pairs) > SHOWN
+        else None,
         style=STYLE,
         videos=kept,
     )

@@ -109,8 +109,6 @@ def _pair(path: Path, line: int, row: dict[str, Any]) -> Pair:
     for name in ("video", "image"):
         if name in values and not is_url(values[name]):
             values[name] = str(path.parent / values[name])
-    if not 0 <= values.get("start", 0) or not 1 <= values.get("frames", 1) or not 0 < values.get("fps", 1) < 1e4:
-        raise UserError(f"data={path} line {line}: start is 0 or more, frames 1 or more, fps above 0")
     return Pair(line, **values)
 
 
