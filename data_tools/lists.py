@@ -10,7 +10,6 @@ from pathlib import Path, PurePosixPath
 
 from data_tools.failures import Failure
 from data_tools.places import (
-    IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
     Scan,
     Source,
@@ -23,6 +22,7 @@ from data_tools.places import (
 from data_tools.rows import Broken, Row, read_rows
 from gen1_train.errors import UserError
 from gen1_train.remote import ARCHIVES, is_url, join, local_path, refusal, without_secrets
+from gen1_train.video.image import IMAGE_SUFFIXES
 from gen1_train.video.probe import VideoError
 
 PLAIN = re.compile(r"[A-Za-z0-9_-]{1,100}")  # a sample's key has more behind the id, and 200 characters at most

@@ -15,11 +15,11 @@ from typing import TypeVar
 from data_tools.failures import Failure
 from gen1_train.errors import UserError
 from gen1_train.remote import HTTP, file_system, is_url, join, reason_of
+from gen1_train.video.image import IMAGE_SUFFIXES
 from gen1_train.video.probe import VideoError
 from gen1_train.video.remote import download, transient_errors
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"}
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 THREADS = 32  # that wait for a disk or a server at the same time; ours
 CHUNK = 256  # files that a thread takes at once; ours
 WORTH_LISTING = (

@@ -10,7 +10,6 @@ from typing import Any
 from data_tools.failures import Failure
 from data_tools.lists import ListFile, folder_of
 from data_tools.places import (
-    IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
     Scan,
     Source,
@@ -32,6 +31,7 @@ from gen1_train.remote import (
     require_protocol,
     without_secrets,
 )
+from gen1_train.video.image import IMAGE_SUFFIXES
 from gen1_train.video.probe import VideoError
 from gen1_train.video.remote import open_remote
 

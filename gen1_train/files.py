@@ -2,21 +2,31 @@
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Temp file, fsync, rename: the file has its whole content or does not exist. Several writers do not meet."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to. At the end of the block it is synced and renamed to `path`.
+
+    If the block raises, nothing is left of it and `path` is as it was. Several writers do not meet.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with open(temporary, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield temporary
+        sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Temp file, fsync, rename: the file has its whole content or does not exist. Several writers do not meet."""
+    with whole_file(path) as temporary, open(temporary, "wb") as stream:
+        stream.write(data)
 
 
 def clear_killed(folder: Path) -> None:

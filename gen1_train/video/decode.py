@@ -2,7 +2,7 @@
 
 import atexit
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from gen1_train.video.frames import DECODERS
 from gen1_train.video.probe import VideoError, VideoInfo
 from gen1_train.video.sandbox import Answer, Sandbox, SandboxError
 
-__all__ = ["DECODERS", "VideoError", "VideoInfo", "count", "probe", "read_clips"]
+__all__ = ["DECODERS", "VideoError", "VideoInfo", "absolute", "ask", "count", "probe", "read_clips"]
 
 _idle: list[Sandbox] = []  # children of this process that wait for work; as many as were ever needed at once
 
@@ -23,13 +23,13 @@ def probe(path: str | Path) -> VideoInfo:
 
     `path`: a local file, or an address with "://" that fsspec opens: only what is needed is fetched.
     """
-    ((info, _),) = _ask({"do": "probe", "path": _absolute(path)})
+    ((info, _),) = ask({"do": "probe", "path": absolute(path)})
     return VideoInfo(**info)
 
 
 def count(path: str | Path) -> int:
     """The number of frames, found by decoding them all. Raises VideoError."""
-    ((answer, _),) = _ask({"do": "count", "path": _absolute(path)})
+    ((answer, _),) = ask({"do": "count", "path": absolute(path)})
     return int(answer["frames"])
 
 
@@ -44,9 +44,9 @@ def read_clips(
     remaining = [list(window) for window in windows]
     decoders = list(decoders)
     while remaining:
-        request = {"do": "clips", "path": _absolute(path), "windows": list(remaining), "decoders": decoders}
+        request = {"do": "clips", "path": absolute(path), "windows": list(remaining), "decoders": decoders}
         try:
-            for header, frames in _ask(request):
+            for header, frames in ask(request):
                 assert frames is not None
                 remaining.pop(0)
                 yield header["decoder"], frames
@@ -57,8 +57,8 @@ def read_clips(
             decoders = decoders[1:]
 
 
-def _ask(request: dict[str, Any]) -> Iterator[Answer]:
-    """The answers of a child that nobody else is using."""
+def ask(request: dict[str, Any]) -> Generator[Answer, None, None]:
+    """The answers of a child that nobody else is using, from the handlers in worker.py. Raises VideoError."""
     try:
         sandbox = _idle.pop()
     except IndexError:
@@ -69,7 +69,7 @@ def _ask(request: dict[str, Any]) -> Iterator[Answer]:
         _idle.append(sandbox)
 
 
-def _absolute(path: str | Path) -> str:
+def absolute(path: str | Path) -> str:
     """The child may have been started in another working directory."""
     return str(path) if is_url(path) else os.path.abspath(path)
 

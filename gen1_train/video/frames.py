@@ -33,6 +33,7 @@ DECODERS = ("pyav", "decord")
 # the frames, the fewer a codec may hold: 8 of 8K video.
 REORDERING = 16
 REORDERING_PIXELS = 2**28
+UNTIMED = {"avi"}  # ffmpeg's names of formats without presentation times; it guesses them, wrongly with B-frames
 LATE = 1.0  # seconds by which a video may end before the duration of its header; ours
 
 Item = TypeVar("Item")
@@ -176,7 +177,7 @@ def _pyav_frames(path: str | Path) -> Iterator[PyAVFrame]:
 def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[PyAVFrame]:
     """All frames in the order of display. Raises VideoError at the first damaged one, or when some are missing."""
     converter = Converter()
-    clock = _Clock(float(stream.average_rate or stream.guessed_rate or 25))
+    clock = _Clock(float(stream.average_rate or stream.guessed_rate or 25), container.format.name in UNTIMED)
     size: tuple[int, int] | None = None
     try:
         for picture in _pictures(container, stream, clock):
@@ -219,6 +220,7 @@ class _Clock:
     """Counts the frames of a video and keeps their time."""
 
     rate: float  # frames a second, for a file whose frames have no time
+    untimed: bool = False  # the file's format is one of UNTIMED
     count: int = 0
     start: float | None = None  # the first frame's time in the file
     seconds: float = 0.0  # of the last frame, since the first one
@@ -226,11 +228,12 @@ class _Clock:
 
     def tick(self, picture: av.VideoFrame) -> float:
         """Takes one more frame and returns its seconds, which never go back."""
-        self.start = picture.time if self.start is None else self.start
-        if picture.time is None or self.start is None:
-            seconds = self.count / self.rate
-        else:
-            seconds = max(self.seconds, picture.time - self.start)
+        time = picture.time
+        if self.untimed:  # then a frame is shown when the packet comes behind which it is given
+            time = None if picture.dts is None else float(picture.dts * picture.time_base)
+        self.start = time if self.start is None else self.start
+        seconds = self.count / self.rate if time is None or self.start is None else time - self.start
+        seconds = max(self.seconds, seconds)
         self.longest = max(self.longest, seconds - self.seconds)
         self.seconds = seconds
         self.count += 1

@@ -13,6 +13,7 @@ from gen1_train.remote import is_url
 from gen1_train.video.probe import VideoError
 from gen1_train.video.remote import open_remote
 
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}  # no GIF: it may move, and is a video
 SIDEWAYS = {5, 6, 7, 8}  # EXIF orientations that exchange width and height
 # What PIL may take a file for, by its content; among the others is PostScript, which it would have run.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF")

@@ -1,4 +1,4 @@
-"""The child process of decode.py: headers and windows of frames."""
+"""The child process of decode.py: headers, windows of frames, chosen frames, audio."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from gen1_train.video.audio_reader import read_audio
 from gen1_train.video.frames import Frame, read_any
+from gen1_train.video.geometry import resize_and_crop
 from gen1_train.video.probe import VideoError, read_header
 from gen1_train.video.sandbox import Answer, serve
+from gen1_train.video.selection import Selection, pick
 
 
 def probe(request: dict[str, Any]) -> Iterator[Answer]:
@@ -61,5 +64,27 @@ def _collect(frame: Frame, windows: deque[_Window]) -> None:
             window.frames.append(pixels)
 
 
+def select(request: dict[str, Any]) -> Iterator[Answer]:
+    """`{"path", "selection", "size", "given", "decoders"}` -> where a chosen frame stands, and uint8 (h, w, 3).
+
+    For each frame but the first `given`; see `gen1_train.video.stream.read_selected`.
+    """
+    path, (width, height) = request["path"], request["size"]
+    info = read_header(path)
+    chosen = pick(read_any(path, request["decoders"]), Selection(**request["selection"]), info.fps)
+    index, pixels = -1, None
+    for number, (frame, seconds) in enumerate(chosen):
+        if number < request["given"]:
+            continue
+        if frame.index != index:  # by time a frame may be chosen several times
+            index, pixels = frame.index, resize_and_crop(frame.rgb()[None], width, height, info.pixel_aspect)[0]
+        yield {"seconds": seconds, "index": index, "source_seconds": frame.seconds}, pixels
+
+
+def audio(request: dict[str, Any]) -> Iterator[Answer]:
+    """`{"path", "start", "end", "copy"}` -> see `read_audio`."""
+    yield from read_audio(request["path"], request["start"], request["end"], request["copy"])
+
+
 if __name__ == "__main__":
-    serve({"probe": probe, "count": count, "clips": clips})
+    serve({"probe": probe, "count": count, "clips": clips, "select": select, "audio": audio})
