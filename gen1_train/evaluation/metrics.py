@@ -6,6 +6,8 @@ transformers alone, and is the same cosine.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import cv2
 import numpy as np
@@ -89,9 +91,9 @@ def flows(frames: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     Yields (flow float32 (h, w, 2) in pixels, bool (h, w)). Flow by DIS (Kroeger et al. 2016); certain is a pixel that
     was inside the frame, and comes back to its place by the flow the other way (bounds of Sundaram et al. 2010).
     """
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    dis: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     grey = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in frames]
-    for before, now in zip(grey, grey[1:]):
+    for before, now in pairwise(grey):
         back, forth = dis.calc(now, before, None), dis.calc(before, now, None)
         returned = back + _moved(forth, back)
         size = (back**2).sum(-1) + (forth**2).sum(-1)

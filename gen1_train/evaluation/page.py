@@ -40,7 +40,10 @@ def render(
 ) -> bytes:
     """The page's bytes; it holds the plots and strips of the folder, and links to the videos beside it."""
     about = [f"{metric.title}: {metric.about}" for metric in METRICS.values()]
-    made = page.page(
+    left_out = None
+    if kept and len(pairs) > SHOWN:
+        left_out = page.note(f"The first {SHOWN} of {len(pairs)} pairs; all are in videos/.")
+    return page.page(
         "gen1-eval",
         element("h1", "Evaluation"),
         page.tiles(facts),
@@ -51,13 +54,10 @@ def render(
         ),
         page.section("All settings", table(summary), page.note("; ".join(about), ".")),
         *(edits(output, pair, settings) for pair in pairs[: SHOWN if kept else 0]),
-        page.note(f"The first {SHOWN} of {len(pairs)} pairs; all are in videos/.")
-        if kept and len(pairs) > SHOWN
-        else None,
+        left_out,
         style=STYLE,
         videos=kept,
     )
-    return made
 
 
 def table(summary: Sequence[dict[str, Any]]) -> Html:

@@ -108,7 +108,8 @@ def draw_curve(axes: Axes, plot: Plot, method: str, rows: Sequence[dict[str, Any
     x, y = ([row["metrics"][name] for row in rows] for name in ("prompt_consistency", plot.metric))
     places = [[value["mean"] for value in values] for values in (x, y)]
     axes.errorbar(
-        *places,
+        places[0],
+        places[1],
         xerr=bars(x),
         yerr=bars(y),
         color=colour,

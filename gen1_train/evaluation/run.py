@@ -106,7 +106,8 @@ def run(todo: Sequence[Unit], load: Load, make: Callable[[Editing], Evaluator], 
 def _here(todo: Sequence[Unit], load: Load, make: Callable[[Editing], Evaluator]) -> Iterator[None]:
     evaluator = make(load(0))
     for unit in todo:
-        yield evaluator.make(unit)
+        evaluator.make(unit)
+        yield
 
 
 def _in_processes(
@@ -123,7 +124,8 @@ def _in_processes(
             futures = [pool.submit(_make, unit) for unit in todo]
         try:
             for future in as_completed(futures):
-                yield future.result()
+                future.result()
+                yield
         except BrokenProcessPool as error:
             raise UserError(
                 "a worker process was killed (out of memory?): call it again, finished results are kept; fewer workers "
