@@ -1,7 +1,6 @@
 """`gen1-eval`: edits of many (video, prompt) pairs, swept over the dials, measured and compared with baselines."""
 
 import hashlib
-import json
 import os
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -10,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from gen1_train.cli import run_app
 from gen1_train.errors import UserError
-from gen1_train.evaluation.methods import Setting, SweepConfig, held, settings_of
+from gen1_train.evaluation.methods import Setting, SweepConfig, settings_of
 from gen1_train.evaluation.pairs import Pair, read_pairs
-from gen1_train.evaluation.results import Unit, begin, merge, missing, read_results, share, units_of
-from gen1_train.files import write_atomically
+from gen1_train.evaluation.results import Unit, begin, missing, share, units_of
 
 if TYPE_CHECKING:
     from gen1_train.evaluation.methods import Editing
@@ -50,6 +48,7 @@ def evaluate(config: EvaluateConfig) -> None:
         raise UserError(f"frames={config.frames}: give 1 or more")
     task, of = share_of(config) if config.step in (None, "run") else (0, 1)
     settings = settings_of(config)
+    check_dials(config, settings)
     pairs = read_pairs(Path(str(config.data)))
     pairs = [replace(pair, frames=pair.frames or config.frames) for pair in pairs]
     output, units = Path(str(config.output)), units_of(pairs, settings)
@@ -88,32 +87,26 @@ def run_share(config: EvaluateConfig, pairs: list[Pair], units: list[Unit], outp
 
 
 def report(config: EvaluateConfig, pairs: list[Pair], settings: list[Setting], output: Path) -> None:
-    """Merges the results into table, plots and page. Raises UserError if some are missing."""
-    from gen1_train.evaluation.page import render
-    from gen1_train.evaluation.plots import draw_plots
-    from gen1_train.evaluation.summary import markdown, summarise
+    """Writes and prints what all results say. Raises UserError if some are missing."""
+    from gen1_train.evaluation.report import write_report
 
     described = plan(config, pairs)
     begin(output, described)
-    rows = read_results(output, units_of(pairs, settings))
-    merge(output, rows)
-    summary = summarise(rows, settings, config.seed)
-    held_dials = {"omega_t": held(config.omega_t, 1.0), "t_s": held(config.t_s, 0)}
-    table = markdown(summary)
-    facts = {
-        "pairs": f"{len(pairs):,}",
-        "settings": f"{len(settings) - 1:,}",
-        "steps, omega": f"{config.steps}, {config.omega:g}",
-        "stage, step": f"{described['checkpoint']['stage']}, {described['checkpoint']['step']:,}",
-    }
-    try:
-        write_atomically(output / "summary.json", json.dumps({**described, "summary": summary}, indent=1).encode())
-        write_atomically(output / "table.md", table.encode())
-        draw_plots(summary, held_dials, output / "plots")
-        write_atomically(output / "index.html", render(output, facts, summary, pairs, settings, config.keep_videos))
-    except OSError as error:
-        raise UserError(f"output={output} cannot be written: {error}") from error
-    print(f"{table}gen1-eval: {len(rows)} results, {output / 'index.html'}", flush=True)
+    table = write_report(output, described, pairs, settings, sweep_of(config))
+    print(f"{table}gen1-eval: {len(pairs)} pairs, {output / 'index.html'}", flush=True)
+
+
+def check_dials(config: EvaluateConfig, settings: list[Setting]) -> None:
+    """Raises UserError for a dial that is out of the editor's range."""
+    from gen1_train.diffusion.editing import SamplingConfig
+    from gen1_train.diffusion.guidance import GuidanceConfig
+    from gen1_train.editor import check
+
+    usual = SamplingConfig()
+    for setting in settings:
+        dials = {name: value for name, value in setting.dials.items() if name != "omega_t"}
+        guidance = GuidanceConfig(config.omega, setting.dials.get("omega_t", usual.guidance.omega_t))
+        check(replace(usual, steps=config.steps, solver=config.solver, guidance=guidance, **dials))
 
 
 def plan(config: EvaluateConfig, pairs: list[Pair]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: no window system, no state
+from matplotlib.patheffects import withStroke
 
 from gen1_train.evaluation.methods import GEN1, INPUT, PER_FRAME, SDEDIT
 from gen1_train.evaluation.metrics import METRICS
@@ -70,7 +71,7 @@ def draw_plots(summary: Sequence[dict[str, Any]], held: dict[str, float], folder
 
 def draw(plot: Plot, summary: Sequence[dict[str, Any]], held: dict[str, float]) -> Figure:
     """One plot: a curve for each method, its points labelled by the dial."""
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    figure = Figure(figsize=(5.4, 4.5), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(plot.title, loc="left", fontsize=12, pad=10)
     for method in STYLES:
@@ -85,7 +86,7 @@ def draw(plot: Plot, summary: Sequence[dict[str, Any]], held: dict[str, float]) 
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=9, color="#9aa0a8")
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4)
+        axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     return figure
 
 
@@ -124,9 +125,8 @@ def draw_curve(axes: Axes, plot: Plot, method: str, rows: Sequence[dict[str, Any
     for row, *place in zip(rows, *places):
         if dial is not None:
             offset = (6, 5) if method == GEN1 else (6, -11)
-            axes.annotate(
-                f"{row[dial]:g}", place, offset, textcoords="offset points", fontsize=8.5, color=colour, zorder=5
-            )
+            label = axes.annotate(f"{row[dial]:g}", place, offset, textcoords="offset points", fontsize=9, color=colour)
+            label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])  # bars and other curves behind it
 
 
 def bars(values: Sequence[dict[str, Any]]) -> list[list[float]]:

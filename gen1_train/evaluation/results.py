@@ -103,8 +103,3 @@ def read_results(output: Path, units: Sequence[Unit]) -> list[dict[str, Any]]:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} cannot be read ({error!r}): remove it and call gen1-eval again") from error
     return rows
-
-
-def merge(output: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes results.jsonl."""
-    write_atomically(output / RESULTS, "".join(json.dumps(row) + "\n" for row in rows).encode())
