@@ -31,7 +31,8 @@ from benchmarks.ranks import in_ranks
 from gen1_train.batch import Batch
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training.memory import Layout, Planner, ZeroSettings
-from gen1_train.training.module import DiffusionConfig, Gen1Module, OptimConfig
+from gen1_train.training.module import DiffusionConfig, Gen1Module
+from gen1_train.training.network import OptimConfig
 from gen1_train.training.strategy import StrategyConfig, ZeroStrategy, build_strategy
 from gen1_train.training.tracing import Work
 

@@ -4,6 +4,7 @@ Values come from conf/ and the command line: Hydra merges them into these classe
 types before any device is touched.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from gen1_train.training.checkpoint import CheckpointConfig
 from gen1_train.training.ema import EmaConfig, name_of
 from gen1_train.training.gpus import PlanConfig
 from gen1_train.training.guard import GuardConfig
-from gen1_train.training.module import DiffusionConfig, OptimConfig
+from gen1_train.training.module import DiffusionConfig
+from gen1_train.training.network import OptimConfig
 from gen1_train.training.rates import SCHEDULES
 from gen1_train.training.stages import RESETS, InitConfig, StageConfig
 from gen1_train.training.strategy import StrategyConfig
@@ -107,8 +109,8 @@ def check(config: TrainConfig) -> None:
         raise UserError("data.cache needs data.order=blocks: data.order=global reads from all shards at any time")
     if config.trainer.devices == 0 or config.trainer.devices < -1:
         raise UserError(f"trainer.devices={config.trainer.devices}: give a number of processes, or -1 for every GPU")
-    if len(config.optim.betas) != 2:
-        raise UserError(f"optim.betas={config.optim.betas}: give two numbers")
+    check_betas(config.optim.betas)
+    check_averages(config.ema.decays)
     check_model(config.model)
     if config.trainer.compile and config.strategy.name == "zero3":
         raise UserError(
@@ -119,10 +121,7 @@ def check(config: TrainConfig) -> None:
 
 def check_values(config: TrainConfig) -> None:
     """Settings that are one of a few words, or lie in a range, each by itself."""
-    for section in (config.trainer, config.log, config.data, config.optim, config.guard):
-        for name, value in vars(section).items():
-            if name in CHOICES and value not in CHOICES[name]:
-                raise UserError(f"{name}={value} is not one of {', '.join(CHOICES[name])}")
+    check_choices(config.trainer, config.log, config.data, config.optim, config.guard)
     positive = {
         "data.batch_clips": config.data.batch_clips,
         "data.window": config.data.window,
@@ -146,18 +145,14 @@ def check_values(config: TrainConfig) -> None:
         "plan.tflops": config.plan.tflops,
         "plan.mfu": config.plan.mfu,
     }
-    for name, value in positive.items():
-        if value is not None and value <= 0:
-            raise UserError(f"{name}={value} must be above 0")
+    check_positive(positive)
     shares = {
         "data.image_ratio": config.data.image_ratio,
         "stage.image_ratio": config.stage.image_ratio,
         "diffusion.drop_content": config.diffusion.drop_content,
         "optim.final_lr_share": config.optim.final_lr_share,
     }
-    for name, share in shares.items():
-        if share is not None and not 0 <= share <= 1:
-            raise UserError(f"{name}={share} is a share: give a number from 0 to 1")
+    check_shares(shares)
     counts = {
         "data.workers": config.data.workers,
         "stage.steps": config.stage.steps,
@@ -169,9 +164,46 @@ def check_values(config: TrainConfig) -> None:
         "checkpoint.patience_seconds": config.checkpoint.patience_seconds,
         "optim.warmup_steps": config.optim.warmup_steps,
     }
-    for name, value in counts.items():
+    check_counts(counts)
+
+
+def check_choices(*sections: object) -> None:
+    """Raises UserError for a setting in one of these that is none of its CHOICES."""
+    for section in sections:
+        for name, value in vars(section).items():
+            if name in CHOICES and value not in CHOICES[name]:
+                raise UserError(f"{name}={value} is not one of {', '.join(CHOICES[name])}")
+
+
+def check_positive(values: Mapping[str, float | None]) -> None:
+    for name, value in values.items():
+        if value is not None and value <= 0:
+            raise UserError(f"{name}={value} must be above 0")
+
+
+def check_shares(values: Mapping[str, float | None]) -> None:
+    for name, share in values.items():
+        if share is not None and not 0 <= share <= 1:
+            raise UserError(f"{name}={share} is a share: give a number from 0 to 1")
+
+
+def check_counts(values: Mapping[str, float]) -> None:
+    for name, value in values.items():
         if value < 0:
             raise UserError(f"{name}={value} must be 0 or above")
+
+
+def check_betas(betas: Sequence[float]) -> None:
+    if len(betas) != 2:
+        raise UserError(f"optim.betas={betas}: give two numbers")
+
+
+def check_averages(decays: Sequence[float]) -> None:
+    """Raises UserError for averages that cannot be."""
+    if any(not 0 < decay < 1 for decay in decays):
+        raise UserError(f"ema.decays={decays}: give numbers between 0 and 1, such as [0.9999], or [] for no average")
+    if len({name_of(decay) for decay in decays}) < len(decays):
+        raise UserError(f"ema.decays={decays}: two of them are the same to six digits")
 
 
 def check_waiting(config: TrainConfig) -> None:
@@ -190,7 +222,7 @@ def check_waiting(config: TrainConfig) -> None:
 
 
 def check_stage(config: TrainConfig) -> None:
-    """Raises UserError for a stage, or averages, that cannot be."""
+    """Raises UserError for a stage that cannot be."""
     stage = config.stage
     if not 0 <= stage.max_level <= MAX_LEVEL:
         raise UserError(f"stage.max_level={stage.max_level} is out of range: give 0 to {MAX_LEVEL}")
@@ -199,11 +231,6 @@ def check_stage(config: TrainConfig) -> None:
             raise UserError(f"stage.{name}={given}: {unknown[0]} is not one of {', '.join(known)}")
     if not stage.trains:
         raise UserError("stage.trains=[] would train nothing: give globs over the names of weights, such as [*]")
-    decays = config.ema.decays
-    if any(not 0 < decay < 1 for decay in decays):
-        raise UserError(f"ema.decays={decays}: give numbers between 0 and 1, such as [0.9999], or [] for no average")
-    if len({name_of(decay) for decay in decays}) < len(decays):
-        raise UserError(f"ema.decays={decays}: two of them are the same to six digits")
 
 
 def check_model(model: UNetConfig) -> None:

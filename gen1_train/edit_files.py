@@ -21,7 +21,8 @@ from gen1_train.errors import UserError
 from gen1_train.masks import BY_DEPTH, mask_by_depth
 from gen1_train.sheet import sheet
 from gen1_train.spool import Spool
-from gen1_train.video.encode import Sound, VideoWriter
+from gen1_train.video.audio import AudioSource
+from gen1_train.video.encode import VideoWriter
 from gen1_train.video.geometry import nearest_bucket, parse_bucket
 from gen1_train.video.image import read_image
 from gen1_train.video.mask import read_mask
@@ -39,7 +40,7 @@ class Footage:
     frames: Spool  # uint8 (n, h, w, 3), at the bucket's size
     seconds: list[float]  # when each is shown, since the first
     fps: float  # of the output, where the seconds are even
-    sound: Sound | None  # the input's
+    audio: AudioSource | None  # the input's sound, if it has any
 
 
 def edit_files(config: "EditConfig") -> None:
@@ -62,7 +63,7 @@ def edit_files(config: "EditConfig") -> None:
         frames = stack.enter_context(Spool())
         footage = read_footage(config, info, selection, (width, height), frames)
         structure = stack.enter_context(editor.structure(footage.frames))
-        mask = read_masks(config, editor, structure, footage, selection, (width, height), stack)
+        mask = read_masks(config, editor, structure, footage, info, selection, (width, height), stack)
         run = Run(editor, footage, structure, mask)
         latents = run.sample(wanted, contents, negative, outputs[0].name)
         if config.structure_output is not None:
@@ -147,12 +148,12 @@ def read_footage(
     config: "EditConfig", info: VideoInfo, selection: Selection, size: tuple[int, int], frames: Spool
 ) -> Footage:
     """Reads the chosen frames into a spool. Raises UserError."""
-    seconds, first, last = [], 0.0, 0.0
+    seconds, first, last = list[float](), 0.0, 0.0
     total = expected_frames(info, selection)
     try:
         with tqdm(total=total, desc="reading", unit="frame", mininterval=0.5, leave=False) as bar:
             for frame in read_selected(str(config.input), selection, *size):
-                frames.append(frame.pixels[None])
+                frames.append(frame.pixels)
                 first = first if seconds else frame.source_seconds
                 seconds.append(frame.seconds)
                 last = frame.source_seconds
@@ -160,8 +161,8 @@ def read_footage(
     except VideoError as error:
         raise UserError(f"input={config.input} cannot be decoded: {error}") from error
     fps = output_fps(info, selection)
-    sound = Sound(str(config.input), first, last + 1 / fps) if config.audio else None
-    return Footage(frames, seconds, fps, sound)
+    audio = AudioSource(str(config.input), first, last + 1 / fps) if config.audio else None
+    return Footage(frames, seconds, fps, audio)
 
 
 def read_masks(
@@ -169,6 +170,7 @@ def read_masks(
     editor: Gen1Editor,
     structure: ClipStructure,
     footage: Footage,
+    info: VideoInfo,
     selection: Selection,
     size: tuple[int, int],
     stack: ExitStack,
@@ -181,8 +183,8 @@ def read_masks(
         mask_by_depth(editor, structure, config.mask, mask)
         return mask
     try:
-        for part in read_mask(config.mask, str(config.input), selection, len(footage.frames), *size):
-            mask.append(part[None])
+        for part in read_mask(config.mask, selection, len(footage.frames), *size, (info.width, info.height)):
+            mask.append(part)
     except VideoError as error:
         raise UserError(f"mask={config.mask} cannot be used: {error}") from error
     return mask
@@ -239,7 +241,7 @@ def write(path: Path, pictures: Iterator[np.ndarray], footage: Footage) -> None:
     """Writes a video at the input's pace, with its sound. Raises UserError; the file is whole or not there."""
     check_folder(path.parent)
     try:
-        with VideoWriter(path, footage.fps, sound=footage.sound) as writer:
+        with VideoWriter(path, footage.fps, audio_from=footage.audio) as writer:
             for picture, seconds in zip(pictures, footage.seconds):
                 writer.write(picture, seconds)
     except (VideoError, OSError) as error:

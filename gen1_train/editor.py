@@ -6,7 +6,7 @@ edited = editor(frames, prompt="a watercolour of a fox", omega_t=1.2)    # uint8
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -27,10 +27,8 @@ from gen1_train.model.pretrained import load_weights
 from gen1_train.model.unet import SpatioTemporalUNet
 from gen1_train.spool import Spool
 from gen1_train.training.checkpoint import INFO, Checkpoint, find_checkpoint
+from gen1_train.training.prior_checkpoint import TrainedPrior, read_prior
 from gen1_train.training.stages import read_recorded
-
-if TYPE_CHECKING:
-    from gen1_train.training.prior_checkpoint import TrainedPrior
 
 CHUNK = 16  # frames that are estimated, encoded or decoded at a time: bounds memory, changes no value
 
@@ -59,7 +57,7 @@ class Gen1Editor:
         clip: ClipEncoder,
         device: torch.device,
         buckets: Sequence[str] = (),
-        prior: "TrainedPrior | None" = None,
+        prior: TrainedPrior | None = None,
     ) -> None:
         self.unet, self.autoencoder, self.clip = unet, autoencoder, clip
         self.structure_estimator = structure_estimator
@@ -173,7 +171,8 @@ class Gen1Editor:
         for part in chunks(len(frames)):
             raw = self.structure_estimator(torch.from_numpy(frames[part]))
             spans.append(self.structure_estimator.normalise(raw)[1])
-            raws.append(raw.numpy())
+            for frame in raw.numpy():
+                raws.append(frame)
         lows, highs = zip(*spans)
         return ClipStructure(raws, (min(lows), max(highs)), self.structure_estimator)
 
@@ -261,7 +260,7 @@ def latent_mask(mask: Tensor, factor: int) -> Tensor:
     return torch.nn.functional.max_pool2d(mask[:, None].float(), factor)
 
 
-def open_prior(checkpoint: Checkpoint, path: str | Path | None, device: torch.device) -> "TrainedPrior | None":
+def open_prior(checkpoint: Checkpoint, path: str | Path | None, device: torch.device) -> TrainedPrior | None:
     """The prior that was asked for, or the one beside the checkpoint's run folder, or None.
 
     Raises UserError when it is none, or was trained on embeddings of another CLIP.
@@ -269,8 +268,6 @@ def open_prior(checkpoint: Checkpoint, path: str | Path | None, device: torch.de
     path = path or prior_beside(checkpoint)
     if path is None:
         return None
-    from gen1_train.training.prior_checkpoint import read_prior
-
     prior = read_prior(Path(path), device)
     check_fingerprint("CLIP model", checkpoint.info.estimators["clip"]["fingerprint"], prior.clip, f"the prior {path}")
     return prior

@@ -104,7 +104,7 @@ def check_dials(config: EvaluateConfig, settings: list[Setting]) -> None:
 
     usual = SamplingConfig()
     for setting in settings:
-        dials = {name: value for name, value in setting.dials.items() if name != "omega_t"}
+        dials: dict[str, Any] = {name: value for name, value in setting.dials.items() if name != "omega_t"}
         guidance = GuidanceConfig(config.omega, setting.dials.get("omega_t", usual.guidance.omega_t))
         check(replace(usual, steps=config.steps, solver=config.solver, guidance=guidance, **dials))
 

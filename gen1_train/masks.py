@@ -26,7 +26,8 @@ def mask_by_depth(editor: Gen1Editor, structure: ClipStructure, kind: str, mask:
     threshold = otsu(histogram.numpy())
     for depth in structure.at(0):
         near = depth >= threshold  # 1 is nearest
-        mask.append((near if kind == "foreground" else ~near).float().numpy())
+        for frame in (near if kind == "foreground" else ~near).float().numpy():
+            mask.append(frame)
 
 
 def otsu(histogram: np.ndarray) -> float:

@@ -1,22 +1,33 @@
-# A stage of gen1-train as a Slurm job; sourced by stageN.sh with the stage's name and the user's overrides.
+# A stage of gen1-train as a Slurm job; sourced by stageN.sh, prior.sh with the stage's name and the user's overrides.
 . "$(dirname "$script")/common.bash"
 stage=$1
 shift
 if ! in_job; then
-  # the GPUs that site.env asks for are not for a job that trains nothing
-  [ "$stage" != 1 ] || [ "${SBATCH_GPUS_PER_NODE:-0}" = 0 ] || set -- --gpus-per-node=0 "$@"
+  # the GPUs that site.env asks for are not for a job that trains nothing, or on one of them
+  if [ "${SBATCH_GPUS_PER_NODE:-0}" != 0 ]; then
+    case $stage in
+      1) set -- --gpus-per-node=0 "$@" ;;
+      prior) set -- --gpus-per-node=1 "$@" ;;
+    esac
+  fi
   submit "$@"
 fi
 
-nodes=$SLURM_JOB_NUM_NODES
-# a rank for each GPU; without GPUs one for each task that was asked for; stage 1 trains nothing
-gpus=${SLURM_GPUS_ON_NODE:-0}
-unset SLURM_CPUS_PER_GPU # which srun would take with sbatch's other options, and refuse beside --cpus-per-task
-((gpus > 0)) || unset SLURM_GPUS_PER_NODE
-ranks=$((gpus > 0 ? gpus : ${SLURM_NTASKS_PER_NODE:-1}))
-[ "$stage" != 1 ] || nodes=1 ranks=1
-cpus=$((SLURM_CPUS_ON_NODE >= ranks ? SLURM_CPUS_ON_NODE / ranks : 1))
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cpus}
+case $stage in
+  1 | prior) layout 1 1 ;; # the one trains nothing, the other little
+  *) layout ;;
+esac
+if [ "$stage" = prior ]; then # it has settings of its own: of site.env's it takes those that mean the same to it
+  settings=("${GEN1_OVERRIDES[@]}") GEN1_OVERRIDES=()
+  for setting in "${settings[@]}"; do
+    case $setting in
+      output=* | name=* | data.root=* | log.* | checkpoint.* | trainer.accelerator=* | trainer.precision=*)
+        GEN1_OVERRIDES+=("$setting")
+        ;;
+      *) echo "$stem: site.env's $setting is for the stages, and left out" ;;
+    esac
+  done
+fi
 if [ -z "${MASTER_ADDR:-}" ]; then
   MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
   export MASTER_ADDR

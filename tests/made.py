@@ -1,5 +1,6 @@
 """Small made things that several tests need: a shard set without any estimator, a random tiny Stable Diffusion."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,14 @@ def make_sample(key: str, pool: Pool, seed: int) -> Sample:
 
 
 def make_shard_set(
-    root: Path, clips: int = 12, images: int = 40, width: int = 32, height: int = 16, frames: int = 4, shards: int = 2
+    root: Path,
+    clips: int = 12,
+    images: int = 40,
+    width: int = 32,
+    height: int = 16,
+    frames: int = 4,
+    shards: int = 2,
+    make: Callable[[str, Pool, int], Sample] = make_sample,
 ) -> Path:
     """A frozen set of random samples: one video pool and one image pool, each in `shards` tars."""
     (root / "shards").mkdir(parents=True)
@@ -44,7 +52,7 @@ def make_shard_set(
                 for i in part:
                     key = f"{pool.kind}-{i:03d}"
                     seed = int(i) + (1000 if pool.kind == "image" else 0)
-                    writer.write({"__key__": key, **encode_sample(make_sample(key, pool, seed))})
+                    writer.write({"__key__": key, **encode_sample(make(key, pool, seed))})
             entries = build_index(tar)
             made.append(Shard(tar.name, len(entries), tar.stat().st_size, write_index(tar, entries)))
         pools[pool.name] = PoolShards(pool.kind, pool.width, pool.height, pool.frames, tuple(made))

@@ -11,10 +11,29 @@ OURS = ("gen1_train", "data_tools", "miniature")
 
 LEAVES = {
     f"gen1_train.{name}"
-    for name in ("errors", "exits", "files", "stop", "children", "keyed", "batch", "frozen", "remote", "page", "spool")
+    for name in (
+        *(
+            "errors",
+            "exits",
+            "files",
+            "stop",
+            "children",
+            "keyed",
+            "batch",
+            "frozen",
+            "remote",
+            "page",
+            "sheet",
+            "spool",
+        ),
+    )
 }
 ENTRY = {
-    f"gen1_train.{name}" for name in ("train", "edit", "editor", "cli", "config", "evaluate", "export", "exporter")
+    f"gen1_train.{name}"
+    for name in (
+        *("train", "edit", "edit_files", "edit_variants", "editor", "masks", "ui", "cli", "config", "evaluate"),
+        *("export", "exporter"),
+    )
 }
 
 # A room is the longest prefix of a module's name that stands here; it may import itself, the package that it lies in,
@@ -25,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "gen1_train.keyed": set(),
     "gen1_train.batch": set(),
     "gen1_train.page": set(),
+    "gen1_train.sheet": set(),
     "gen1_train.stop": set(),
     "gen1_train.children": set(),
     "gen1_train.exits": set(),

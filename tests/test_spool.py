@@ -1,5 +1,5 @@
-"""Rows on a disk read back as they were written; a full disk is one line."""
-
+import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -9,30 +9,61 @@ from gen1_train.errors import UserError
 from gen1_train.spool import Spool
 
 
-def test_slices_are_those_of_the_array(tmp_path: Path) -> None:
-    rows = np.random.default_rng(0).standard_normal((10, 3, 2)).astype(np.float32)
+@pytest.mark.parametrize("dtype", ["uint8", "float16", "float32"])
+def test_what_goes_in_comes_out(tmp_path: Path, dtype: str) -> None:
+    arrays = np.random.default_rng(0).integers(0, 200, (7, 3, 5, 2)).astype(dtype)
     with Spool(tmp_path) as spool:
-        for part in (rows[:4], rows[4:5], rows[5:]):
-            spool.append(part)
-        assert len(spool) == 10 and list(tmp_path.iterdir()) == []  # unnamed: a killed process leaves nothing
-        for part in (slice(0, 10), slice(3, 7), slice(8, 20), slice(5, 5), slice(None)):
-            assert np.array_equal(spool[part], rows[part])
-        spool[2:3][:] = 0  # a copy
-        assert np.array_equal(spool[2:3], rows[2:3])
+        assert len(spool) == 0 and len(spool[:]) == 0
+        for array in arrays:
+            spool.append(array.T.copy().T)  # in another order in memory
+        assert len(spool) == 7
+        for a, b in ((0, 7), (2, 5), (-3, None), (5, 100), (4, 2)):
+            part = spool[a:b]
+            assert part.dtype == dtype and part.shape[1:] == (3, 5, 2)
+            assert np.array_equal(part, arrays[a:b])
+        part = spool[0:1]
+        part[:] = 0
+        assert np.array_equal(spool[0:1], arrays[0:1])  # a copy
+        assert os.listdir(tmp_path) == []  # whatever ends the process, nothing is left
 
 
-def test_other_rows_are_refused() -> None:
-    with Spool() as spool:
-        spool.append(np.zeros((1, 2), np.uint8))
-        for other in (np.zeros((1, 3), np.uint8), np.zeros((1, 2), np.float32)):
-            with pytest.raises(ValueError, match="among those of"):
+def test_scalars_and_arrays_without_elements(tmp_path: Path) -> None:
+    with Spool(tmp_path) as scalars, Spool(tmp_path) as empty:
+        for number in range(3):
+            scalars.append(np.array(number))
+            empty.append(np.zeros((0, 4)))
+        assert scalars[1:].tolist() == [1, 2]
+        assert empty[:2].shape == (2, 0, 4)
+
+
+def test_only_one_kind_of_array_and_only_slices(tmp_path: Path) -> None:
+    with Spool(tmp_path) as spool:
+        spool.append(np.zeros((2, 2), np.uint8))
+        for other in (np.zeros((2, 3), np.uint8), np.zeros((2, 2), np.int8)):
+            with pytest.raises(ValueError, match="among uint8"):
                 spool.append(other)
+        with pytest.raises(ValueError, match="without a step"):
+            spool[::2]
+        with pytest.raises(TypeError, match="by slices"):
+            spool[0]  # type: ignore[index]
+        assert len(spool) == 1
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full to write to")
-def test_a_full_disk_is_one_line() -> None:
-    with Spool() as spool, open("/dev/full", "r+b", buffering=0) as full:
-        spool._file.close()
-        spool._file = full  # type: ignore[assignment]
-        with pytest.raises(UserError, match=r"No space left on device.*TMPDIR"):
-            spool.append(np.zeros((1, 2), np.uint8))
+def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
+    with Spool(tmp_path) as spool:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # "File too large" stands in for "No space left"
+        try:
+            for number in range(6):
+                spool.append(np.full(15_000, number, np.uint8))
+            with pytest.raises(UserError, match=r"File too large after 0 MiB.*free some space there") as caught:
+                spool.append(np.zeros(15_000, np.uint8))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+        assert len(spool) == 6 and spool[5:].tolist() == [[5] * 15_000]
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="absent takes no temporary file: No such file"):
+        Spool(tmp_path / "absent")

@@ -20,3 +20,8 @@ def x_from_v(z: Tensor, v: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
 def noise_from_v(z: Tensor, v: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """eps = sigma z + alpha v."""
     return sigma * z + alpha * v
+
+
+def v_from_x(z: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """v = (alpha z - x) / sigma."""
+    return (alpha * z - x) / sigma

@@ -21,9 +21,14 @@ class NoiseSchedule:
         betas = torch.linspace(config.beta_start**0.5, config.beta_end**0.5, config.steps, dtype=torch.float64) ** 2
         alphas_squared = (1 - betas).cumprod(0)
         self.steps = config.steps
-        self.betas: list[float] = betas.tolist()
         self.alphas = alphas_squared.sqrt().float().to(device)  # (T,)
         self.sigmas = (1 - alphas_squared).sqrt().float().to(device)  # (T,)
+
+    @property
+    def betas(self) -> list[float]:
+        """What each step adds: alpha_t^2 is the product of 1 - beta up to t."""
+        squared = self.alphas.double().cpu() ** 2
+        return (1 - squared / torch.cat([squared.new_ones(1), squared[:-1]])).tolist()
 
     def at(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha_t, sigma_t) for timesteps (b,), shaped to broadcast against `like` (b, ...)."""

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from gen1_train.errors import UserError
-from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
+from gen1_train.model.unet import UNetConfig
 
 # What a predecessor need not share: what a stage adds (shapes tell the rest), and how it is computed.
 GROWN = (
@@ -107,13 +107,13 @@ def listed(names: list[str], most: int = 8) -> str:
 
 
 def load_weights(
-    unet: SpatioTemporalUNet,
+    network: nn.Module,
     weights: dict[str, Tensor],
     source: str,
     may_be_new: Collection[str] = NEW,
     origins: dict[str, Origin] | None = None,
 ) -> WeightReport:
-    """Puts the weights of a predecessor into a UNet, or with may_be_new=() those of this very UNet.
+    """Puts the weights of a predecessor into a UNet, or with may_be_new=() those of this very network.
 
     The only keys that may be new are the temporal layers and the content projection; the only shape that may differ
     is the input convolution's, which may gain input channels: they start at zero, so the output does not change.
@@ -121,7 +121,7 @@ def load_weights(
     its own name in the file `source`. Raises UserError that names every other key that is missing, left over, of
     another shape or not finite; nothing is changed then.
     """
-    wanted = unet.state_dict()
+    wanted = network.state_dict()
     kinds = {"temporal": is_temporal, "content_projection": is_projection}
     allowed = [kind for name, kind in kinds.items() if name in may_be_new]
     new = [k for k in wanted if k not in weights and any(kind(k) for kind in allowed)]
@@ -135,7 +135,7 @@ def load_weights(
     for k in widened:
         state[k] = torch.zeros_like(wanted[k])
         state[k][:, : weights[k].shape[1]] = weights[k]
-    unet.load_state_dict(state, strict=False)  # strictness is above: all keys are in common, or declared new
+    network.load_state_dict(state, strict=False)  # strictness is above: all keys are in common, or declared new
     if origins is None:
         origins = {k: Origin(k, Path(source).name, dtype_name(weights[k])) for k in common}
     return WeightReport(source, [k for k in common if k not in widened], widened, new, origins)

@@ -2,7 +2,7 @@
 
 RUN/config.yaml                   the resolved config
 RUN/checkpoints/step-00000400/    one checkpoint; written under a hidden name, synced, read back, then renamed
-    unet.safetensors              all weights, float32
+    unet.safetensors              all weights, float32 (prior.safetensors in a checkpoint of the prior)
     ema_0.9999.safetensors        their average of this decay, float32; one file for each of ema.decays
     optimizer.safetensors         AdamW's moments of all weights, float32 (not in a checkpoint that was not trained)
     config.yaml                   the resolved config that made them: editing rebuilds the model from it
@@ -33,7 +33,8 @@ from gen1_train.files import sync, write_atomically
 from gen1_train.model.pretrained import load_safetensors
 from gen1_train.training.counters import Counters
 
-UNET, OPTIMIZER, CONFIG, INFO = "unet.safetensors", "optimizer.safetensors", "config.yaml", "checkpoint.json"
+UNET, PRIOR = "unet.safetensors", "prior.safetensors"  # the weights, by what they are of
+OPTIMIZER, CONFIG, INFO = "optimizer.safetensors", "config.yaml", "checkpoint.json"
 LATEST = "latest"
 
 
@@ -57,6 +58,7 @@ class CheckpointInfo:
     estimators: dict[str, Any] = field(default_factory=dict)  # the manifest's: what editing has to load
     buckets: list[str] = field(default_factory=list)  # WIDTHxHEIGHT of the clips it was trained on
     counters: dict[str, Any] = field(default_factory=dict)  # state.Counters
+    weights: str = UNET  # the file of the weights themselves: UNET or PRIOR
     code: str = ""  # agreement.code_hash of the code that wrote it
     saved: float = 0.0  # when, in seconds since 1970
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # of every other file, by name: bytes and sha256
@@ -87,7 +89,7 @@ class Checkpoint:
         average. Raises UserError when there is no such average.
         """
         if which == "raw" or (which == "ema" and not self.averages):
-            return UNET
+            return self.info.weights
         average = self.averages[0] if which == "ema" else f"ema_{which}"
         if average not in self.averages:
             choices = ", ".join(["raw", *(name.removeprefix("ema_") for name in self.averages)])
@@ -225,7 +227,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         info = CheckpointInfo(**json.loads((path / INFO).read_text()))
         checkpoint, sizes = Checkpoint(path, info), {name: file["bytes"] for name, file in info.files.items()}
-        wanted = {UNET, *(f"{average}.safetensors" for average in checkpoint.averages)} - set(info.files)
+        wanted = {info.weights, *(f"{average}.safetensors" for average in checkpoint.averages)} - set(info.files)
     except FileNotFoundError:
         raise UserError(f"no checkpoint at {path}: give a folder such as runs/gen1/stage5/checkpoints/step-…") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

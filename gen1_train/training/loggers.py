@@ -14,17 +14,18 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from typing_extensions import override
 
-from gen1_train.config import TrainConfig
 from gen1_train.errors import UserError
 from gen1_train.files import write_atomically
 from gen1_train.stop import deaf
 from gen1_train.training.metrics import MetricsCSV, read_metrics
+from gen1_train.training.prior_config import AnyTrainConfig
+from gen1_train.training.stages import run_folder
 
 if TYPE_CHECKING:
     from wandb import Run
 
 
-def loggers(config: TrainConfig, run: Path, resume_step: int, say: Callable[[str], None]) -> list[Logger]:
+def loggers(config: AnyTrainConfig, run: Path, resume_step: int, say: Callable[[str], None]) -> list[Logger]:
     """metrics.csv, and W&B unless it is disabled. `resume_step`: optimizer steps that the run goes on from.
 
     Raises UserError where W&B is to be online and the user is not logged in.
@@ -43,7 +44,7 @@ class WandbRows(Logger):
     does not answer is waited for `log.wandb_seconds` at the start and as long at the end.
     """
 
-    def __init__(self, config: TrainConfig, run: Path, resume_step: int, say: Callable[[str], None]) -> None:
+    def __init__(self, config: AnyTrainConfig, run: Path, resume_step: int, say: Callable[[str], None]) -> None:
         super().__init__()
         os.environ.setdefault("WANDB_SILENT", "true")
         # its reports of its own errors would hold up the end of a run without internet for half a minute
@@ -57,7 +58,7 @@ class WandbRows(Logger):
     @property
     @override
     def name(self) -> str:
-        return f"{self.config.name}-stage{self.config.stage.name}"
+        return f"{self.config.name}-{run_folder(self.config.tree, self.config.stage.name).name}"
 
     @property
     @override

@@ -4,16 +4,13 @@ import fnmatch
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
 from pytorch_lightning.strategies import DeepSpeedStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from gen1_train.batch import Batch
@@ -27,20 +24,7 @@ from gen1_train.frozen import autocast
 from gen1_train.model.autoencoder import Autoencoder, sample_latents, to_signed
 from gen1_train.model.unet import SpatioTemporalUNet
 from gen1_train.training.draws import Choices, Draws, draw, fixed_draw
-from gen1_train.training.rates import after, rate_at
-
-
-@dataclass
-class OptimConfig:
-    """AdamW; all values are ours, the paper gives none."""
-
-    lr: float = 1e-5  # after the warm-up
-    schedule: str = "constant"  # or cosine: from there down to final_lr_share of it at the stage's last step
-    final_lr_share: float = 0.1  # schedule=cosine: share of lr at the last step
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # of AdamW's moments
-    weight_decay: float = 0.01  # of AdamW, on all weights
-    warmup_steps: int = 500  # linear from 0
-    clip_norm: float = 1.0  # of the whole gradient; 0 switches clipping off
+from gen1_train.training.network import NetworkModule, OptimConfig
 
 
 @dataclass
@@ -60,7 +44,7 @@ class Observed:
     draws: Choices
 
 
-class Gen1Module(LightningModule):
+class Gen1Module(NetworkModule):
     """Trains p(x | structure, content) (paper Eq. 5); its parameters are those of `unet` and nothing else."""
 
     def __init__(
@@ -99,6 +83,11 @@ class Gen1Module(LightningModule):
         self._schedule: NoiseSchedule | None = None
         self.observed: list[Observed] = []  # of the micro-batches of the optimizer step that is under way
         self.judge: Callable[[float], bool] = _fine  # asked about the gradient norm, see training.guard; not in ZeRO
+
+    @property
+    @override
+    def network(self) -> nn.Module:
+        return self.unet
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -216,25 +205,7 @@ class Gen1Module(LightningModule):
 
     @override
     def configure_optimizers(self) -> Any:
-        groups: list[dict[str, Any]] = [{"params": []}, {"params": [], "lr": 0.0, "weight_decay": 0.0}]
-        for name, parameter in self.unet.named_parameters():
-            groups[name not in self.trained]["params"].append(parameter)
-        optimizer = AdamW(
-            [group for group in groups if group["params"]],
-            lr=self.optim.lr,
-            betas=(self.optim.betas[0], self.optim.betas[1]),
-            weight_decay=self.optim.weight_decay,
-            fused=True,
-        )
-        rate = partial(
-            rate_at,
-            schedule=self.optim.schedule,
-            warmup_steps=self.optim.warmup_steps,
-            steps=self.steps,
-            final_share=self.optim.final_lr_share,
-        )
-        scheduler = LambdaLR(optimizer, after(self.start, rate))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return self.adamw(self.trained, self.optim, self.start, self.steps)
 
 
 def trained(unet: SpatioTemporalUNet, globs: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ from gen1_train.frozen import check_fingerprint
 from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig
 from gen1_train.remote import is_url, without_secrets
 from gen1_train.training.checkpoint import Checkpoint, checkpoints_dir
+from gen1_train.training.prior_config import AnyTrainConfig
 from gen1_train.training.stages import predecessor, read_recorded
 
 
@@ -177,7 +178,7 @@ def micro_clips(config: TrainConfig, world: int) -> int:
     return clips
 
 
-def process_count(config: TrainConfig) -> int:
+def process_count(config: AnyTrainConfig) -> int:
     """Training processes on each node."""
     gpus = gpu_count(config)
     if config.trainer.accelerator == "cuda" and not gpus:
@@ -187,7 +188,7 @@ def process_count(config: TrainConfig) -> int:
     return config.trainer.devices if config.trainer.devices > 0 else max(1, gpus)
 
 
-def gpu_count(config: TrainConfig) -> int:
+def gpu_count(config: AnyTrainConfig) -> int:
     """GPUs of this node that a run may use; 0: it runs on CPUs."""
     return torch.cuda.device_count() if config.trainer.accelerator != "cpu" else 0
 

@@ -47,6 +47,7 @@ from gen1_train.training.preflight import (
     wants_previews,
 )
 from gen1_train.training.previews import Previews
+from gen1_train.training.prior_config import AnyTrainConfig
 from gen1_train.training.run_files import open_run
 from gen1_train.training.saving import Averaging, Begin, SaveCheckpoints, begin_counters
 from gen1_train.training.stages import RESETS, build_unet, inherited, read_recorded, run_folder, stage_unet
@@ -253,7 +254,7 @@ def step_cost(unet: UNetConfig, shards: ShardSet, schedule: Schedule) -> str:
 
 
 def build_trainer(
-    config: TrainConfig, run: Path, start: int, processes: int, strategy: Strategy | str, callbacks: list[Callback]
+    config: AnyTrainConfig, run: Path, start: int, processes: int, strategy: Strategy | str, callbacks: list[Callback]
 ) -> Trainer:
     """Lightning's Trainer with our loggers and callbacks in place of its own checkpoints and bars."""
     stage = config.stage
@@ -291,6 +292,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*persistent_workers.*")
     warnings.filterwarnings("ignore", ".*You defined a `validation_step` but have no `val_dataloader`.*")
     warnings.filterwarnings("ignore", ".*configure_gradient_clipping.*")
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # rows are ours
     warnings.filterwarnings("ignore", ".*srun. command is available.*")  # torchrun works on a cluster, too
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -11,16 +11,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from gen1_train.config import TrainConfig
 from gen1_train.files import clear_killed, write_atomically
 from gen1_train.model.pretrained import WeightReport
 from gen1_train.training.agreement import code_hash
+from gen1_train.training.prior_config import AnyTrainConfig
 
 STARTS = "starts.jsonl"  # a line for each start of the run
 PACKAGES = ("torch", "pytorch-lightning", "deepspeed", "webdataset", "wandb")
 
 
-def open_run(config: TrainConfig, run: Path, report: WeightReport | None, step: int, world: int) -> None:
+def open_run(config: AnyTrainConfig, run: Path, report: WeightReport | None, step: int, world: int) -> None:
     """For rank 0 alone; `report`: of a new run's weights. The config of an earlier start stands in its checkpoints."""
     run.mkdir(parents=True, exist_ok=True)
     clear_killed(run)

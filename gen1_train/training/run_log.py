@@ -87,7 +87,7 @@ def read_run(path: Path) -> list[RunLog]:
         raise UserError(f"report={path}: there is no such folder; give a run folder, runs/NAME/stageN, or runs/NAME")
     if (path / METRICS).exists():
         return [read_stage(path)]
-    stages = sorted((file.parent for file in path.glob(f"stage*/{METRICS}")), key=_order)
+    stages = sorted((file.parent for file in path.glob(f"*/{METRICS}")), key=_order)
     if not stages:
         raise UserError(f"report={path}: no {METRICS} in it or in its stages yet: a run writes it with its first row")
     return [read_stage(folder) for folder in stages]

@@ -17,10 +17,10 @@ from typing_extensions import override
 from gen1_train.batch import Batch
 from gen1_train.errors import UserError
 from gen1_train.training import checkpoint, ema, state
-from gen1_train.training.checkpoint import OPTIMIZER, UNET, CheckpointInfo
+from gen1_train.training.checkpoint import OPTIMIZER, CheckpointInfo
 from gen1_train.training.clock import Clock
 from gen1_train.training.counters import Counters, is_due
-from gen1_train.training.module import Gen1Module
+from gen1_train.training.network import NetworkModule
 
 RETRY = 10.0  # seconds between two attempts to write
 
@@ -59,16 +59,16 @@ class Begin(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """For a strategy that has been set up; of files, which are mapped, each process reads what it will hold."""
-        assert isinstance(pl_module, Gen1Module)
-        held, unet = state.state_of(trainer.strategy), pl_module.unet
+        assert isinstance(pl_module, NetworkModule)
+        held, network = state.state_of(trainer.strategy), pl_module.network
         held.create_moments(self.counters.updates)
         if self.source is not None and "optimizer" in self.keeps:
-            put(held, state.moments_of(unet), self.source.moments())
+            put(held, state.moments_of(network), self.source.moments())
         for name in map(ema.name_of, self.decays):
             held.create_average(name)
             if self.counters.averaged[name]:
                 assert self.source is not None
-                put(held, state.averages_of(unet, name), self.source.weights(name.removeprefix("ema_")))
+                put(held, state.averages_of(network, name), self.source.weights(name.removeprefix("ema_")))
         state.go_on(trainer, self.step)
 
 
@@ -141,13 +141,13 @@ class SaveCheckpoints(Callback):
             self._saved = step
 
     def save(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, Gen1Module)
-        step, unet = trainer.global_step, pl_module.unet
+        assert isinstance(pl_module, NetworkModule)
+        step, network = trainer.global_step, pl_module.network
         held, keep = state.state_of(trainer.strategy), trainer.is_global_zero
         self._writer.wait()  # for the one before: its copy of the weights is in memory until then
         began = time.perf_counter()
-        entries = {UNET: state.weights_of(unet), OPTIMIZER: state.moments_of(unet)}
-        entries |= {f"{name}.safetensors": state.averages_of(unet, name) for name in self.counters.averaged}
+        entries = {pl_module.weights_file: state.weights_of(network), OPTIMIZER: state.moments_of(network)}
+        entries |= {f"{name}.safetensors": state.averages_of(network, name) for name in self.counters.averaged}
         tensors = {file: held.gather(content, keep) for file, content in entries.items()}
         if keep:
             info = self.describe(step)

@@ -59,7 +59,11 @@ class Recorded:
 
 
 def read_recorded(checkpoint: Checkpoint) -> Recorded:
-    """Reads a checkpoint's config.yaml. Raises UserError when it is damaged."""
+    """Reads a checkpoint's config.yaml. Raises UserError when it is damaged, or of another network than the UNet."""
+    if checkpoint.info.weights != UNET:
+        raise UserError(
+            f"{checkpoint.path} holds no video model, but {checkpoint.info.weights}: give one of a stage 1 to 5"
+        )
     try:
         config = yaml.safe_load(checkpoint.config.read_text())
         stage, noise = StageConfig(**config["stage"]), NoiseConfig(**config["diffusion"]["noise"])
@@ -69,7 +73,8 @@ def read_recorded(checkpoint: Checkpoint) -> Recorded:
 
 
 def run_folder(tree: Path, stage: str) -> Path:
-    return tree / f"stage{stage}"
+    """RUNS/NAME/stage4; a stage that is no link of the chain has its name alone."""
+    return tree / (f"stage{stage}" if stage.isdecimal() else stage)
 
 
 def build_unet(

@@ -52,7 +52,7 @@ class VideoWriter:
         self._audio: AudioTrack | None = None
 
     def __enter__(self) -> "VideoWriter":
-        with ExitStack() as stack, video_errors():
+        with video_errors(), ExitStack() as stack:
             if self._audio_from is not None:
                 self._audio = open_audio(self._audio_from)
                 if self._audio is not None:

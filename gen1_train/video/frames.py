@@ -228,9 +228,10 @@ class _Clock:
 
     def tick(self, picture: av.VideoFrame) -> float:
         """Takes one more frame and returns its seconds, which never go back."""
-        time = picture.time
+        time: float | None = picture.time
         if self.untimed:  # then a frame is shown when the packet comes behind which it is given
-            time = None if picture.dts is None else float(picture.dts * picture.time_base)
+            dts, base = picture.dts, picture.time_base
+            time = None if dts is None or base is None else float(dts * base)
         self.start = time if self.start is None else self.start
         seconds = self.count / self.rate if time is None or self.start is None else time - self.start
         seconds = max(self.seconds, seconds)

@@ -46,8 +46,9 @@ Shown = TypeVar("Shown", bound=Timed)
 def pick(frames: Iterable[Shown], selection: Selection, rate: float) -> Iterator[tuple[Shown, float]]:
     """Yields (frame, seconds since the first one chosen) from all frames of a video, in order.
 
-    By number the seconds are those of the timestamps, by time they are k/fps. `rate`: frames a second; the last frame
-    is shown that long. No frame beyond those needed is drawn. Raises VideoError if the video ends before the start.
+    By number the seconds are those of the timestamps, by time they are k/fps. `rate`: mean frames a second; the last
+    frame is shown as long as the one before it, but not longer than the mean (ours: few files tell). No frame beyond
+    those needed is drawn. Raises VideoError if the video ends before the start.
     """
     chosen = _by_number(frames, selection) if selection.fps is None else _by_time(frames, selection, rate)
     return itertools.islice(chosen, selection.frames)
@@ -64,7 +65,7 @@ def _by_number(frames: Iterable[Shown], selection: Selection) -> Iterator[tuple[
 def _by_time(frames: Iterable[Shown], selection: Selection, rate: float) -> Iterator[tuple[Shown, float]]:
     assert selection.fps is not None
     moments = (number / selection.fps for number in itertools.count())
-    moment, shown, first = next(moments), None, 0.0
+    moment, shown, first, last_step = next(moments), None, 0.0, 1 / rate
     for frame in _started(frames, selection.start):
         if shown is None:
             first = frame.seconds
@@ -72,8 +73,9 @@ def _by_time(frames: Iterable[Shown], selection: Selection, rate: float) -> Iter
             while moment < frame.seconds - first - ROUNDING:
                 yield shown, moment
                 moment = next(moments)
+            last_step = min(frame.seconds - shown.seconds, 1 / rate)
         shown = frame
-    while shown is not None and moment < shown.seconds - first + 1 / rate - ROUNDING:
+    while shown is not None and moment < shown.seconds - first + last_step - ROUNDING:
         yield shown, moment
         moment = next(moments)
 

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gen1_train.video.decode import DECODERS, absolute, ask, probe
+from gen1_train.video.decode import absolute, ask, probe
 from gen1_train.video.geometry import resize_and_crop
 from gen1_train.video.image import IMAGE_SUFFIXES, image_size, read_image
 from gen1_train.video.probe import VideoError, VideoInfo
-from gen1_train.video.sandbox import SandboxError
 from gen1_train.video.selection import Selection
 
 __all__ = ["SelectedFrame", "Selection", "expected_frames", "is_image", "output_fps", "probe_input", "read_selected"]
@@ -75,19 +74,14 @@ def read_selected(path: str | Path, selection: Selection, width: int, height: in
         yield from _read_image(path, selection, width, height)
         return
     request = {"do": "select", "path": absolute(path), "selection": asdict(selection), "size": [width, height]}
-    given, last, decoders = 0, 0.0, list(DECODERS)
-    while True:
-        try:
-            for header, pixels in ask({**request, "given": given, "decoders": decoders}):
-                assert pixels is not None
-                given, last = given + 1, header["source_seconds"]
-                yield SelectedFrame(pixels, **header)
-            return
-        except VideoError as error:
-            if isinstance(error, SandboxError) and len(decoders) > 1:
-                decoders = decoders[1:]  # one that crashes or hangs is not asked again
-            else:
-                raise _with_mend(error, given, last) from error
+    given, last = 0, 0.0
+    try:
+        for header, pixels in ask(request):
+            assert pixels is not None
+            given, last = given + 1, header["source_seconds"]
+            yield SelectedFrame(pixels, **header)
+    except VideoError as error:
+        raise _with_mend(error, given, last) from error
 
 
 def _with_mend(error: VideoError, given: int, last: float) -> VideoError:

@@ -65,17 +65,14 @@ def _collect(frame: Frame, windows: deque[_Window]) -> None:
 
 
 def select(request: dict[str, Any]) -> Iterator[Answer]:
-    """`{"path", "selection", "size", "given", "decoders"}` -> where a chosen frame stands, and uint8 (h, w, 3).
+    """`{"path", "selection", "size"}` -> where a chosen frame stands, and uint8 (h, w, 3), for each.
 
-    For each frame but the first `given`; see `gen1_train.video.stream.read_selected`.
+    See `gen1_train.video.stream.read_selected`.
     """
     path, (width, height) = request["path"], request["size"]
     info = read_header(path)
-    chosen = pick(read_any(path, request["decoders"]), Selection(**request["selection"]), info.fps)
     index, pixels = -1, None
-    for number, (frame, seconds) in enumerate(chosen):
-        if number < request["given"]:
-            continue
+    for frame, seconds in pick(read_any(path), Selection(**request["selection"]), info.fps):
         if frame.index != index:  # by time a frame may be chosen several times
             index, pixels = frame.index, resize_and_crop(frame.rgb()[None], width, height, info.pixel_aspect)[0]
         yield {"seconds": seconds, "index": index, "source_seconds": frame.seconds}, pixels

@@ -14,7 +14,8 @@ from gen1_train.data.shards import ShardSet
 from gen1_train.errors import UserError
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training.compiling import Compile, Shape, compile_in_place, made_batch, rehearse, shapes_of
-from gen1_train.training.module import DiffusionConfig, Gen1Module, OptimConfig
+from gen1_train.training.module import DiffusionConfig, Gen1Module
+from gen1_train.training.network import OptimConfig
 from tests.made import FACTOR, WIDTH, make_shard_set
 
 SMALL = UNetConfig(channels=[8], attention=[False], heads=[2], layers=1, groups=4, context_dim=WIDTH, content_dim=WIDTH)

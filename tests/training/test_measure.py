@@ -11,7 +11,8 @@ from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training import measure as measure_module
 from gen1_train.training.clock import PHASES, Clock
 from gen1_train.training.measure import Measure
-from gen1_train.training.module import DiffusionConfig, Gen1Module, OptimConfig
+from gen1_train.training.module import DiffusionConfig, Gen1Module
+from gen1_train.training.network import OptimConfig
 
 TINY = UNetConfig(channels=[8, 16], attention=[True, False], heads=[2, 2], layers=1, groups=8)
 BATCH = Batch("video", 0, [0, 1], ["", ""], None, torch.zeros(2, 3, 4))

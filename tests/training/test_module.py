@@ -13,7 +13,8 @@ from gen1_train.diffusion.schedule import NoiseSchedule
 from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig, to_signed
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training.draws import draw
-from gen1_train.training.module import DiffusionConfig, Gen1Module, OptimConfig, fill_missing_gradients
+from gen1_train.training.module import DiffusionConfig, Gen1Module, fill_missing_gradients
+from gen1_train.training.network import OptimConfig
 from tests.made import WIDTH, make_shard_set
 
 WEIGHTS = Path(__file__).parents[2] / "miniature" / "weights" / "autoencoder"

@@ -1,14 +1,18 @@
+import errno
 import os
 import resource
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
+from gen1_train import files
+from gen1_train.errors import UserError
 from gen1_train.video.decode import VideoError, probe, read_clips
-from gen1_train.video.encode import write_video
+from gen1_train.video.encode import VideoWriter, write_video
 from tests.video.files import number_of, picture
 
 
@@ -72,3 +76,67 @@ def test_a_full_disk_is_a_video_error_and_keeps_the_old_file(tmp_path: Path) -> 
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.transient
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["out.mp4"]
+
+
+def times(path: Path) -> list[Fraction]:
+    """When the frames are shown, in seconds, exactly."""
+    with av.open(str(path)) as container:
+        return [frame.pts * frame.time_base for frame in container.decode(video=0)]
+
+
+def write_at(path: Path, fps: float, seconds: list[float]) -> Path:
+    with VideoWriter(path, fps) as writer:
+        for number, moment in enumerate(seconds):
+            writer.write(picture(number), moment)
+    return path
+
+
+@pytest.mark.parametrize("rate", ["25", "24000/1001", "30000/1001", "60000/1001", "12.5", "30", "2/3", "120"])
+def test_a_constant_rate_is_kept_exactly(tmp_path: Path, rate: str) -> None:
+    exact = [number / Fraction(rate) for number in range(40)]
+    for moments in ([float(moment) for moment in exact], [round(float(moment), 3) for moment in exact]):
+        path = write_at(tmp_path / "out.mp4", float(Fraction(rate)), moments)
+        assert times(path) == exact
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            assert stream.average_rate == Fraction(rate)
+            assert stream.duration * stream.time_base == 40 / Fraction(rate)  # the last frame is shown as long too
+
+
+def test_uneven_timestamps_are_kept(tmp_path: Path) -> None:
+    moments = [0, 0.04, 0.05, 0.9, 1.234, 1.3, 3.0, 3.01]
+    path = write_at(tmp_path / "out.mp4", 25, moments)
+    assert [float(moment) for moment in times(path)] == pytest.approx(moments, abs=1.2e-3)
+    ((_, clip),) = read_clips(path, [list(range(8))])
+    assert [number_of(frame) for frame in clip] == list(range(8))
+
+
+def test_timestamps_that_repeat_or_go_back_lose_no_frame(tmp_path: Path) -> None:
+    path = write_at(tmp_path / "out.mp4", 25, [0, 0.5, 0.5, 0.3, 0.6])
+    came = times(path)
+    assert len(came) == 5 and came == sorted(set(came))
+    assert float(came[-1]) == pytest.approx(0.6, abs=1e-3)
+
+
+def test_errors_of_the_block_pass_as_they_are(tmp_path: Path) -> None:
+    for error in (UserError("another matter"), OSError("another file")):
+        with pytest.raises(type(error), match="another"), VideoWriter(tmp_path / "out.mp4", 25) as writer:
+            writer.write(picture(0))
+            raise error
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_known_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(VideoError, match="Not a directory"), VideoWriter(tmp_path / "file" / "out.mp4", 25):
+        raise AssertionError("hours of editing")
+
+
+def test_a_disk_that_fills_up_at_the_very_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files, "sync", full)
+    with pytest.raises(VideoError, match="No space left on device") as caught:
+        write_video(tmp_path / "out.mp4", [picture(0)] * 3, fps=8)
+    assert caught.value.transient and os.listdir(tmp_path) == []

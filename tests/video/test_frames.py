@@ -356,3 +356,10 @@ def test_an_unknown_codec_is_unsupported(tmp_path: Path) -> None:
     assert caught.value.unsupported and not caught.value.transient
     with pytest.raises(VideoError, match=str(caught.value)):
         list(read_any(path))
+
+
+@pytest.mark.parametrize("frames", [2, 30])
+def test_avi_has_no_presentation_times_and_its_frames_still_ascend(tmp_path: Path, frames: int) -> None:
+    """ffmpeg guesses them from the packets, whose order is another one with B-frames."""
+    path = make_video(tmp_path / "a.avi", frames)
+    assert [frame.seconds for frame in read_frames(path)] == pytest.approx([i / 25 for i in range(frames)])

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# The prior: CLIP image embeddings from CLIP text embeddings, for prompts. One process, so one GPU.
+#   sbatch [sbatch's options] slurm/prior.sh [gen1-train's settings]
+#SBATCH --job-name=gen1-prior
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=1
+#SBATCH --cpus-per-gpu=8
+#SBATCH --time=24:00:00
+# this long before the time limit a checkpoint is written, and the job goes back into the queue
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+stem=prior
+script=$0
+if [[ $0 == */slurm_script ]]; then
+  script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')
+  script=${script%%/"$stem".sh*}/$stem.sh
+fi
+. "$(dirname "$script")/train.bash" prior "$@"

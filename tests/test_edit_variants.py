@@ -1,0 +1,95 @@
+"""What a call of gen1-edit asks for: dials, sweeps, lists of prompts; mistakes in one line, with nothing loaded yet."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gen1_train.edit import EditConfig
+from gen1_train.edit_variants import DIALS, read_sweep, variants
+from gen1_train.errors import UserError
+
+CONFIG = EditConfig(checkpoint="run", input="in.mp4", output="out.mp4", prompt="a fox")
+
+
+def test_one_edit_takes_every_dial() -> None:
+    dials: dict[str, Any] = {"omega": 3.0, "omega_t": 1.5, "t_s": 2, "steps": 7, "solver": "dpm++", "seed": 5}
+    (variant,) = variants(replace(CONFIG, **dials, init_strength=0.5, temporal=False, batch=9, image_share=0.25))
+    sampling = variant.sampling
+    found = {**vars(sampling), **vars(sampling.guidance)}
+    assert {name: found[name] for name in dials} == dials
+    assert (sampling.init_strength, sampling.temporal, sampling.batch) == (0.5, False, 9)
+    assert (variant.prompt, variant.image_share, variant.label) == ("a fox", 0.25, "")
+
+
+@pytest.mark.parametrize(
+    ("sweep", "labels"),
+    [
+        ("omega_t", ["omega_t=0", "omega_t=0.5", "omega_t=1", "omega_t=1.5"]),
+        ("omega_t=0.5,1", ["omega_t=0.5", "omega_t=1"]),
+        ("t_s = 0 | 7", ["t_s=0", "t_s=7"]),
+        ("prompt=a fox, red|a cat", ["prompt=a fox, red", "prompt=a cat"]),
+        ("solver", ["solver=ddim", "solver=dpm++"]),
+    ],
+)
+def test_a_sweep_is_an_edit_of_each_value(sweep: str, labels: list[str]) -> None:
+    found = variants(replace(CONFIG, sweep=sweep))
+    assert [variant.label for variant in found] == labels
+    assert len({(repr(variant.sampling), variant.prompt) for variant in found}) == len(labels)
+
+
+@pytest.mark.parametrize("dial", DIALS)
+def test_every_dial_is_a_setting_that_a_sweep_changes(dial: str) -> None:
+    values = DIALS[dial][1] or ("a", "b")
+    found = variants(replace(CONFIG, image="i.png", sweep=f"{dial}={'|'.join(map(str, values))}"))
+    assert len({(repr(v.sampling), v.prompt, v.image_share) for v in found}) == len(values)
+    assert read_sweep(f"{dial}={'|'.join(map(str, values))}") == (dial, list(values))
+
+
+def test_a_file_of_prompts_is_an_edit_of_each_line(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("a fox\n\n  ein Kätzchen, grün \n")
+    found = variants(replace(CONFIG, prompt=None, prompts=str(path)))
+    assert [variant.prompt for variant in found] == ["a fox", "ein Kätzchen, grün"]
+
+
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"t_s": 8}, "t_s=8 is out of range"),
+    ({"t_s": -1}, "t_s=-1 is out of range"),
+    ({"omega": -0.1}, "omega=-0.1 is out of range"),
+    ({"omega_t": 101.0}, "omega_t=101.0 is out of range"),
+    ({"omega": float("nan")}, "omega=nan is out of range"),
+    ({"steps": 0}, "steps=0 is out of range"),
+    ({"steps": 1001}, "steps=1001 is out of range"),
+    ({"solver": "euler"}, "solver=euler is not one of ddim, dpm"),
+    ({"init_strength": 0.0}, "init_strength=0.0 is out of range"),
+    ({"init_strength": 1.1}, "init_strength=1.1 is out of range"),
+    ({"image_share": 1.5}, "image_share=1.5 is a share"),
+    ({"batch": 0}, "batch=0 must be 1 or more"),
+    ({"prompt": None}, "add prompt=TEXT or image=FILE"),
+    ({"prompt": "  "}, "prompt= is empty"),
+    ({"negative_prompt": ""}, "negative_prompt= is empty"),
+    ({"sweep": "colour"}, "'colour' is no dial; choose from omega"),
+    ({"sweep": "t_s=1,x"}, "write numbers with commas"),
+    ({"sweep": "t_s=0,9"}, "t_s=9 is out of range"),
+    ({"sweep": "prompt"}, "has no values"),
+    ({"sweep": "omega_t="}, "has no values"),
+    ({"sweep": "t_s", "prompts": "p.txt"}, "sweep= and prompts="),
+    ({"prompts": "p.txt"}, "give prompt= or prompts="),
+    ({"prompt": None, "prompts": "no such file"}, "prompts=no such file cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("changes", "line"), MISTAKES)
+def test_a_mistake_is_one_line(changes: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError) as error:
+        variants(replace(CONFIG, **changes))
+    assert line in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_without_prompts_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "empty.txt"
+    path.write_text("\n \n")
+    with pytest.raises(UserError, match="holds no prompt"):
+        variants(replace(CONFIG, prompt=None, prompts=str(path)))
