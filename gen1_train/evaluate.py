@@ -119,11 +119,6 @@ def plan(config: EvaluateConfig, pairs: list[Pair]) -> dict[str, Any]:
 
     checkpoint = find_checkpoint(Path(str(config.checkpoint)))
     prior = config.prior or prior_beside(checkpoint)
-    try:
-        rows = [pair.facts() for pair in pairs]
-    except OSError as error:
-        line = next(pair.line for pair in pairs if str(error.filename) in (pair.video, pair.image))
-        raise UserError(f"line {line} of data=: {error.filename} is not there: mend the path") from error
     return {
         "checkpoint": {
             "sha256": identity(checkpoint.path),
@@ -133,7 +128,7 @@ def plan(config: EvaluateConfig, pairs: list[Pair]) -> dict[str, Any]:
         },
         "prior": identity(find_checkpoint(Path(prior)).path) if prior else None,
         "settings": asdict(sweep_of(config)) | {"keep_videos": config.keep_videos},
-        "pairs": rows,
+        "pairs": [pair.facts() for pair in pairs],
     }
 
 

@@ -38,7 +38,7 @@ def read_frames(pair: Pair, buckets: Sequence[str]) -> tuple[np.ndarray, float]:
 def read_example(pair: Pair) -> np.ndarray:
     """The picture of the content, uint8 (h, w, 3)."""
     try:
-        return read_image(str(pair.image))
+        return read_image(str(pair.image_path))
     except VideoError as error:
         raise UserError(f"line {pair.line} of data=: the image {pair.image} cannot be read: {error}") from error
 
@@ -52,7 +52,7 @@ def _selection(pair: Pair) -> Selection:
 
 def _probed(pair: Pair) -> VideoInfo:
     try:
-        return probe_input(pair.video)
+        return probe_input(pair.video_path)
     except VideoError as error:
         raise _refused(pair, error) from error
 
@@ -60,7 +60,7 @@ def _probed(pair: Pair) -> VideoInfo:
 def _decoded(pair: Pair, bucket: str) -> Iterator[np.ndarray]:
     """Frames (h, w, 3)."""
     try:
-        for frame in read_selected(pair.video, _selection(pair), *parse_bucket(bucket)):
+        for frame in read_selected(pair.video_path, _selection(pair), *parse_bucket(bucket)):
             yield frame.pixels
     except VideoError as error:
         raise _refused(pair, error) from error

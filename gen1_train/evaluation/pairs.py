@@ -3,8 +3,9 @@
 import csv
 import difflib
 import json
+import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +22,38 @@ class Pair:
     """One row of the list."""
 
     line: int  # of the file, from 1: what a message calls it
-    video: str  # a path, from the working folder or absolute, or a URL
+    video: str  # as the list says it: a path, from the list's folder or absolute, or a URL
     prompt: str  # what the output is compared with; without `image` the content, too
     image: str | None = None  # the content by a picture, where there is no prior or none is wanted
     start: int = 0  # first frame of the video
     frames: int | None = None  # how many frames are edited; None: gen1-eval's own setting
     fps: float | None = None  # frames a second that are edited; None: all of the video's
+    folder: str = field(default="", compare=False)  # of the list
+
+    @property
+    def video_path(self) -> str:
+        return self._path(self.video)
+
+    @property
+    def image_path(self) -> str | None:
+        return None if self.image is None else self._path(self.image)
+
+    def _path(self, name: str) -> str:
+        return name if is_url(name) else os.path.join(self.folder, name)
 
     def facts(self) -> dict[str, Any]:
-        """The row and the sizes of its files: what a result depends on, beside model and settings."""
-        sizes = {
-            f"{name}_bytes": Path(path).stat().st_size
-            for name, path in (("video", self.video), ("image", self.image))
-            if path is not None and not is_url(path)
-        }
-        return asdict(self) | sizes
+        """The row and the sizes of its files: what a result depends on, beside model and settings.
+
+        It is the same from every working folder. Raises UserError for a file that is not there.
+        """
+        facts = {name: value for name, value in asdict(self).items() if name != "folder"}
+        for name, path in (("video", self.video_path), ("image", self.image_path)):
+            if path is not None and not is_url(path):
+                try:
+                    facts[f"{name}_bytes"] = os.stat(path).st_size
+                except OSError as error:
+                    raise UserError(f"line {self.line} of data=: {path} is not there: mend the path") from error
+        return facts
 
 
 def read_pairs(path: Path) -> list[Pair]:
@@ -106,10 +124,7 @@ def _pair(path: Path, line: int, row: dict[str, Any]) -> Pair:
     for name in NEEDED:
         if not str(values.get(name, "")).strip():
             raise UserError(f"data={path} line {line}: the {name} is empty: fill it in, or take the row out")
-    for name in ("video", "image"):
-        if name in values and not is_url(values[name]):
-            values[name] = str(path.parent / values[name])
-    return Pair(line, **values)
+    return Pair(line, **values, folder=str(path.parent))
 
 
 def _value(path: Path, line: int, name: str, value: Any) -> Any:

@@ -21,8 +21,8 @@ def test_csv_and_json_lines_say_the_same(tmp_path: Path) -> None:
         'prompt,video,image,start,frames,fps\n"a ball, of  clay",a.mp4,,2,8,12.5\nfog,/b.mov,c.png,,,\n\nfire,s3://x/d.mp4,,,,\n',
     )
     wanted = [
-        Pair(2, str(tmp_path / "a.mp4"), "a ball, of clay", None, 2, 8, 12.5),
-        Pair(3, "/b.mov", "fog", str(tmp_path / "c.png")),
+        Pair(2, "a.mp4", "a ball, of clay", None, 2, 8, 12.5),
+        Pair(3, "/b.mov", "fog", "c.png"),
         Pair(5, "s3://x/d.mp4", "fire"),
     ]
     assert read_pairs(table) == wanted
@@ -35,6 +35,8 @@ def test_csv_and_json_lines_say_the_same(tmp_path: Path) -> None:
     ]
     lines = written(tmp_path, "\n".join(json.dumps(row) if row else "" for row in rows), "pairs.jsonl")
     assert read_pairs(lines) == wanted
+    paths = [(pair.video_path, pair.image_path) for pair in read_pairs(lines)]
+    assert paths == [(f"{tmp_path}/a.mp4", None), ("/b.mov", f"{tmp_path}/c.png"), ("s3://x/d.mp4", None)]
 
 
 @pytest.mark.parametrize(
