@@ -49,13 +49,18 @@ def evaluate(config: EvaluateConfig) -> None:
     task, of = share_of(config) if config.step in (None, "run") else (0, 1)
     settings = settings_of(config)
     check_dials(config, settings)
-    pairs = read_pairs(Path(str(config.data)))
-    pairs = [replace(pair, frames=pair.frames or config.frames) for pair in pairs]
+    pairs = [replace(pair, frames=pair.frames or config.frames) for pair in read_pairs(Path(str(config.data)))]
+    config = found(config)
     output, units = Path(str(config.output)), units_of(pairs, settings)
+    described = plan(config, pairs)
+    begin(output, described)
     if config.step != "report":
-        run_share(config, pairs, share(units, task, of), output)
+        run_share(config, share(units, task, of), output)
     if config.step == "report" or (config.step is None and of == 1):
-        report(config, pairs, settings, output)
+        from gen1_train.evaluation.report import write_report
+
+        table = write_report(output, described, pairs, settings, sweep_of(config))
+        print(f"{table}gen1-eval: {len(pairs)} pairs, {output / 'index.html'}", flush=True)
 
 
 def share_of(config: EvaluateConfig) -> tuple[int, int]:
@@ -68,32 +73,26 @@ def share_of(config: EvaluateConfig) -> tuple[int, int]:
     return task, of
 
 
-def run_share(config: EvaluateConfig, pairs: list[Pair], units: list[Unit], output: Path) -> None:
+def run_share(config: EvaluateConfig, units: list[Unit], output: Path) -> None:
     """Makes the results of these units that are not there yet; with step=check makes sure that it could."""
     from gen1_train.evaluation.inputs import check_inputs
     from gen1_train.evaluation.run import Evaluator, run
 
-    begin(output, plan(config, pairs))
     todo = missing(output, units)
     if not todo:
         return
-    check_inputs(dict.fromkeys(unit.pair for unit in todo))
-    check_prior(config, [unit.pair for unit in todo])
+    pairs = list(dict.fromkeys(unit.pair for unit in todo))
+    if config.prior is None and (texts := [pair.line for pair in pairs if pair.image is None]):
+        raise UserError(
+            f"line {texts[0]} of data= has a prompt without an image, and there is no prior from text to image "
+            "embeddings: give prior=, or fill the column image (the prompt is then only compared with)"
+        )
+    check_inputs(pairs)
     if config.step == "check":
         load_editor(config, 0)
         return
     make = partial(Evaluator, sweep=sweep_of(config), output=output, keep_videos=config.keep_videos)
     run(todo, partial(load_editor, config), make, config.workers)
-
-
-def report(config: EvaluateConfig, pairs: list[Pair], settings: list[Setting], output: Path) -> None:
-    """Writes and prints what all results say. Raises UserError if some are missing."""
-    from gen1_train.evaluation.report import write_report
-
-    described = plan(config, pairs)
-    begin(output, described)
-    table = write_report(output, described, pairs, settings, sweep_of(config))
-    print(f"{table}gen1-eval: {len(pairs)} pairs, {output / 'index.html'}", flush=True)
 
 
 def check_dials(config: EvaluateConfig, settings: list[Setting]) -> None:
@@ -109,24 +108,37 @@ def check_dials(config: EvaluateConfig, settings: list[Setting]) -> None:
         check(replace(usual, steps=config.steps, solver=config.solver, guidance=guidance, **dials))
 
 
-def plan(config: EvaluateConfig, pairs: list[Pair]) -> dict[str, Any]:
-    """What the results depend on, by hashes: of another one they are refused. Raises UserError."""
-    from gen1_train.editor import prior_beside
-    from gen1_train.training.checkpoint import INFO, find_checkpoint
+def found(config: EvaluateConfig) -> EvaluateConfig:
+    """The config with the folders of checkpoint and prior as they are now: a run's newest may be another one later.
 
-    def identity(path: Path) -> str:
-        return hashlib.sha256((path / INFO).read_bytes()).hexdigest()  # it holds the hashes of all the other files
+    Every byte of both is read, once. Raises UserError.
+    """
+    from gen1_train.editor import prior_beside
+    from gen1_train.training.checkpoint import find_checkpoint
 
     checkpoint = find_checkpoint(Path(str(config.checkpoint)))
     prior = config.prior or prior_beside(checkpoint)
+    if prior is not None:
+        prior = str(find_checkpoint(Path(prior)).path)
+    return replace(config, checkpoint=str(checkpoint.path), prior=prior)
+
+
+def plan(config: EvaluateConfig, pairs: list[Pair]) -> dict[str, Any]:
+    """What the results depend on, by hashes; of a config as `found` gives it. Raises UserError."""
+    from gen1_train.training.checkpoint import INFO, read_checkpoint
+
+    def identity(path: str) -> str:
+        return hashlib.sha256((Path(path) / INFO).read_bytes()).hexdigest()  # it holds those of all the other files
+
+    info = read_checkpoint(Path(str(config.checkpoint))).info
     return {
         "checkpoint": {
-            "sha256": identity(checkpoint.path),
+            "sha256": identity(str(config.checkpoint)),
             "weights": config.weights,
-            "stage": checkpoint.info.stage,
-            "step": checkpoint.info.step,
+            "stage": info.stage,
+            "step": info.step,
         },
-        "prior": identity(find_checkpoint(Path(prior)).path) if prior else None,
+        "prior": None if config.prior is None else identity(config.prior),
         "settings": asdict(sweep_of(config)) | {"keep_videos": config.keep_videos},
         "pairs": [pair.facts() for pair in pairs],
     }
@@ -134,19 +146,6 @@ def plan(config: EvaluateConfig, pairs: list[Pair]) -> dict[str, Any]:
 
 def sweep_of(config: EvaluateConfig) -> SweepConfig:
     return SweepConfig(**{field.name: getattr(config, field.name) for field in fields(SweepConfig)})
-
-
-def check_prior(config: EvaluateConfig, pairs: list[Pair]) -> None:
-    """Raises UserError where a prompt is the content and there is no prior."""
-    from gen1_train.editor import prior_beside
-    from gen1_train.training.checkpoint import find_checkpoint
-
-    texts = [pair.line for pair in pairs if pair.image is None]
-    if texts and not config.prior and not prior_beside(find_checkpoint(Path(str(config.checkpoint)))):
-        raise UserError(
-            f"line {texts[0]} of data= has a prompt without an image, and there is no prior from text to image "
-            "embeddings: give prior=, or fill the column image (the prompt is then only compared with)"
-        )
 
 
 def load_editor(config: EvaluateConfig, rank: int) -> "Editing":

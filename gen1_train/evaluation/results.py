@@ -51,27 +51,32 @@ def share(units: Sequence[Unit], task: int, of: int) -> list[Unit]:
 
 
 def begin(output: Path, plan: dict[str, Any]) -> None:
-    """Opens the folder for this evaluation, or goes on with it. Raises UserError if another one lies there."""
+    """Opens the folder for this evaluation, or goes on with it. Raises UserError if another one has results there."""
     wanted = json.loads(json.dumps(plan))  # as it reads back: tuples are lists
     path = output / PLAN
     try:
         found = json.loads(path.read_text())
         changed = next((name for name in wanted if found.get(name) != wanted[name]), None)
     except FileNotFoundError:
-        output.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(wanted, indent=1).encode())
-        return
+        changed, found = "", {}
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error}): give another output=") from error
-    if changed is not None:
-        name = MEANT[changed]
+    if changed is None:
+        return
+    if next((output / "results").rglob("*.json"), None) is not None:
+        name = MEANT.get(changed, PLAN)
         if changed == "settings":
             differing = [key for key in wanted[changed] if found[changed].get(key) != wanted[changed][key]]
             name = ", ".join(f"{key}=" for key in differing)
         raise UserError(
-            f"output={output} holds an evaluation of another kind: {name} has changed since; give another output=, "
+            f"output={output} holds results of another evaluation: {name} has changed since; give another output=, "
             "or what was given then"
         )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(wanted, indent=1).encode())
+    except OSError as error:
+        raise UserError(f"output={output} cannot be written: {error}") from error
 
 
 def write_result(output: Path, unit: Unit, frames: int, metrics: dict[str, float | None], seconds: float) -> None:

@@ -70,10 +70,10 @@ def test_nothing_is_done_again(made: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_another_checkpoint_is_refused(made: Path, tmp_path: Path) -> None:
-    evaluate(config(made, tmp_path / "out", step="check"))
+    evaluate(config(made, tmp_path / "out", methods=["per_frame"], t_s=[0], task=0, of=2))
     write_checkpoint(tmp_path / "runs" / "stage5", seed=1)
     with pytest.raises(UserError, match="checkpoint= has changed"):
-        evaluate(config(tmp_path, tmp_path / "out", data=str(made / "pairs.csv")))
+        evaluate(config(tmp_path, tmp_path / "out", methods=["per_frame"], t_s=[0], data=str(made / "pairs.csv")))
 
 
 def test_a_prompt_without_prior_offers_the_image_column(made: Path, tmp_path: Path) -> None:

@@ -142,8 +142,10 @@ def test_a_report_without_all_results_is_refused(tmp_path: Path, pairs: list[Pai
         write_report(tmp_path, PLAN, pairs[:1], SETTINGS, SWEEP)
 
 
-def test_another_evaluation_is_refused(tmp_path: Path) -> None:
-    begin(tmp_path, PLAN)
+def test_another_evaluation_is_refused(tmp_path: Path, pairs: list[Pair]) -> None:
+    begin(tmp_path, {**PLAN, "prior": "1"})
+    begin(tmp_path, PLAN)  # as long as there is no result, nothing is lost
+    evaluate([Unit(pairs[0], SETTINGS[0])], tmp_path)
     begin(tmp_path, json.loads(json.dumps(PLAN)))
     for key, value, said in (
         ("checkpoint", {**PLAN["checkpoint"], "sha256": "1"}, "checkpoint= has changed"),
