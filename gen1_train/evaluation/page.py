@@ -22,6 +22,7 @@ main { max-width: 84rem; }
 .plots img { width: 100%; height: auto; display: block; background: #fff; border-radius: 6px; }
 .metrics td, .metrics th { font-size: .86rem; padding-right: .7rem; }
 .metrics th.number { white-space: normal; vertical-align: bottom; }
+.metrics td:nth-child(5), .metrics th:nth-child(5) { padding-left: 1.2rem; }
 .metrics td span { display: block; color: var(--quiet); font-size: .8rem; }
 .edits { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1rem 1.2rem; }
 .edits img, .edits video { width: 100%; height: auto; display: block; background: var(--soft); }

@@ -14,7 +14,7 @@ from gen1_train.errors import UserError
 from gen1_train.evaluate import EvaluateConfig, evaluate, share_of
 from gen1_train.training.checkpoint import INFO
 from tests.evaluation.fake import write_pairs
-from tests.made_checkpoint import write_checkpoint
+from tests.made_checkpoint import write_checkpoint, write_prior
 from tests.pages import Page
 from tests.running import run
 
@@ -80,6 +80,18 @@ def test_a_prompt_without_prior_offers_the_image_column(made: Path, tmp_path: Pa
     data = write_pairs(tmp_path, 1)
     with pytest.raises(UserError, match=r"line 2 of data= .*no prior.*give prior=, or fill the column image"):
         evaluate(config(made, tmp_path / "out", data=str(data)))
+
+
+def test_a_prompt_is_the_content_by_the_prior_beside_the_run(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "runs", tmp_path / "runs", symlinks=True)
+    write_prior(tmp_path / "runs" / "prior")
+    write_pairs(tmp_path, 2, frames=2)
+    evaluate(config(tmp_path, tmp_path / "out", methods=["gen1"], t_s=[0]))
+    edits = [row for row in results(tmp_path / "out") if row["method"] == "gen1"]
+    assert len(edits) == 2 and edits[0]["prompt_consistency"] != edits[1]["prompt_consistency"]
+    write_prior(tmp_path / "runs" / "prior", seed=1)
+    with pytest.raises(UserError, match="prior= has changed"):
+        evaluate(config(tmp_path, tmp_path / "out", methods=["gen1"], t_s=[0]))
 
 
 def test_a_stage_without_structure_is_refused(made: Path, tmp_path: Path) -> None:
