@@ -53,8 +53,8 @@ def setting_lines(schema: type, prefix: str = "") -> list[str]:
 
 def comments(schema: type) -> dict[str, str]:
     """Field name -> the comment at the end of its line."""
-    source = inspect.getsource(schema)
-    return dict(re.findall(r"^    (\w+):[^#\n]*#\s*(.+)$", source, re.MULTILINE))
+    sources = "\n".join(inspect.getsource(kind) for kind in reversed(schema.__mro__) if is_dataclass(kind))
+    return dict(re.findall(r"^    (\w+):[^#\n]*#\s*(.+)$", sources, re.MULTILINE))
 
 
 def _default(field: "Field[Any]") -> str:
