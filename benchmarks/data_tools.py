@@ -35,7 +35,6 @@ import numpy as np
 import torch
 
 from benchmarks.questions import answer
-from data_tools.children import cores
 from data_tools.estimate import Estimators
 from data_tools.examine import MediaFile, examine
 from data_tools.pipeline import Clip
@@ -45,6 +44,7 @@ from data_tools.recipe import RecipeConfig
 from data_tools.sources import open_source
 from data_tools.task import run_task
 from gen1_train.batch import Sample, encode_sample
+from gen1_train.children import cores
 from gen1_train.estimators.clip import ClipConfig
 from gen1_train.estimators.depth import DepthConfig
 from gen1_train.model.autoencoder import AutoencoderConfig

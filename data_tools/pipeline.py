@@ -17,9 +17,9 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from data_tools.children import cores
 from data_tools.estimate import LAYERS, Estimators
 from gen1_train.batch import Pool, Sample, SampleError, encode_sample, validate
+from gen1_train.children import cores
 
 AHEAD = 3  # batches that may be under way at a time
 

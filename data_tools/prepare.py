@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from omegaconf import MISSING
 
-from data_tools.children import cores
 from data_tools.estimate import Estimators, load_estimators
 from data_tools.failures import FAILURES, Failure, read_failures
 from data_tools.freeze import freeze, frozen, remove_staging
@@ -19,6 +18,7 @@ from data_tools.report import REPORT, write_report
 from data_tools.sources import open_source
 from data_tools.task import STAGING, forget, is_done, load_result
 from data_tools.workers import Settings, do_tasks
+from gen1_train.children import cores
 from gen1_train.cli import run_app
 from gen1_train.data.shards import MANIFEST, Manifest
 from gen1_train.errors import UserError

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_tools.children import begin_worker, interrupts_wait
 from data_tools.shard_check import Problem, Rules, ShardReport, check_shard, key_hash
+from gen1_train.children import begin_worker, interrupts_wait
 from gen1_train.data.index import index_path, read_index
 from gen1_train.data.shards import MANIFEST, Manifest, Shard
 from gen1_train.errors import UserError

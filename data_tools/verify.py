@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
-from data_tools.children import cores
+from gen1_train.children import cores
 from gen1_train.cli import run_app
 from gen1_train.errors import UserError
 from gen1_train.exits import INCOMPLETE

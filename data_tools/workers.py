@@ -13,7 +13,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_tools.children import begin_worker, cores, interrupts_wait
 from data_tools.estimate import load_estimators
 from data_tools.plan import Plan
 from data_tools.progress import seconds_between
@@ -21,8 +20,9 @@ from data_tools.read import FileReader, ReaderPool
 from data_tools.recipe import RecipeConfig
 from data_tools.sources import open_source
 from data_tools.task import Step, run_task
+from gen1_train.children import begin_worker, cores, interrupts_wait
 from gen1_train.errors import UserError
-from gen1_train.frozen import pick_device
+from gen1_train.frozen import device_of, pick_device
 
 READERS = 8  # at most, for each worker
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of video [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
@@ -117,15 +117,6 @@ def work_there(settings: Settings, number: int) -> None:
     """One task in a worker process."""
     device = device_of(settings.device, _worker["rank"])
     work(replace(settings, device=device), number, _worker["steps"].put)
-
-
-def device_of(device: str, rank: int) -> str:
-    """The workers take the GPUs in turn."""
-    import torch
-
-    if device in ("auto", "cuda") and torch.cuda.is_available():
-        return f"cuda:{rank % torch.cuda.device_count()}"
-    return device
 
 
 @dataclass

@@ -266,14 +266,18 @@ def open_prior(checkpoint: Checkpoint, path: str | Path | None, device: torch.de
 
     Raises UserError when it is none, or was trained on embeddings of another CLIP.
     """
+    path = path or prior_beside(checkpoint)
     if path is None:
-        beside = checkpoint.path.resolve().parents[2] / "prior"  # TREE/stage5/checkpoints/step-…
-        if not (beside / "checkpoints").is_dir():
-            return None
-        path = beside
+        return None
     prior = read_prior(Path(path), device)
     check_fingerprint("CLIP model", checkpoint.info.estimators["clip"]["fingerprint"], prior.clip, f"the prior {path}")
     return prior
+
+
+def prior_beside(checkpoint: Checkpoint) -> Path | None:
+    """The run folder of the prior that lies where the checkpoint's own does, if there is one."""
+    beside = checkpoint.path.resolve().parents[2] / "prior"  # TREE/stage5/checkpoints/step-…
+    return beside if (beside / "checkpoints").is_dir() else None
 
 
 def load_estimators(

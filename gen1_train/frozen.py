@@ -99,3 +99,10 @@ def pick_device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+def device_of(device: str, rank: int) -> str:
+    """The device of one of several worker processes: they take the GPUs in turn."""
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{rank % torch.cuda.device_count()}"
+    return device

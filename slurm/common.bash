@@ -51,3 +51,15 @@ requeue() {
   scontrol requeue "$SLURM_JOB_ID" || return 1
   sleep 3600
 }
+
+# Sets nodes, ranks on each, and CPUs of a rank: a rank for each GPU; without GPUs one for each task that was asked for.
+# layout NODES RANKS takes others than the job has.
+layout() {
+  local gpus=${SLURM_GPUS_ON_NODE:-0}
+  unset SLURM_CPUS_PER_GPU # which srun would take with sbatch's other options, and refuse beside --cpus-per-task
+  ((gpus > 0)) || unset SLURM_GPUS_PER_NODE
+  nodes=${1:-$SLURM_JOB_NUM_NODES}
+  ranks=${2:-$((gpus > 0 ? gpus : ${SLURM_NTASKS_PER_NODE:-1}))}
+  cpus=$((SLURM_CPUS_ON_NODE >= ranks ? SLURM_CPUS_ON_NODE / ranks : 1))
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cpus}
+}

@@ -14,13 +14,10 @@ if ! in_job; then
   submit "$@"
 fi
 
-nodes=$SLURM_JOB_NUM_NODES
-# a rank for each GPU; without GPUs one for each task that was asked for; stage 1 trains nothing, the prior on one
-gpus=${SLURM_GPUS_ON_NODE:-0}
-unset SLURM_CPUS_PER_GPU # which srun would take with sbatch's other options, and refuse beside --cpus-per-task
-((gpus > 0)) || unset SLURM_GPUS_PER_NODE
-ranks=$((gpus > 0 ? gpus : ${SLURM_NTASKS_PER_NODE:-1}))
-case $stage in 1 | prior) nodes=1 ranks=1 ;; esac
+case $stage in
+  1 | prior) layout 1 1 ;; # the one trains nothing, the other little
+  *) layout ;;
+esac
 if [ "$stage" = prior ]; then # it has settings of its own: of site.env's it takes those that mean the same to it
   settings=("${GEN1_OVERRIDES[@]}") GEN1_OVERRIDES=()
   for setting in "${settings[@]}"; do
@@ -32,8 +29,6 @@ if [ "$stage" = prior ]; then # it has settings of its own: of site.env's it tak
     esac
   done
 fi
-cpus=$((SLURM_CPUS_ON_NODE >= ranks ? SLURM_CPUS_ON_NODE / ranks : 1))
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cpus}
 if [ -z "${MASTER_ADDR:-}" ]; then
   MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
   export MASTER_ADDR

@@ -7,6 +7,7 @@ from gen1_train.cli import conf_dir, run_app, settings
 from gen1_train.cli_help import comments, help_text
 from gen1_train.config import TrainConfig
 from gen1_train.edit import EditConfig
+from gen1_train.evaluate import EvaluateConfig
 from gen1_train.export import ExportConfig
 
 COMMANDS = {"train": TrainConfig, "data": DataToolsConfig, "edit": EditConfig, "export": ExportConfig}
@@ -25,6 +26,11 @@ def test_choices_of_groups_and_the_meaning_of_a_setting():
     assert "1, 2, 3, 4, 5" in text and "zero2" in text and "recipe" not in text
     assert "global batch of a video step, in clips" in text
     assert comments(EditConfig)["t_s"] == "structure: 0 keeps all of it, 7 is freest"
+
+
+def test_the_meaning_of_inherited_settings_is_told_too():
+    told = comments(EvaluateConfig)
+    assert told.keys() >= settings(EvaluateConfig).keys() and told["omega_t"] == "gen1: consistency over time"
 
 
 def test_help_needs_no_stage_and_runs_nothing(monkeypatch, capsys):

@@ -11,7 +11,22 @@ OURS = ("gen1_train", "data_tools", "miniature")
 
 LEAVES = {
     f"gen1_train.{name}"
-    for name in ("errors", "exits", "files", "stop", "keyed", "batch", "frozen", "remote", "page", "sheet", "spool")
+    for name in (
+        *(
+            "errors",
+            "exits",
+            "files",
+            "stop",
+            "children",
+            "keyed",
+            "batch",
+            "frozen",
+            "remote",
+            "page",
+            "sheet",
+            "spool",
+        ),
+    )
 }
 ENTRY = {
     f"gen1_train.{name}"
@@ -31,6 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "gen1_train.page": set(),
     "gen1_train.sheet": set(),
     "gen1_train.stop": set(),
+    "gen1_train.children": set(),
     "gen1_train.exits": set(),
     "gen1_train.frozen": {"gen1_train.errors"},
     "gen1_train.remote": {"gen1_train.errors"},
@@ -48,6 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"gen1_train.model", "gen1_train.diffusion", "gen1_train.data", "gen1_train.config"}
     | {"gen1_train.subject"}
     | {"gen1_train.video.encode", "gen1_train.video.probe"},  # previews are files that people look at
+    "gen1_train.evaluation": LEAVES | {"gen1_train.video", "gen1_train.diffusion.structure"},
     **{name: {"gen1_train"} for name in ENTRY - {"gen1_train.cli"}},
     "data_tools": LEAVES
     | {
@@ -83,10 +100,18 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "transformers": ("gen1_train.estimators.depth", "miniature"),
     "diffusers": ("gen1_train.model.autoencoder", "gen1_train.diffusion.sampler", "gen1_train.exporter", "miniature"),
     "webdataset": ("data_tools", "gen1_train.data"),
-    "cv2": ("gen1_train.estimators.edges", "gen1_train.video.decord_reader", "data_tools.cut", "data_tools.shots"),
+    "cv2": (
+        "gen1_train.estimators.edges",
+        "gen1_train.evaluation.metrics",
+        "gen1_train.video.decord_reader",
+        "data_tools.cut",
+        "data_tools.shots",
+    ),
     "scenedetect": ("data_tools.shots",),
     "peft": ("gen1_train.training.lora",),
     "pyarrow": ("data_tools.rows",),
+    "matplotlib": ("gen1_train.evaluation.plots",),
+    "torchmetrics": ("gen1_train.evaluation.metrics",),
     "fsspec": ("gen1_train.remote",),
 }
 
