@@ -43,7 +43,10 @@ def variants(config: "EditConfig") -> list[Variant]:
         raise UserError("sweep= and prompts= go each by itself: leave one out, or write sweep=prompt=ONE|OTHER")
     if config.sweep is not None:
         dial, values = read_sweep(config.sweep)
-        return [_variant(replace(config, **{dial: value}), f"{dial}={_short(value)}") for value in values]
+        return [
+            _variant(replace(config, **{dial: value}), value if dial == "prompt" else f"{dial}={_short(value)}")
+            for value in values
+        ]
     if config.prompts is not None:
         if config.prompt is not None:
             raise UserError("give prompt= or prompts=, not both")

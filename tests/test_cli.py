@@ -126,10 +126,13 @@ def test_a_command_line_arrives_whole(run: Run) -> None:
         "omega=3",
         "frames=null",
         "t_s=2",
+        "prior=runs/a b/prior",
+        "sweep=prompt=a|b, c",
     )
     assert isinstance(config, EditConfig)
     assert config.prompt == "a red ball, on (wet) grass = nice"
     assert (config.input, config.output) == ('/my clips/it\'s [1], "b".mp4', "out put.mp4")
+    assert (config.prior, config.sweep) == ("runs/a b/prior", "prompt=a|b, c")
     assert (config.omega, config.frames, config.t_s) == (3.0, None, 2) and isinstance(config.omega, float)
 
 

@@ -13,9 +13,12 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from gen1_train.cli import conf_dir, quoted
+from gen1_train.cli import conf_dir, quoted, settings
 from gen1_train.config import TrainConfig, check
+from gen1_train.edit import EditConfig
 from gen1_train.errors import UserError
+from gen1_train.evaluate import EvaluateConfig
+from gen1_train.export import ExportConfig
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training.stages import StageConfig, stage_unet
 from gen1_train.training.strategy import StrategyConfig, build_strategy
@@ -71,6 +74,13 @@ def test_every_file_says_first_what_it_is(file: str) -> None:
     if lines[0].startswith("# @package"):  # a directive of Hydra's has to stand in front
         lines = lines[1:]
     assert lines[0].startswith("# ") and len(lines[0]) > 30
+
+
+@pytest.mark.parametrize("schema", [EditConfig, EvaluateConfig, ExportConfig])
+def test_no_group_takes_the_name_of_a_setting(schema: type) -> None:
+    """Hydra takes `prior=PATH` for a choice among the files of conf/prior, if there is such a folder."""
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
+    assert groups & settings(schema).keys() == set()
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -217,7 +217,7 @@ def test_without_a_set_it_is_said_which_setting_is_missing(shards: Path, tmp_pat
 @pytest.mark.slow
 def test_as_a_command_it_hears_signals_and_writes_one_line_for_a_mistake(shards: Path, tmp_path: Path) -> None:
     common = [
-        *("stage=prior", "prior=tiny", f"data.root={shards}", "data.batch=64", "trainer.accelerator=cpu"),
+        *("stage=prior", "prior_model=tiny", f"data.root={shards}", "data.batch=64", "trainer.accelerator=cpu"),
         *(f"output={tmp_path}", "log.wandb=disabled", "log.every=1", "stage.steps=100000", "validation.every=0"),
     ]
     metrics = tmp_path / "gen1" / "prior" / "metrics.csv"
