@@ -1,0 +1,92 @@
+"""Videos that nobody here made, through gen1-edit: whole, with their sound, in memory that does not grow with them."""
+
+import json
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import pytest
+
+from tests.made_checkpoint import write_checkpoint
+from tests.running import ENVIRONMENT, REPOSITORY
+
+MEDIA = REPOSITORY.parent / "shared" / "media"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not MEDIA.is_dir(), reason="shared/media is not here"),
+]
+
+# prints the most memory, in MiB, that the process itself held
+EDIT = """
+import json, resource, sys
+from gen1_train.edit import EditConfig, edit
+edit(EditConfig(**json.loads(sys.argv[1])))
+print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("runs") / "stage5", buckets=("224x128",))
+
+
+@pytest.fixture(scope="module")
+def twenty_seconds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """bikes.mp4 twice, one behind the other: 20 s in one file, to the packet as the camera's encoder wrote them."""
+    path = tmp_path_factory.mktemp("long") / "bikes-twice.mp4"
+    with av.open(str(path), "w") as out:
+        shift, stream = 0, None
+        for _ in range(2):
+            with av.open(str(MEDIA / "bikes.mp4")) as source:
+                video = source.streams.video[0]
+                stream = stream or out.add_stream_from_template(video)
+                end = 0
+                for packet in source.demux(video):
+                    if packet.dts is None or packet.pts is None:
+                        continue
+                    end = max(end, packet.pts + packet.duration)
+                    packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, stream
+                    out.mux(packet)
+                shift += end
+    return path
+
+
+def edited(checkpoint: Path, source: Path, output: Path, **settings: object) -> int:
+    """Edits in a process of its own; the most MiB that it held."""
+    image = REPOSITORY / "docs" / "demo.jpg"
+    given = {"checkpoint": str(checkpoint), "input": str(source), "image": str(image), "output": str(output)}
+    given |= {"steps": 1, "omega": 1.0, "device": "cpu", **settings}
+    done = subprocess.run(
+        [sys.executable, "-c", EDIT, json.dumps(given)],
+        env={**ENVIRONMENT, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return int(done.stdout.rpartition("PEAK")[2])
+
+
+def test_twenty_seconds_take_no_more_memory_than_one(checkpoint: Path, twenty_seconds: Path, tmp_path: Path) -> None:
+    """As arrays the long one's pictures and depths alone would take 45 MB more."""
+    short = edited(checkpoint, twenty_seconds, tmp_path / "short.mp4", fps=12.5, frames=25)
+    long = edited(checkpoint, twenty_seconds, tmp_path / "long.mp4", fps=12.5)
+    with av.open(str(tmp_path / "long.mp4")) as container:
+        stream = container.streams.video[0]
+        assert stream.frames == 250 and stream.average_rate == 12.5
+        assert abs(float(stream.duration * stream.time_base) - 20) < 0.05  # type: ignore[operator]
+    assert long - short < 23
+
+
+def test_sound_and_rate_are_the_inputs(checkpoint: Path, tmp_path: Path) -> None:
+    edited(checkpoint, MEDIA / "nasa_13013.mp4", tmp_path / "nasa.mp4", start=60, frames=40)
+    with av.open(str(tmp_path / "nasa.mp4")) as container:
+        video, audio = container.streams.video[0], container.streams.audio[0]
+        assert video.frames == 40 and video.average_rate == Fraction(30000, 1001)
+        heard = sum(frame.samples for frame in container.decode(audio)) / audio.rate
+    assert abs(heard - 40 * 1001 / 30000) < 0.06  # a packet of AAC has 1024 samples
