@@ -16,7 +16,20 @@ LEAVES = {
 ENTRY = {
     f"gen1_train.{name}"
     for name in (
-        *("train", "edit", "edit_files", "edit_variants", "editor", "masks", "ui", "cli", "config", "evaluate"),
+        *(
+            "train",
+            "edit",
+            "edit_files",
+            "edit_variants",
+            "editor",
+            "masks",
+            "ui",
+            "ui_form",
+            "ui_page",
+            "cli",
+            "config",
+            "evaluate",
+        ),
         *("export", "exporter"),
     )
 }
@@ -82,6 +95,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "scenedetect": ("data_tools.shots",),
     "pyarrow": ("data_tools.rows",),
     "fsspec": ("gen1_train.remote",),
+    "gradio": ("gen1_train.ui_page",),
+    "starlette": ("gen1_train.ui_page",),
 }
 
 
