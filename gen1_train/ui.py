@@ -1,5 +1,6 @@
 """`gen1-edit ui=true`: a page in the browser to edit from. It makes the same edits, by the same calls, as gen1-edit."""
 
+import atexit
 import os
 import shutil
 import signal
@@ -115,4 +116,5 @@ def serve(config: EditConfig) -> None:
             studio.leave_all()
             shutil.rmtree(name, ignore_errors=True)
             print("gen1-edit: interrupted", flush=True)
+            atexit._run_exitfuncs()  # libraries have temporary folders too
             os._exit(INTERRUPTED)  # a step of the sampler cannot be interrupted, and Python would wait for its thread

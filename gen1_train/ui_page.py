@@ -110,7 +110,13 @@ def asked(studio: Studio) -> dict[str, Any]:
         form["omega_t"] = slider(0, 3, given.omega_t, step=0.05, label="omega_t", info="time: below 1 flickers")
         form["t_s"] = slider(0, 7, given.t_s, step=1, label="t_s", info="structure: 0 keeps all of it, 7 is freest")
     with gr.Accordion("Sampler", open=False):
-        form["steps"] = slider(1, MAX_STEPS, given.steps, step=1, label="steps", elem_id="steps")
+        form["steps"] = slider(
+            1,
+            MAX_STEPS,
+            given.steps,
+            step=1,
+            label="steps",
+        )
         form["solver"] = gr.Radio(["ddim", "dpm++"], value=given.solver, label="solver")
         form["seed"] = number(given.seed, precision=0, label="seed", minimum=0)
         form["init_strength"] = slider(
