@@ -81,7 +81,7 @@ def build(studio: Studio) -> gr.Blocks:
                 form = asked(studio)
                 with gr.Row():
                     run = gr.Button("Edit", variant="primary", elem_id="run")
-                    cancel = gr.Button("Cancel", variant="stop", elem_id="cancel")
+                    cancel = gr.Button("Cancel", elem_id="cancel")
             with gr.Column(scale=3, min_width=300, elem_id="results"):
                 results = shown()
         wire(page, studio, form, results, run, cancel)
@@ -158,6 +158,9 @@ def shown() -> dict[str, Any]:
         interactive=False,
         elem_id="command",
         wrap_lines=True,
+        lines=2,
+        max_lines=8,
+        show_line_numbers=False,
     )
     return results
 
