@@ -36,10 +36,19 @@ class EditConfig:
     seed: int = 0  # of all noise: same seed, same frames
     batch: int = 4  # clips that go through the UNet at a time: bounds memory, changes no picture
     device: str = "auto"  # cpu, cuda, or auto: a GPU if there is one
+    ui: bool = False  # serve a page in the browser to edit from; the settings above are what it starts with
+    ui_host: str = "127.0.0.1"  # the address that it listens at: by default of this machine alone
+    ui_port: int = 7860
+    ui_megabytes: int = 200  # the largest file that can be uploaded to it
+    ui_seconds: float = 30.0  # the longest video
 
 
 def edit(config: EditConfig) -> None:
-    """Runs what the settings ask for, from files to files. Raises UserError; each output is whole or not there."""
+    """Runs what the settings ask for, as files or as a page. Raises UserError; each output is whole or not there."""
+    if config.ui:
+        from gen1_train.ui import serve
+
+        return serve(config)
     from gen1_train.edit_files import edit_files
 
     edit_files(config)

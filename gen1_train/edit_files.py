@@ -1,8 +1,8 @@
 """Edits from files to files: a video, of any length and size, and its edits."""
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -32,6 +32,8 @@ from gen1_train.video.stream import Selection, expected_frames, output_fps, prob
 if TYPE_CHECKING:
     from gen1_train.edit import EditConfig
 
+Watch = Callable[[str, int, int | None], object]  # is told what is done, how many frames of it, and of how many
+
 
 @dataclass
 class Footage:
@@ -43,10 +45,17 @@ class Footage:
     audio: AudioSource | None  # the input's sound, if it has any
 
 
-def edit_files(config: "EditConfig") -> None:
+def edit_files(
+    config: "EditConfig",
+    editor: Gen1Editor | None = None,
+    watch: Watch | None = None,
+    input_output: Path | None = None,
+) -> None:
     """Edits `config.input` into `config.output`. Raises UserError; each output is whole or not there.
 
     What can be checked is checked before anything is loaded, and the folder of the output before anything is computed.
+    For the page: an `editor` that is loaded already; `watch` instead of lines on the console, it may raise to end the
+    edit; `input_output`, an .mp4 to write the input into as the model sees it.
     """
     check_given(config)
     wanted = variants(config)
@@ -55,24 +64,27 @@ def edit_files(config: "EditConfig") -> None:
     outputs = output_paths(config, wanted)
     for path in outputs:
         check_folder(path.parent)
-    editor = Gen1Editor.from_pretrained(str(config.checkpoint), config.device, config.weights, config.prior)
+    if editor is None:
+        editor = Gen1Editor.from_pretrained(str(config.checkpoint), config.device, config.weights, config.prior)
     contents = [editor.content(v.prompt, example, v.image_share, v.sampling.seed) for v in wanted]
     negative = editor.content(config.negative_prompt) if config.negative_prompt is not None else None
     width, height = choose_bucket(config, editor, info)
     with ExitStack() as stack:
         frames = stack.enter_context(Spool())
-        footage = read_footage(config, info, selection, (width, height), frames)
+        footage = read_footage(config, info, selection, (width, height), frames, watch)
+        if input_output is not None:
+            write(input_output, chunked(frames), footage, watch)
         structure = stack.enter_context(editor.structure(footage.frames))
         mask = read_masks(config, editor, structure, footage, info, selection, (width, height), stack)
         run = Run(editor, footage, structure, mask)
-        latents = run.sample(wanted, contents, negative, outputs[0].name)
+        latents = run.sample(wanted, contents, negative, outputs[0].name, watch)
         if config.structure_output is not None:
-            write(Path(config.structure_output), grey(structure, wanted[0].sampling.t_s), footage)
+            write(Path(config.structure_output), grey(structure, wanted[0].sampling.t_s), footage, watch)
         if config.sweep is None:
             for path, video in zip(outputs, latents):
-                write(path, run.pictures(video), footage)
+                write(path, run.pictures(video), footage, watch)
         else:
-            write(outputs[0], run.compared(wanted, latents), footage)
+            write(outputs[0], run.compared(wanted, latents), footage, watch)
 
 
 def check_given(config: "EditConfig") -> None:
@@ -145,19 +157,24 @@ def choose_bucket(config: "EditConfig", editor: Gen1Editor, info: VideoInfo) -> 
 
 
 def read_footage(
-    config: "EditConfig", info: VideoInfo, selection: Selection, size: tuple[int, int], frames: Spool
+    config: "EditConfig",
+    info: VideoInfo,
+    selection: Selection,
+    size: tuple[int, int],
+    frames: Spool,
+    watch: Watch | None = None,
 ) -> Footage:
     """Reads the chosen frames into a spool. Raises UserError."""
     seconds, first, last = list[float](), 0.0, 0.0
     total = expected_frames(info, selection)
     try:
-        with tqdm(total=total, desc="reading", unit="frame", mininterval=0.5, leave=False) as bar:
+        with counted("reading", total, watch, leave=False) as count:
             for frame in read_selected(str(config.input), selection, *size):
                 frames.append(frame.pixels)
                 first = first if seconds else frame.source_seconds
                 seconds.append(frame.seconds)
                 last = frame.source_seconds
-                bar.update()
+                count(1)
     except VideoError as error:
         raise UserError(f"input={config.input} cannot be decoded: {error}") from error
     fps = output_fps(info, selection)
@@ -197,7 +214,12 @@ class Run:
         self.editor, self.footage, self.structure, self.mask = editor, footage, structure, mask
 
     def sample(
-        self, wanted: list[Variant], contents: list[Tensor], negative: Tensor | None, title: str
+        self,
+        wanted: list[Variant],
+        contents: list[Tensor],
+        negative: Tensor | None,
+        title: str,
+        watch: Watch | None = None,
     ) -> list[Tensor]:
         """The latents of each edit, (n, c, h, w). Edits that differ in their content alone are sampled together."""
         n, window, made = len(self.footage.frames), self.editor.window, list[Tensor]()
@@ -207,12 +229,12 @@ class Run:
             config = group[0][0].sampling
             steps = len(timesteps(self.editor.schedule, config.steps, config.init_strength))
             total += steps * frames_per_step(n, len(group), config, window)
-        with tqdm(total=total, desc=title, unit="frame", mininterval=0.5, smoothing=0.05) as bar:
+        with counted(title, total, watch) as count:
             for group in groups:
                 config = group[0][0].sampling
                 scene = self.editor.scene(self.footage.frames, self.structure, config, self.mask)
                 together = torch.stack([content for _, content in group])
-                made += self.editor.sample(scene, together, config, negative, on_frames=bar.update)
+                made += self.editor.sample(scene, together, config, negative, on_frames=count)
         return made
 
     def pictures(self, latents: Tensor) -> Iterator[np.ndarray]:
@@ -223,12 +245,32 @@ class Run:
     def compared(self, wanted: list[Variant], videos: list[Tensor]) -> Iterator[np.ndarray]:
         """The input and all edits, each under its label, frame by frame."""
         labels = ["input", *(variant.label for variant in wanted)]
-        for pictures in zip(self.footage_frames(), *(self.pictures(video) for video in videos)):
+        for pictures in zip(chunked(self.footage.frames), *(self.pictures(video) for video in videos)):
             yield sheet(pictures, labels)
 
-    def footage_frames(self) -> Iterator[np.ndarray]:
-        for start in range(0, len(self.footage.frames), CHUNK):
-            yield from self.footage.frames[start : start + CHUNK]
+
+def chunked(frames: Spool) -> Iterator[np.ndarray]:
+    """The frames one by one, read in chunks."""
+    for start in range(0, len(frames), CHUNK):
+        yield from frames[start : start + CHUNK]
+
+
+@contextmanager
+def counted(what: str, total: int | None, watch: Watch | None, leave: bool = True) -> Iterator[Callable[[int], object]]:
+    """Counts frames, to `watch` or as a bar on the console: calls of the function that it gives add to them."""
+    if watch is None:
+        with tqdm(total=total, desc=what, unit="frame", mininterval=0.5, smoothing=0.05, leave=leave) as bar:
+            yield bar.update
+        return
+    done = 0
+
+    def count(frames: int) -> None:
+        nonlocal done
+        done += frames
+        watch(what, done, total)
+
+    watch(what, 0, total)
+    yield count
 
 
 def grey(structure: ClipStructure, t_s: int) -> Iterator[np.ndarray]:
@@ -237,7 +279,7 @@ def grey(structure: ClipStructure, t_s: int) -> Iterator[np.ndarray]:
         yield from (part.numpy() * 255).round().astype(np.uint8)[..., None].repeat(3, axis=-1)
 
 
-def write(path: Path, pictures: Iterator[np.ndarray], footage: Footage) -> None:
+def write(path: Path, pictures: Iterator[np.ndarray], footage: Footage, watch: Watch | None = None) -> None:
     """Writes a video at the input's pace, with its sound. Raises UserError; the file is whole or not there."""
     check_folder(path.parent)
     try:
@@ -246,4 +288,5 @@ def write(path: Path, pictures: Iterator[np.ndarray], footage: Footage) -> None:
                 writer.write(picture, seconds)
     except (VideoError, OSError) as error:
         raise UserError(f"{path} cannot be written: {error}") from error
-    print(f"gen1-edit: {len(footage.seconds)} frames in {path}", flush=True)
+    if watch is None:
+        print(f"gen1-edit: {len(footage.seconds)} frames in {path}", flush=True)

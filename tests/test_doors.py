@@ -31,7 +31,20 @@ LEAVES = {
 ENTRY = {
     f"gen1_train.{name}"
     for name in (
-        *("train", "edit", "edit_files", "edit_variants", "editor", "masks", "ui", "cli", "config", "evaluate"),
+        *(
+            "train",
+            "edit",
+            "edit_files",
+            "edit_variants",
+            "editor",
+            "masks",
+            "ui",
+            "ui_form",
+            "ui_page",
+            "cli",
+            "config",
+            "evaluate",
+        ),
         *("export", "exporter"),
     )
 }
@@ -113,6 +126,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "matplotlib": ("gen1_train.evaluation.plots",),
     "torchmetrics": ("gen1_train.evaluation.metrics",),
     "fsspec": ("gen1_train.remote",),
+    "gradio": ("gen1_train.ui_page",),
+    "starlette": ("gen1_train.ui_page",),
 }
 
 

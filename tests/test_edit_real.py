@@ -20,12 +20,15 @@ pytestmark = [
     pytest.mark.skipif(not MEDIA.is_dir(), reason="shared/media is not here"),
 ]
 
-# prints the most memory, in MiB, that the process itself held
+# Prints the most memory, in MiB, that Python and numpy held. The process as a whole, with torch's scratch memory, goes up and
+# down by 80 MiB from run to run.
 EDIT = """
-import json, resource, sys
+import json, sys, tracemalloc
 from gen1_train.edit import EditConfig, edit
+import gen1_train.edit_files
+tracemalloc.start()
 edit(EditConfig(**json.loads(sys.argv[1])))
-print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print("PEAK", tracemalloc.get_traced_memory()[1] >> 20)
 """
 
 
@@ -56,7 +59,7 @@ def twenty_seconds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def edited(checkpoint: Path, source: Path, output: Path, **settings: object) -> int:
-    """Edits in a process of its own; the most MiB that it held."""
+    """Edits in a process of its own; the most MiB that arrays and objects took."""
     image = REPOSITORY / "docs" / "demo.jpg"
     given = {"checkpoint": str(checkpoint), "input": str(source), "image": str(image), "output": str(output)}
     given |= {"steps": 1, "omega": 1.0, "device": "cpu", **settings}
@@ -80,7 +83,7 @@ def test_twenty_seconds_take_no_more_memory_than_one(checkpoint: Path, twenty_se
         stream = container.streams.video[0]
         assert stream.frames == 250 and stream.average_rate == 12.5
         assert abs(float(stream.duration * stream.time_base) - 20) < 0.05  # type: ignore[operator]
-    assert long - short < 23
+    assert long - short < 10
 
 
 def test_sound_and_rate_are_the_inputs(checkpoint: Path, tmp_path: Path) -> None:
