@@ -85,11 +85,16 @@ def test_a_selection_of_the_input(
     assert len(frames) == count and (rate is None or abs(float(found) - rate) < 0.02)
 
 
-def test_same_seed_same_file_and_another_seed_another(folder: Path, tmp_path: Path) -> None:
+def test_same_seed_same_frames_and_another_seed_others(folder: Path, tmp_path: Path) -> None:
+    """To the bit before x264, which now and then makes another file, off by a few levels, of the same frames."""
     for name, changes in {"a": {}, "b": {}, "c": {"seed": 1}}.items():
         edit(config(folder, output=str(tmp_path / f"{name}.mp4"), frames=3, **changes))
-    a, b, c = ((tmp_path / f"{name}.mp4").read_bytes() for name in "abc")
-    assert a == b and a != c
+    a, b, c = (frames_of(tmp_path / f"{name}.mp4")[0].astype(int) for name in "abc")
+    assert np.abs(a - b).mean() < 1 < 3 < np.abs(a - c).mean()
+    editor = Gen1Editor.from_pretrained(str(folder / "runs" / "stage5"), "cpu")
+    clip, example = render_clip(3, 3, 64, 112).frames, render_clip(5, 1, 64, 64).frames[0]
+    first, again = (editor(clip, image=example, steps=2) for _ in range(2))
+    assert np.array_equal(first, again)
 
 
 def test_the_batch_and_other_prompts_beside_it_change_no_frame(folder: Path) -> None:

@@ -20,8 +20,8 @@ pytestmark = [
     pytest.mark.skipif(not MEDIA.is_dir(), reason="shared/media is not here"),
 ]
 
-# Prints the most memory, in MiB, that Python and numpy held. The process as a whole, with torch's scratch memory, goes up and
-# down by 80 MiB from run to run.
+# Prints the most memory, in MiB, that Python and numpy held. The process as a whole, with torch's scratch memory, goes
+# up and down by 80 MiB from run to run.
 EDIT = """
 import json, sys, tracemalloc
 from gen1_train.edit import EditConfig, edit
