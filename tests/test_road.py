@@ -93,7 +93,7 @@ def test_bad_edits_end_with_one_line_and_no_file(work, tmp_path):
         "t_s=9 is out of range": [checkpoint, video, image, "t_s=9"],
         "cannot be decoded": [checkpoint, f"input={work.parent.parent / 'my videos' / 'not a video.mp4'}", image],
         "is of stage 3": [f"checkpoint={work / 'runs' / 'demo' / 'stage3'}", video, image],
-        "add image=FILE": [checkpoint, video],
+        "add prompt=TEXT or image=FILE": [checkpoint, video],
     }
     for message, arguments in cases.items():
         done = run("gen1_train.edit", *arguments, f"output={out}")

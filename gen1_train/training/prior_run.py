@@ -32,11 +32,19 @@ from gen1_train.training.prior_module import PriorModule
 from gen1_train.training.prior_validation import PriorValidation
 from gen1_train.training.run import build_trainer, say
 from gen1_train.training.run_files import open_run
-from gen1_train.training.saving import Averaging, Begin, SaveCheckpoints, begin_counters
+from gen1_train.training.saving import Averaging, Begin, Complete, SaveCheckpoints, begin_counters
 from gen1_train.training.stages import RESETS, run_folder
 from gen1_train.training.stopping import Stopping
 
 SAMPLE = 50_000  # training pairs that the scale of the embeddings is taken from, at most
+
+
+def with_scales(network: PriorNetwork) -> Complete:
+    """Puts what is not trained, the scales of the embeddings, beside the weights and averages that a run gathers."""
+    scales = {name: weight.detach().clone() for name, weight in network.named_parameters() if not weight.requires_grad}
+    return lambda files: {
+        file: part if file == checkpoint.OPTIMIZER else {**part, **scales} for file, part in files.items()
+    }
 
 
 def train_prior(config: PriorTrainConfig) -> int:
@@ -155,7 +163,10 @@ def fit(
         progress,
         validation,
         stopping,
-        SaveCheckpoints(run, config.checkpoint, stage.steps, counters, config.to_yaml(), describe, ending.fail, clock),
+        SaveCheckpoints(
+            *(run, config.checkpoint, stage.steps, counters, config.to_yaml(), describe, ending.fail, clock),
+            complete=with_scales(network),
+        ),
     ]
     open_run(config, run, None, start, world=1)
     trainer = build_trainer(config, run, start, 1, "auto", callbacks)

@@ -82,7 +82,11 @@ def test_the_stages_are_those_that_are_trained() -> None:
     for stage, (steps, share) in STAGES.items():
         values = yaml.safe_load((CONF / "stage" / f"{stage}.yaml").read_text())
         assert (steps, share) == (values["steps"], values["image_ratio"])
-    assert {path.stem for path in (CONF / "stage").glob("*.yaml")} - set(STAGES) == {"1", "customize"}  # no data
+    assert {path.stem for path in (CONF / "stage").glob("*.yaml")} - set(STAGES) == {
+        "1",
+        "prior",
+        "customize",
+    }  # no epochs
     assert DataConfig().batch_clips == BATCH_CLIPS
 
 

@@ -46,7 +46,7 @@ def full_for(times: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_a_full_disk_is_waited_for_and_nothing_half_written_stays(tmp_path, monkeypatch, capsys):
     waits, failures = full_for(3, monkeypatch), list[UserError]()
-    writer = Writer(CheckpointConfig(patience_seconds=100), failures.append)
+    writer = Writer(CheckpointConfig(patience_seconds=100), failures.append, dict)
     writer.write(tmp_path, TENSORS, "stage: {}\n", info(5), 0.0)
     writer.wait()
     assert not failures and len(waits) == 3
@@ -57,7 +57,7 @@ def test_a_full_disk_is_waited_for_and_nothing_half_written_stays(tmp_path, monk
 
 def test_a_disk_that_stays_full_fails_the_run_and_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     failures = list[UserError]()
-    writer = Writer(CheckpointConfig(patience_seconds=0), failures.append)
+    writer = Writer(CheckpointConfig(patience_seconds=0), failures.append, dict)
     writer.write(tmp_path, TENSORS, "stage: {}\n", info(5), 0.0)
     writer.wait()
     full_for(10, monkeypatch)
