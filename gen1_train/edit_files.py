@@ -62,7 +62,7 @@ def edit_files(
     selection = Selection(config.start, config.frames, config.stride, config.fps)
     example, info = read_example(config), probe_source(config, selection)
     outputs = output_paths(config, wanted)
-    for path in outputs:
+    for path in (*outputs, Path(config.structure_output or outputs[0])):
         check_folder(path.parent)
     if editor is None:
         editor = Gen1Editor.from_pretrained(str(config.checkpoint), config.device, config.weights, config.prior)

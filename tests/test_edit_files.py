@@ -161,6 +161,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"checkpoint": "FOLDER/nothing"}, "no checkpoint at FOLDER/nothing"),
     ({"prior": "FOLDER/nothing"}, "FOLDER/nothing"),
     ({"output": "/proc/no/edit.mp4"}, "cannot be written to"),
+    ({"structure_output": "/proc/no/grey.mp4"}, "/proc/no cannot be written to"),
 ]
 
 

@@ -23,6 +23,7 @@ from gen1_train.diffusion.editing import SamplingConfig, Scene, sample_video
 from gen1_train.diffusion.guidance import GuidanceConfig
 from gen1_train.diffusion.schedule import NoiseSchedule
 from gen1_train.model.autoencoder import Autoencoder, to_pixels
+from gen1_train.sheet import GAP
 from gen1_train.training.clock import Clock
 from gen1_train.training.counters import is_due
 from gen1_train.training.module import Gen1Module
@@ -32,7 +33,6 @@ from gen1_train.video.encode import write_video
 from gen1_train.video.probe import VideoError
 
 FPS = 8.0  # of the files; the clips do not tell how far apart their frames were
-GAP = 4  # white pixels between two pictures
 
 
 class Previews(Callback):
