@@ -18,13 +18,21 @@ def cores() -> int:
 def interrupts_wait() -> Iterator[None]:
     """Processes that are started in this block hear of Ctrl-C once they begin, and this one after the block.
 
-    Otherwise each would die in the midst of its imports, with a traceback.
+    Otherwise each would die in the midst of its imports, with a traceback. Children inherit the mask. It does not hold
+    for this process: any other thread takes the signal, and Python calls the handler here; so that waits as well.
     """
+    came: list[int] = []
+    here = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, lambda number, frame: came.append(number)) if here else None
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
+        if here:
+            signal.signal(signal.SIGINT, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def begin_worker() -> None:

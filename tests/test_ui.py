@@ -185,6 +185,7 @@ def upload(browser: Any, where: str, path: Path) -> None:
 
 
 def press(browser: Any, button: str) -> None:
+    until(lambda: browser.execute_script(f"return document.querySelector('#{button}')"), f"no #{button}")
     browser.execute_script(f"document.querySelector('#{button}').click()")
 
 

@@ -11,7 +11,9 @@ from torch import Tensor
 
 def window_starts(frames: int, window: int, overlap: int) -> list[int]:
     """Where the windows over a video begin; the last one is moved back so that it is full."""
-    starts = list(range(0, max(1, frames - window + 1), window - overlap))
+    if frames <= window:
+        return [0]
+    starts = list(range(0, frames - window + 1, window - overlap))
     if starts[-1] + window < frames:
         starts.append(frames - window)
     return starts

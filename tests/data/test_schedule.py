@@ -23,6 +23,7 @@ class Pools:
     images: tuple[int, ...] = IMAGES
     videos: tuple[int, ...] = VIDEOS
     root: Path = Path("SET")
+    repeats: bool = False
 
     def pools(self, kind: str) -> list[PoolShards]:
         sizes, frames = (self.images, 1) if kind == "image" else (self.videos, FRAMES)

@@ -26,4 +26,5 @@ def test_every_frame_is_in_a_full_window_and_its_weights_sum_to_one(frames: int,
 
 def test_a_short_video_is_one_window_as_it_is() -> None:
     assert window_starts(5, 8, 4) == [0] and window_weights([0], 8, 5).tolist() == [[1.0] * 5]
+    assert window_starts(4, 4, 4) == [0]  # a clip that is no longer than the overlap
     assert window_starts(8, 8, 4) == [0] and window_starts(9, 8, 4) == [0, 1] and window_starts(12, 8, 4) == [0, 4]

@@ -21,12 +21,11 @@ from gen1_train.training.checkpoint import UNET, CheckpointConfig, CheckpointInf
 from gen1_train.training.metrics import read_metrics
 from gen1_train.training.run import train
 from gen1_train.training.stages import StageConfig, stage_unet
-from tests import made
+from tests.made import make_sample, make_shard_set
 from tests.running import TRAIN, run_well
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 WEIGHTS = Path(__file__).parents[2] / "miniature" / "weights" / "autoencoder"
-make_sample = made.make_sample
 
 
 @cache
@@ -51,9 +50,7 @@ def bare_sample(key: str, pool: Pool, seed: int) -> Sample:
 
 def make_set(root: Path, stored: bool) -> None:
     """A shard set of random frames, with the miniature autoencoder's latents of them or without any."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(made, "make_sample", encoded_sample if stored else bare_sample)
-        made.make_shard_set(root, width=64, height=64)
+    make_shard_set(root, width=64, height=64, make=encoded_sample if stored else bare_sample)
     manifest = Manifest.load(root)
     manifest.estimators["autoencoder"] = {
         "config": {"path": str(WEIGHTS)},
