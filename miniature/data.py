@@ -31,7 +31,8 @@ def rendered_frames(count: int, first_seed: int, height: int = HEIGHT, width: in
     def one(seed: int) -> tuple[np.ndarray, np.ndarray, str]:
         scene = sample_scene(seed)
         time = int(np.random.default_rng([seed, 1]).integers(2 * FRAME_RATE)) / FRAME_RATE
-        return *render_frame(scene, time, height, width, supersample=2 if height < 128 else 1), scene.caption
+        frame = render_frame(scene, time, height, width, supersample=2 if height < 128 else 1)
+        return frame.pixels, frame.depth, scene.caption
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         frames, depth, captions = zip(*pool.map(one, range(first_seed, first_seed + count)), strict=True)

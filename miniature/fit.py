@@ -19,7 +19,7 @@ from miniature.tiny import depth_processor, save_clip
 
 WEIGHTS = Path(__file__).parent / "weights"
 FITS = {"autoencoder": fit_autoencoder.fit, "depth": fit_depth.fit, "clip": fit_clip.fit}
-STEPS = {"autoencoder": 5000, "depth": 1800, "clip": 700}
+STEPS = {"autoencoder": 5000, "depth": 1800, "clip": 800}
 
 
 def save(name: str, model: Any, folder: Path) -> None:

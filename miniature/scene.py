@@ -1,7 +1,10 @@
 """Scenes of one or two moving coloured solids, drawn from a seed, and the sentence that describes each.
 
-World units; y points up, the ground is y = 0. Time in seconds. A scene is a function of its seed alone, so that the
-same seed shows the same scene at every size, and a longer clip starts with the frames of a shorter one.
+World units; y points up, the ground is y = 0. Time in seconds. A scene is a function of its seed and split alone, so
+that the same seed shows the same scene at every size, and a longer clip starts with the frames of a shorter one.
+
+Three splits: in `held_out` every solid's pair of colour and shape is one of HELD_OUT, in `train` none is, `all` draws
+from both. The estimators are fitted on `all`, as public ones have seen most things; the model only sees `train`.
 """
 
 from __future__ import annotations
@@ -30,19 +33,23 @@ GROUNDS: dict[str, tuple[float, float, float]] = {
     "blue": (0.35, 0.48, 0.68),
 }
 SKIES = ((0.60, 0.75, 0.95), (0.85, 0.88, 0.92), (0.95, 0.75, 0.60), (0.30, 0.33, 0.45))
-SHAPES = ("ball", "box", "cylinder", "cone")
-TEXTURES = ("plain", "checkered", "striped")
+SHAPES = ("ball", "box", "cylinder", "cone", "torus")
+TEXTURES = ("plain", "striped", "checkered", "dotted")
+SPLITS = ("train", "held_out", "all")
+# Each colour with one shape and each shape with two colours, so that no colour and no shape is new by itself.
+HELD_OUT = frozenset((colour, SHAPES[index % len(SHAPES)]) for index, colour in enumerate(COLOURS))
 
 
 @dataclass(frozen=True)
 class Solid:
-    """One solid standing or bouncing on the ground; `radius` is half its width."""
+    """One solid standing or bouncing on the ground; `radius` is half its width. A torus stands upright like a wheel."""
 
     shape: str
     colour: str
     radius: float
     height: float
     anchor: tuple[float, float]
+    texture: str = "plain"
     sway: tuple[float, float] = (0.0, 0.0)
     rate: float = 0.0
     phase: float = 0.0
@@ -56,6 +63,12 @@ class Solid:
         x, z = (a + s * swing for a, s in zip(self.anchor, self.sway, strict=True))
         return np.array([x, lift, z], np.float32), self.phase + self.spin * time
 
+    @property
+    def caption(self) -> str:
+        """E.g. "a striped red ball"."""
+        words = ("" if self.texture == "plain" else self.texture + " ") + f"{self.colour} {self.shape}"
+        return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -63,9 +76,8 @@ class Scene:
 
     solids: tuple[Solid, ...]
     ground: str
-    texture: str
-    texture_scale: float = 2.0
-    texture_turn: float = 0.0
+    relief_scale: float = 2.0
+    relief_turn: float = 0.0
     sky: tuple[float, float, float] = SKIES[0]
     light: tuple[float, float, float] = (0.4, 0.8, -0.45)
     ambient: float = 0.45
@@ -90,22 +102,14 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """E.g. "a red ball and a blue box on checkered green ground"; solids from left to right."""
-        solids = " and ".join(f"{article(s.colour)} {s.colour} {s.shape}" for s in self.solids)
-        texture = "" if self.texture == "plain" else self.texture + " "
-        return f"{solids} on {texture}{self.ground} ground"
+        """E.g. "a striped red ball and a blue box on green ground"; solids from left to right."""
+        return f"{' and '.join(solid.caption for solid in self.solids)} on {self.ground} ground"
 
 
-def article(word: str) -> str:
-    """The indefinite article of `word`."""
-    return "an" if word[0] in "aeiou" else "a"
-
-
-def sample_solid(rng: np.random.Generator, colour: str, anchor: tuple[float, float]) -> Solid:
-    """A solid of the given colour near `anchor` (x, z), of random shape, size and motion."""
-    shape = str(rng.choice(SHAPES))
-    radius = float(rng.uniform(0.55, 0.85))
-    height = 2 * radius if shape == "ball" else radius * float(rng.uniform(1.5, 2.4))
+def sample_solid(rng: np.random.Generator, shape: str, colour: str, anchor: tuple[float, float]) -> Solid:
+    """A solid of the given shape and colour near `anchor` (x, z), of random texture, size and motion."""
+    radius = float(rng.uniform(0.65, 0.95))
+    height = 2 * radius if shape in ("ball", "torus") else radius * float(rng.uniform(1.5, 2.2))
     sway = float(rng.uniform(0.25, 0.55)), float(rng.uniform(-0.9, 0.9))
     return Solid(
         shape=shape,
@@ -113,35 +117,46 @@ def sample_solid(rng: np.random.Generator, colour: str, anchor: tuple[float, flo
         radius=radius,
         height=height,
         anchor=anchor,
+        texture=str(rng.choice(TEXTURES)),
         sway=sway,
         rate=float(rng.uniform(1.2, 2.6)),
         phase=float(rng.uniform(0, 2 * np.pi)),
-        bounce=float(rng.uniform(0.3, 1.0)) if rng.random() < 0.4 else 0.0,
+        bounce=float(rng.uniform(0.3, 0.9)) if rng.random() < 0.4 else 0.0,
         spin=float(rng.uniform(-1.5, 1.5)),
     )
 
 
-def sample_scene(seed: int) -> Scene:
+def shapes_of(colour: str, split: str) -> list[str]:
+    """The shapes that a solid of this colour may have in a split. Raises ValueError for an unknown one."""
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}")
+    return [s for s in SHAPES if split == "all" or ((colour, s) in HELD_OUT) == (split == "held_out")]
+
+
+def sample_scene(seed: int, split: str = "all") -> Scene:
     """The scene of a seed: one or two solids side by side, colours distinct from each other and from the ground."""
     rng = np.random.default_rng(seed)
     ground = str(rng.choice(list(GROUNDS)))
-    colours = rng.permutation([name for name in COLOURS if name != ground])
-    if rng.random() < 0.7:
-        anchors = [(side * float(rng.uniform(1.05, 1.4)), float(rng.uniform(-1.0, 1.0))) for side in (-1, 1)]
+    colours = [str(name) for name in rng.permutation([name for name in COLOURS if name != ground])]
+    if rng.random() < 0.5:
+        anchors = [(side * float(rng.uniform(1.1, 1.4)), float(rng.uniform(-1.0, 1.0))) for side in (-1, 1)]
     else:
         anchors = [(float(rng.uniform(-0.6, 0.6)), float(rng.uniform(-1.0, 0.5)))]
+    solids = [
+        sample_solid(rng, str(rng.choice(shapes_of(colour, split))), colour, anchor)
+        for colour, anchor in zip(colours, anchors, strict=False)
+    ]
     light = np.array([rng.uniform(-0.7, 0.7), 0.9, rng.uniform(-0.8, 0.2)])
     x, y, z = (light / np.linalg.norm(light)).tolist()
     return Scene(
-        solids=tuple(sample_solid(rng, str(c), a) for c, a in zip(colours, anchors, strict=False)),
+        solids=tuple(solids),
         ground=ground,
-        texture=str(rng.choice(TEXTURES)),
-        texture_scale=float(rng.uniform(1.2, 2.4)),
-        texture_turn=float(rng.uniform(0, np.pi)),
+        relief_scale=float(rng.uniform(1.2, 2.4)),
+        relief_turn=float(rng.uniform(0, np.pi)),
         sky=SKIES[rng.integers(len(SKIES))],
         light=(x, y, z),
         ambient=float(rng.uniform(0.35, 0.55)),
-        camera_distance=float(rng.uniform(6.2, 7.6)),
+        camera_distance=float(rng.uniform(5.0, 6.0)),
         camera_height=float(rng.uniform(1.7, 3.4)),
         camera_turn=float(rng.uniform(-0.3, 0.3)),
         camera_swing=float(rng.uniform(0.12, 0.35) * rng.choice([-1, 1])),
