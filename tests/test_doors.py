@@ -117,6 +117,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "gen1_train.estimators.edges",
         "gen1_train.evaluation.metrics",
         "gen1_train.video.decord_reader",
+        "miniature.measure",
+        "miniature.texture",
         "data_tools.cut",
         "data_tools.shots",
     ),
