@@ -69,21 +69,28 @@ class Gen1Editor:
 
     @classmethod
     def from_pretrained(
-        cls, checkpoint: str | Path, device: str = "auto", weights: str = "ema", prior: str | Path | None = None
+        cls,
+        checkpoint: str | Path,
+        device: str = "auto",
+        weights: str = "ema",
+        prior: str | Path | None = None,
+        structure: bool = True,
     ) -> "Gen1Editor":
         """Rebuilds model and estimators from a checkpoint's own config (or from the newest checkpoint of a run folder).
 
         `weights`: see Checkpoint.weights_file; by default the average. `prior`: a checkpoint or run folder of
-        stage=prior; by default the folder `prior` beside the checkpoint's run folder, if it has one. Raises UserError
-        when it is not of stage 4 or later, is damaged, or names an estimator that is not there or changed.
+        stage=prior; by default the folder `prior` beside the checkpoint's run folder, if it has one. `structure=False`
+        also takes a checkpoint of stage 3, which knows none: its "edits" are videos of the content alone, for
+        comparing stages. Raises UserError when the stage is too early, the checkpoint is damaged, or names an
+        estimator that is not there or changed.
         """
         found = find_checkpoint(Path(checkpoint))
         where = pick_device(device)
         recorded = read_recorded(found)
-        if not recorded.stage.structure:
+        if not recorded.stage.structure and (structure or not recorded.stage.temporal):
             raise UserError(
                 f"{found.path} is of stage {found.info.stage}, which has not learned structure yet: give a "
-                "checkpoint of stage 4 or 5"
+                f"checkpoint of stage {'4 or 5' if structure else '3, 4 or 5'}"
             )
         unet = SpatioTemporalUNet(recorded.unet)
         load_weights(unet, found.weights(weights), str(found.path), may_be_new=())
@@ -187,13 +194,14 @@ class Gen1Editor:
         encoded = torch.cat([encode(part.to(self.device)) for part in structure.at(config.t_s)])
         n, *shape = encoded.shape
         noise = shared_noise(n, self.window, tuple(shape), config.seed).to(self.device)
+        seen = encoded if self.unet.config.in_channels > self.unet.config.out_channels else None  # none in stage 3
         if mask is None and config.init_strength >= 1:
-            return Scene(noise, encoded)
+            return Scene(noise, seen)
         latents = torch.cat([self._encode(frames[part]) for part in chunks(n)])
         if mask is None:
-            return Scene(noise, encoded, latents)
+            return Scene(noise, seen, latents)
         masks = torch.cat([latent_mask(torch.from_numpy(mask[part]), self.autoencoder.factor) for part in chunks(n)])
-        return Scene(noise, encoded, latents, masks.to(self.device))
+        return Scene(noise, seen, latents, masks.to(self.device))
 
     @torch.no_grad()
     def sample(
