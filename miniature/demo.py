@@ -9,15 +9,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from gen1_train.exits import INCOMPLETE
 from miniature.page import write_page
+from miniature.road import Road
 
 STEPS = {2: 240, 3: 160, 4: 180, 5: 100}  # optimizer steps of each stage; the paper: 15k, 75k, 25k, 10k
 CLIPS, IMAGES, FRAMES = 32, 128, 40  # of the rendered world
@@ -37,41 +34,6 @@ class Subject:
     video: Path
     start: int
     pictures: tuple[Path, Path]
-
-
-class Road:
-    """The commands of the demo in one work folder, each printed and timed."""
-
-    def __init__(self, work: Path) -> None:
-        self.work = work
-        self._timings = work / "timings.json"
-
-    def call(self, title: str, module: str, *arguments: str) -> None:
-        """Runs one of our commands; its own message explains a failure, and the demo ends with its exit code.
-
-        Files that cannot be read are no reason to stop.
-        """
-        print(f"\n== {title}\n$ {command_name(module)} {' '.join(arguments)}", flush=True)
-        began = time.perf_counter()
-        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": "cpu"}
-        result = subprocess.run([sys.executable, "-m", module, *arguments], env=environment)
-        if result.returncode not in (0, INCOMPLETE):
-            print(f"\ndemo: stopped at: {title}. Mend it and call make demo again: it goes on from here.", flush=True)
-            sys.exit(result.returncode)
-        self.record(title, time.perf_counter() - began)
-
-    def record(self, title: str, seconds: float) -> None:
-        """Adds to the seconds that a step has taken over all calls of the demo."""
-        timings = self.timings()
-        timings[title] = timings.get(title, 0.0) + seconds
-        self._timings.write_text(json.dumps(timings, indent=1))
-
-    def timings(self) -> dict[str, float]:
-        return json.loads(self._timings.read_text()) if self._timings.exists() else {}
-
-
-def command_name(module: str) -> str:
-    return {"data_tools.main": "gen1-data", "gen1_train.train": "gen1-train", "gen1_train.edit": "gen1-edit"}[module]
 
 
 def main() -> None:
@@ -109,12 +71,10 @@ def run(source: Path | None, output: Path) -> None:
 
 def render(road: Road, folder: Path) -> None:
     """The demo's own footage: clips and images of moving solids with captions, real MP4 and PNG files."""
-    from miniature.render import write_world
+    from miniature.world import World, write_world
 
-    print(f"\n== world\nrendering {CLIPS} clips and {IMAGES} images into {folder}", flush=True)
-    began = time.perf_counter()
-    write_world(folder, clips=CLIPS, images=IMAGES, frames=FRAMES)
-    road.record("world", time.perf_counter() - began)
+    with road.timed("world", f"rendering {CLIPS} clips and {IMAGES} images into {folder}"):
+        write_world(folder, World(CLIPS, IMAGES, frames=FRAMES))
 
 
 def batch_clips(shards: Path) -> int:
