@@ -18,6 +18,8 @@ COMMANDS = {
     "gen1_train.train": "gen1-train",
     "gen1_train.edit": "gen1-edit",
     "gen1_train.evaluate": "gen1-eval",
+    "miniature.cases": "python -m miniature.cases",
+    "miniature.measure": "python -m miniature.measure",
 }
 
 
