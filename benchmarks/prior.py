@@ -56,11 +56,12 @@ def variant(scene: Scene, seed: int) -> Scene | None:
             theirs,
             shape=ours.shape,
             colour=ours.colour,
-            height=2 * theirs.radius if ours.shape == "ball" else theirs.height,
+            texture=ours.texture,
+            height=2 * theirs.radius if ours.shape in ("ball", "torus") else theirs.height,
         )
         for ours, theirs in zip(scene.solids, other.solids)
     )
-    return replace(other, solids=solids, ground=scene.ground, texture=scene.texture)
+    return replace(other, solids=solids, ground=scene.ground)
 
 
 def untold(clip: ClipEncoder) -> dict[str, float]:
@@ -70,7 +71,7 @@ def untold(clip: ClipEncoder) -> dict[str, float]:
         scene = sample_scene(777_000 + number)
         found = (variant(scene, 5_000_000 + 1000 * number + i) for i in range(1000))
         chosen = [each for _, each in zip(range(RENDERINGS), (each for each in found if each is not None))]
-        frames = np.stack([render_frame(each, 0.0, 64, 112, 2)[0] for each in chosen])
+        frames = np.stack([render_frame(each, 0.0, 64, 112, 2).pixels for each in chosen])
         images = normalize(clip.images(frames), dim=-1)
         two.append(((images @ images.T).sum() - RENDERINGS) / (RENDERINGS * (RENDERINGS - 1)))
         mean.append(cosine_similarity(images.sum(0) - images, images, dim=-1).mean())

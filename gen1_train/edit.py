@@ -7,9 +7,9 @@ from gen1_train.cli import run_app
 
 @dataclass
 class EditConfig:
-    checkpoint: str | None = None  # a checkpoint folder, or a run folder (its newest)
+    checkpoint: str | None = None  # a checkpoint folder, a run folder (its newest), or a package that carries one
     weights: str = "ema"  # which of its weights: ema (the first average, if there is one), raw, or an average's decay
-    prior: str | None = None  # run folder of stage=prior, for prompts; null: `prior` beside the checkpoint's, if any
+    prior: str | None = None  # run folder of stage=prior, for prompts; null: `prior` beside the checkpoint's, or in it
     input: str | None = None  # the video whose structure is kept, or an image as a video of one frame
     prompt: str | None = None  # the content, by a text
     image: str | None = None  # the content, by an example image; with a prompt both are mixed

@@ -27,7 +27,7 @@ from gen1_train.model.pretrained import load_weights
 from gen1_train.model.unet import SpatioTemporalUNet
 from gen1_train.networks import Networks
 from gen1_train.spool import Spool
-from gen1_train.training.checkpoint import Checkpoint, find_checkpoint
+from gen1_train.training.checkpoint import Checkpoint, find_checkpoint, holds_checkpoint
 from gen1_train.training.prior_checkpoint import TrainedPrior, read_prior
 from gen1_train.training.stages import read_recorded
 
@@ -69,27 +69,34 @@ class Gen1Editor:
 
     @classmethod
     def from_pretrained(
-        cls, checkpoint: str | Path, device: str = "auto", weights: str = "ema", prior: str | Path | None = None
+        cls,
+        checkpoint: str | Path,
+        device: str = "auto",
+        weights: str = "ema",
+        prior: str | Path | None = None,
+        structure: bool = True,
     ) -> "Gen1Editor":
         """Rebuilds model and estimators from a checkpoint's own config (or from the newest checkpoint of a run folder).
 
-        `weights`: see Checkpoint.weights_file; by default the average. `prior`: a checkpoint or run folder of
-        stage=prior; by default the folder `prior` beside the checkpoint's run folder, if it has one. Raises UserError
-        when it is not of stage 4 or later, is damaged, or names an estimator that is not there or changed.
+        Either may lie in an installed package, see find_checkpoint. `weights`: see Checkpoint.weights_file; by default
+        the average. `prior`: a checkpoint or run folder of stage=prior; by default see prior_beside. `structure=False`
+        also takes a checkpoint of stage 3, which knows none: its "edits" are videos of the content alone, for
+        comparing stages. Raises UserError when the stage is too early, the checkpoint is damaged, or names an
+        estimator that is not there or changed.
         """
         found = find_checkpoint(Path(checkpoint))
         where = pick_device(device)
         recorded = read_recorded(found)
-        if not recorded.stage.structure:
+        if not recorded.stage.structure and (structure or not recorded.stage.temporal):
             raise UserError(
                 f"{found.path} is of stage {found.info.stage}, which has not learned structure yet: give a "
-                "checkpoint of stage 4 or 5"
+                f"checkpoint of stage {'4 or 5' if structure else '3, 4 or 5'}"
             )
         unet = SpatioTemporalUNet(recorded.unet)
         load_weights(unet, found.weights(weights), str(found.path), may_be_new=())
-        autoencoder, structure, clip = load_estimators(found, where)
+        autoencoder, estimator, clip = load_estimators(found, where)
         return cls(
-            *(unet.to(where).eval().requires_grad_(False), recorded.noise, autoencoder, structure, clip, where),
+            *(unet.to(where).eval().requires_grad_(False), recorded.noise, autoencoder, estimator, clip, where),
             buckets=found.info.buckets,
             prior=open_prior(found, prior, where),
         )
@@ -187,13 +194,14 @@ class Gen1Editor:
         encoded = torch.cat([encode(part.to(self.device)) for part in structure.at(config.t_s)])
         n, *shape = encoded.shape
         noise = shared_noise(n, self.window, tuple(shape), config.seed).to(self.device)
+        seen = encoded if self.unet.config.in_channels > self.unet.config.out_channels else None  # none in stage 3
         if mask is None and config.init_strength >= 1:
-            return Scene(noise, encoded)
+            return Scene(noise, seen)
         latents = torch.cat([self._encode(frames[part]) for part in chunks(n)])
         if mask is None:
-            return Scene(noise, encoded, latents)
+            return Scene(noise, seen, latents)
         masks = torch.cat([latent_mask(torch.from_numpy(mask[part]), self.autoencoder.factor) for part in chunks(n)])
-        return Scene(noise, encoded, latents, masks.to(self.device))
+        return Scene(noise, seen, latents, masks.to(self.device))
 
     @torch.no_grad()
     def sample(
@@ -275,9 +283,10 @@ def open_prior(checkpoint: Checkpoint, path: str | Path | None, device: torch.de
 
 
 def prior_beside(checkpoint: Checkpoint) -> Path | None:
-    """The run folder of the prior that lies where the checkpoint's own does, if there is one."""
-    beside = checkpoint.path.resolve().parents[2] / "prior"  # TREE/stage5/checkpoints/step-…
-    return beside if (beside / "checkpoints").is_dir() else None
+    """The folder `prior` beside the checkpoint's run folder, or in the checkpoint's own, as in a released one."""
+    folder = checkpoint.path.resolve()
+    beside = (folder, *folder.parents[2:3])  # TREE/stage5/checkpoints/step-…
+    return next((place / "prior" for place in beside if holds_checkpoint(place / "prior")), None)
 
 
 def load_estimators(

@@ -21,7 +21,9 @@ STEPS = ("check", "run", "report")
 
 @dataclass
 class EvaluateConfig(SweepConfig):
-    checkpoint: str | None = None  # a checkpoint folder, or a run folder (its newest), of stage 4 or 5
+    checkpoint: str | None = (
+        None  # a checkpoint folder, or a run folder (its newest); stage 3 makes videos of the content alone
+    )
     weights: str = "ema"  # which of its weights: ema (the first average, if there is one), raw, or an average's decay
     prior: str | None = None  # from text to image embeddings; null: the run folder `prior` beside the checkpoint's
     data: str | None = None  # the pairs: a CSV with a header or JSONL: video, prompt, and image, start, frames, fps
@@ -154,7 +156,8 @@ def load_editor(config: EvaluateConfig, rank: int) -> "Editing":
     from gen1_train.frozen import device_of
 
     device = device_of(config.device, int(os.environ.get("SLURM_LOCALID", 0)) * config.workers + rank)
-    return Gen1Editor.from_pretrained(str(config.checkpoint), device, config.weights, config.prior)
+    checkpoint = str(config.checkpoint)
+    return Gen1Editor.from_pretrained(checkpoint, device, config.weights, config.prior, structure=False)
 
 
 def main() -> None:

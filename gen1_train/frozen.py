@@ -9,18 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from gen1_train.errors import UserError
+from gen1_train.resources import locate, places
 
 Network = TypeVar("Network", bound=nn.Module)
 
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
 
-def load_frozen(what: str, path: str, wanted: str, load: Callable[[], Network]) -> Network:
-    """Runs a library's loader; whatever goes wrong becomes one line that names the network, the path and the mend."""
+def load_frozen(what: str, path: str, wanted: str, load: Callable[[str], Network]) -> Network:
+    """Runs a library's loader on what lies at a path, from here or in a package (resources.locate).
+
+    Whatever goes wrong becomes one line that names the network, the path, where else was looked, and the mend.
+    """
     try:
-        network = load()
+        network = load(locate(path))
     except Exception as error:  # the libraries raise a dozen types for a wrong path or a damaged file
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        if locate(path) == path and (others := places(path)[1:]):
+            reason = f"looked there and at {' and '.join(others)}; {reason}"
         raise UserError(f"{what} {path!r} cannot be loaded: give {wanted} ({reason})") from error
     return network.eval().requires_grad_(False)
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from gen1_train.exits import INCOMPLETE
 from miniature.page import write_page
+from miniature.road import Road
+from miniature.world import SOURCES, World, write_world
 
 STEPS = {2: 240, 3: 160, 4: 180, 5: 100}  # optimizer steps of each stage; the paper: 15k, 75k, 25k, 10k
 CLIPS, IMAGES, FRAMES = 32, 128, 40  # of the rendered world
@@ -39,41 +37,6 @@ class Subject:
     pictures: tuple[Path, Path]
 
 
-class Road:
-    """The commands of the demo in one work folder, each printed and timed."""
-
-    def __init__(self, work: Path) -> None:
-        self.work = work
-        self._timings = work / "timings.json"
-
-    def call(self, title: str, module: str, *arguments: str) -> None:
-        """Runs one of our commands; its own message explains a failure, and the demo ends with its exit code.
-
-        Files that cannot be read are no reason to stop.
-        """
-        print(f"\n== {title}\n$ {command_name(module)} {' '.join(arguments)}", flush=True)
-        began = time.perf_counter()
-        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": "cpu"}
-        result = subprocess.run([sys.executable, "-m", module, *arguments], env=environment)
-        if result.returncode not in (0, INCOMPLETE):
-            print(f"\ndemo: stopped at: {title}. Mend it and call make demo again: it goes on from here.", flush=True)
-            sys.exit(result.returncode)
-        self.record(title, time.perf_counter() - began)
-
-    def record(self, title: str, seconds: float) -> None:
-        """Adds to the seconds that a step has taken over all calls of the demo."""
-        timings = self.timings()
-        timings[title] = timings.get(title, 0.0) + seconds
-        self._timings.write_text(json.dumps(timings, indent=1))
-
-    def timings(self) -> dict[str, float]:
-        return json.loads(self._timings.read_text()) if self._timings.exists() else {}
-
-
-def command_name(module: str) -> str:
-    return {"data_tools.main": "gen1-data", "gen1_train.train": "gen1-train", "gen1_train.edit": "gen1-edit"}[module]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--source", type=Path, help="a folder of your own videos (default: a rendered world)")
@@ -93,15 +56,17 @@ def run(source: Path | None, output: Path) -> None:
     work = output / ("world" if source is None else f"{source.resolve().name}-{_digest(str(source.resolve()))}")
     work.mkdir(parents=True, exist_ok=True)
     road = Road(work)
+    rendered = source is None
     if source is None:
         source = work / "videos"
         render(road, source)
     shards, runs = work / "shards", work / "runs"
-    road.call("data", "data_tools.main", f"source={source}", f"output={shards}", "recipe=tiny", "workers=2")
+    footage = source / SOURCES if rendered else source  # the list has the captions
+    road.call("data", "data_tools.main", f"source={footage}", f"output={shards}", "recipe=tiny", "workers=2")
     clips = batch_clips(shards)
     pretrained(road, work / "stable-diffusion")
     train(road, work, shards, runs, clips)
-    subject = choose_subject(source, shards, work / "edits", rendered=source == work / "videos")
+    subject = choose_subject(source, shards, work / "edits", rendered)
     edit(road, subject, runs / "demo" / "stage5", work / "edits")
     page = write_page(output / "index.html", work, subject.video, road.timings())
     print(f"\ndemo: finished. Open {page} in a browser.", flush=True)
@@ -109,12 +74,8 @@ def run(source: Path | None, output: Path) -> None:
 
 def render(road: Road, folder: Path) -> None:
     """The demo's own footage: clips and images of moving solids with captions, real MP4 and PNG files."""
-    from miniature.render import write_world
-
-    print(f"\n== world\nrendering {CLIPS} clips and {IMAGES} images into {folder}", flush=True)
-    began = time.perf_counter()
-    write_world(folder, clips=CLIPS, images=IMAGES, frames=FRAMES)
-    road.record("world", time.perf_counter() - began)
+    with road.timed("world", f"rendering {CLIPS} clips and {IMAGES} images into {folder}"):
+        write_world(folder, World(CLIPS, IMAGES, frames=FRAMES))
 
 
 def batch_clips(shards: Path) -> int:
@@ -150,17 +111,20 @@ def train(road: Road, work: Path, shards: Path, runs: Path, clips: int) -> None:
 
 
 def choose_subject(source: Path, shards: Path, folder: Path, rendered: bool) -> Subject:
-    """From the rendered world a clip and pictures that training has not seen; from a user's folder some of its own."""
+    """From the rendered world a clip and pictures of colours and shapes that no training has seen together.
+
+    From a user's folder some of its own.
+    """
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
     pictures = (folder / "content-a.png", folder / "content-b.png")
     if rendered:
-        from miniature.render import render_image, write_world
+        from miniature.render import render_image
 
-        write_world(folder / "input", clips=1, images=0, seed=HELD_OUT, frames=EDITED * STRIDE)
+        write_world(folder / "input", World(1, 0, HELD_OUT, "held_out", frames=EDITED * STRIDE))
         for picture, seed in zip(pictures, (200_002, 200_008)):
-            Image.fromarray(render_image(seed, 256, 448).frames[0]).save(picture)
+            Image.fromarray(render_image(seed, 256, 448, split="held_out").frames[0]).save(picture)
         return Subject(folder / "input" / "clip-0000.mp4", 0, pictures)
     from gen1_train.data.shards import ShardSet
 

@@ -127,9 +127,7 @@ def render_scene(scene: Scene, frames: int, height: int, width: int, supersample
     return Clip(pixels, depth, solids, scene.caption)
 
 
-def render_clip(
-    seed: int, frames: int, height: int, width: int, supersample: int = 1, split: str = "all"
-) -> Clip:
+def render_clip(seed: int, frames: int, height: int, width: int, supersample: int = 1, split: str = "all") -> Clip:
     """The first `frames` frames of the scene of `seed`."""
     return render_scene(sample_scene(seed, split), frames, height, width, supersample)
 

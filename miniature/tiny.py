@@ -96,20 +96,24 @@ def save_clip(model: open_clip.CLIP, folder: str | Path) -> None:
 
 def write_stable_diffusion(
     folder: str | Path,
-    widths: tuple[int, int, int, int] = (8, 16, 32, 32),
+    widths: tuple[int, ...] = (8, 16, 32, 32),
+    attention: tuple[bool, ...] = (True, True, True, False),
     groups: int = 8,
     cross_attention_dim: int = 64,
     layers: int = 2,
     heads: int = 8,
     seed: int = 0,
 ) -> None:
-    """Write `folder/unet` as diffusers stores Stable Diffusion 1.x, with its 686 parameter names, random weights."""
+    """Write `folder/unet` as diffusers stores Stable Diffusion 1.x, with its 686 parameter names, random weights.
+
+    Other numbers of resolutions than its four have other names.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         unet = UNet2DConditionModel(
             sample_size=64,
-            down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+            down_block_types=tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in attention),
+            up_block_types=tuple("CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(attention)),
             block_out_channels=widths,
             layers_per_block=layers,
             norm_num_groups=groups,

@@ -10,7 +10,7 @@ import pytest
 from gen1_train.data.shards import ShardSet
 from gen1_train.training.checkpoint import latest
 from miniature import demo
-from miniature.render import write_world
+from miniature.world import World, write_world
 from tests.running import run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -21,7 +21,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A demo on a user's folder: some good clips, a broken one, a text file that says it is a video."""
     root = tmp_path_factory.mktemp("road")
     source = root / "my videos"
-    write_world(source, clips=6, images=17, frames=40)
+    write_world(source, World(clips=6, images=17, frames=40))
     whole = (source / "clip-0000.mp4").read_bytes()
     (source / "broken.mp4").write_bytes(whole[: len(whole) // 3])
     (source / "not a video.mp4").write_text("hello")

@@ -29,7 +29,17 @@ def test_every_config_file_is_in_the_wheel(installed):
         path.relative_to(installed / "gen1_train") for path in (installed / "gen1_train" / "conf").rglob("*.yaml")
     }
     assert packed == wanted
-    assert not (installed / "miniature").exists() and not (installed / "tests").exists()
+    assert not (installed / "tests").exists()
+
+
+@pytest.mark.slow
+def test_the_miniature_s_networks_are_in_the_wheel(installed):
+    """With the released checkpoint: `gen1-edit checkpoint=miniature` needs nothing but the package."""
+    for folder in ("weights", "released"):
+        wanted = [path for path in (REPOSITORY / "miniature" / folder).rglob("*") if path.is_file()]
+        for path in wanted:
+            assert (installed / path.relative_to(REPOSITORY)).read_bytes() == path.read_bytes(), path
+    assert {path.name for path in (installed / "miniature" / "weights").iterdir()} >= {"autoencoder", "clip", "depth"}
 
 
 @pytest.mark.slow

@@ -10,12 +10,13 @@ from PIL import Image
 from torch import Tensor
 
 from gen1_train.frozen import fingerprint, finite, load_frozen
+from gen1_train.resources import locate
 
 
 @dataclass
 class ClipConfig:
     # OpenAI's weights want QuickGELU; a FOLDER holds open_clip_config.json and the weights
-    model: str = "ViT-L-14-quickgelu"  # open_clip's name, or local-dir:FOLDER
+    model: str = "ViT-L-14-quickgelu"  # open_clip's name, or local-dir:FOLDER, from here or in a package
     pretrained: str | None = "openai"  # open_clip's tag, or a .safetensors file; null for local-dir
     chunk: int = 64  # frames that go through the tower at a time; bounds memory, changes no value
 
@@ -30,18 +31,18 @@ class ClipEncoder:
         self.device = torch.device(device)
         self._preprocess: Any = None
 
-        def load() -> torch.nn.Module:
+        def load(model_path: str) -> torch.nn.Module:
             with warnings.catch_warnings():
                 # open_clip only warns when weights were trained with another activation than the model has
                 warnings.filterwarnings("error", message="QuickGELU mismatch")
                 model, self._preprocess = open_clip.create_model_from_pretrained(  # never random weights
-                    config.model, pretrained=config.pretrained, weights_only=True
+                    model_path, pretrained=config.pretrained and locate(config.pretrained), weights_only=True
                 )
             return model
 
         wanted = "a model that open_clip lists with a pretrained tag or file, or local-dir:FOLDER"
         self.network: Any = load_frozen("CLIP model", config.model, wanted, load).to(self.device)
-        self.tokenizer = open_clip.get_tokenizer(config.model)
+        self.tokenizer = open_clip.get_tokenizer(locate(config.model))
 
     @property
     def fingerprint(self) -> str:

@@ -17,7 +17,7 @@ UNUSED = "neck.fusion_stage.layers.0.residual_layer1."
 
 @dataclass
 class DepthConfig:
-    path: str = "Intel/dpt-large"  # a folder in transformers' DPT format, or a hub id
+    path: str = "Intel/dpt-large"  # a folder in transformers' DPT format, from here or in a package; or a hub id
     size: int = 384  # pixels of the shorter side at which depth is estimated (MiDaS's own for DPT-Large)
     multiple: int = 32  # both sides are rounded to a multiple of this (MiDaS's own)
     chunk: int = 8  # frames that go through the network at a time; bounds memory, changes no value
@@ -39,8 +39,8 @@ class DepthEstimator:
             "depth estimator",
             config.path,
             "a folder in transformers' DPT format (config.json, model.safetensors) or a hub id",
-            lambda: complete(
-                DPTForDepthEstimation.from_pretrained(config.path, use_safetensors=True, output_loading_info=True),
+            lambda path: complete(
+                DPTForDepthEstimation.from_pretrained(path, use_safetensors=True, output_loading_info=True),
                 unused=UNUSED,
             ),
         ).to(self.device)

@@ -10,7 +10,7 @@ from gen1_train.frozen import complete, fingerprint, finite, load_frozen
 
 @dataclass
 class AutoencoderConfig:
-    path: str = "stabilityai/sd-vae-ft-mse"  # a folder in diffusers' format, or a hub id
+    path: str = "stabilityai/sd-vae-ft-mse"  # a folder in diffusers' format, from here or in a package; or a hub id
     chunk: int = 16  # frames that go through the autoencoder at a time; bounds memory, changes no value
 
 
@@ -28,9 +28,9 @@ class Autoencoder(nn.Module):
             "autoencoder",
             config.path,
             "a folder in diffusers' format (config.json, diffusion_pytorch_model.safetensors) or a hub id",
-            lambda: complete(
+            lambda path: complete(
                 AutoencoderKL.from_pretrained(
-                    config.path, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+                    path, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
                 )
             ),
         )

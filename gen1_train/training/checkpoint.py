@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -32,6 +33,7 @@ from torch import Tensor
 from gen1_train.errors import UserError
 from gen1_train.files import sync, write_atomically
 from gen1_train.model.pretrained import load_safetensors
+from gen1_train.resources import locate, places, releases
 from gen1_train.training.counters import Counters
 
 UNET, PRIOR = "unet.safetensors", "prior.safetensors"  # the weights, by what they are of
@@ -166,21 +168,28 @@ def commit(
     return final
 
 
-def write(temporary: Path, tensors: Mapping[str, Mapping[str, Tensor]], config: str, info: CheckpointInfo) -> None:
+def write(
+    temporary: Path,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    config: str,
+    info: CheckpointInfo,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Fills a folder with a checkpoint, syncs it and reads it back.
 
-    `tensors` by file, `config` as YAML; `info.files` is filled in, with what lies there already, too. Raises UserError
-    when a tensor is not finite, before anything is written, and OSError when the disk is full or away.
+    `tensors` by file, `config` as YAML; `info.files` is filled in, with what lies there already, too. `dtype` is that
+    of the files: networks take weights of any as float32. Raises UserError when a tensor is not finite in it, before
+    anything is written, and OSError when the disk is full or away.
     """
     for file, content in tensors.items():
-        broken = [name for name, tensor in content.items() if not tensor.isfinite().all()]
+        broken = [name for name, tensor in content.items() if not tensor.to(dtype).isfinite().all()]
         if broken:
             raise UserError(
                 f"{len(broken)} of {len(content)} tensors of {file} are not finite at step {info.step}, {broken[0]} "
                 "among them: nothing was saved, the checkpoint before is kept; lower optim.lr, or go on in 32-true"
             )
     for file, content in tensors.items():
-        write_weights({name: tensor.detach().float().cpu() for name, tensor in content.items()}, temporary / file)
+        write_weights({name: tensor.detach().to(dtype).cpu() for name, tensor in content.items()}, temporary / file)
     (temporary / CONFIG).write_text(config)
     files = [path for path in sorted(temporary.iterdir()) if path.name != INFO]
     for path in files:
@@ -272,9 +281,11 @@ def newest(run: Path) -> Path | None:
 
 
 def find_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint by its own folder or its run's (then the newest); every byte of it is read. Raises UserError."""
-    if not path.exists():
-        raise UserError(f"no checkpoint at {path}: there is no such folder")
+    """A checkpoint by its own folder or its run's (then the newest); every byte of it is read. Raises UserError.
+
+    Either may lie in an installed package (resources.locate); a package's name alone is the one that it carries.
+    """
+    path = _find_folder(path)
     if checkpoints_dir(path).is_dir():
         found = latest(path)
         if found is None:
@@ -283,6 +294,25 @@ def find_checkpoint(path: Path) -> Checkpoint:
     found = read_checkpoint(path)
     found.verify()
     return found
+
+
+def holds_checkpoint(path: Path) -> bool:
+    """Whether a folder is a checkpoint's or a run's; it may be damaged all the same."""
+    return (path / INFO).exists() or checkpoints_dir(path).is_dir()
+
+
+def _find_folder(path: Path) -> Path:
+    """The folder that a path or a package's name means. Raises UserError that names all places without one."""
+    here, carried = Path(locate(str(path))), releases(str(path))
+    for folder in (here, *carried):
+        if holds_checkpoint(folder):
+            return folder
+    if others := [*places(str(path))[1:], *map(str, carried)]:
+        raise UserError(f"no checkpoint at {path}, nor at {' or '.join(others)}: train one, or give its folder")
+    if not here.exists():
+        package = f", and no installed package {path} that carries one" if len(path.parts) == 1 else ""
+        raise UserError(f"no checkpoint at {path}: there is no such folder{package}")
+    return here
 
 
 def _named(folder: Path) -> list[Path]:

@@ -12,8 +12,8 @@ import pytest
 
 from gen1_train.training.checkpoint import latest
 from gen1_train.training.metrics import read_metrics
-from miniature.render import write_world
 from miniature.tiny import write_stable_diffusion
+from miniature.world import World, write_world
 from tests.running import ENVIRONMENT, REPOSITORY, TRAIN, run_well
 from tests.slurm.cluster import ENDED, SCRIPTS, Cluster
 
@@ -29,7 +29,7 @@ WEIGHTS = REPOSITORY / "miniature" / "weights"
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shard set, a random Stable Diffusion, a site.env, and a folder that jobs are handed in from."""
     root = tmp_path_factory.mktemp("work")
-    write_world(root / "videos", clips=4, images=16, frames=40)
+    write_world(root / "videos", World(clips=4, images=16, frames=40))
     write_stable_diffusion(root / "sd", widths=(32, 64, 64, 64), layers=1, heads=2)
     run_well(
         "data_tools.main",
