@@ -25,7 +25,7 @@ class EvaluateConfig(SweepConfig):
         None  # a checkpoint folder, or a run folder (its newest); stage 3 makes videos of the content alone
     )
     weights: str = "ema"  # which of its weights: ema (the first average, if there is one), raw, or an average's decay
-    prior: str | None = None  # from text to image embeddings; null: the run folder `prior` beside the checkpoint's
+    prior: str | None = None  # from text to image embeddings; null: `prior` beside the checkpoint's run, or in it
     data: str | None = None  # the pairs: a CSV with a header or JSONL: video, prompt, and image, start, frames, fps
     output: str | None = None  # the folder of the results; called again, it goes on
     frames: int | None = None  # how many frames of a video at most, where its row says nothing; null: all

@@ -71,9 +71,14 @@ class World:
 def write_world(folder: str | Path, world: World, truth: bool = False) -> None:
     """Write `clip-0000.mp4`, `image-0000.png`, … and the list of them; files already there are kept.
 
-    Threads suffice: numpy and the encoder work outside the interpreter lock. Raises OSError.
+    Threads suffice: numpy and the encoder work outside the interpreter lock. Raises UserError for a folder that holds
+    another world, and OSError.
     """
-    folder = Path(folder)
+    folder, files = Path(folder), world.files()
+    captions = {name: sample_scene(seed, world.split).caption for name, seed in files.items()}
+    for name, caption in read_captions(folder / SOURCES).items():
+        if captions.get(name, caption) != caption:
+            raise UserError(f"{folder} holds another world, of another seed or split: give a folder of its own")
     (folder / "truth" if truth else folder).mkdir(parents=True, exist_ok=True)
 
     def write(job: tuple[str, int]) -> None:
@@ -91,14 +96,21 @@ def write_world(folder: str | Path, world: World, truth: bool = False) -> None:
         elif path in wanted:
             write_image(path, clip.frames[0])
 
-    files = world.files()
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         written = pool.map(write, files.items())
         list(tqdm(written, "world", len(files), unit="file", disable=not sys.stderr.isatty()))
     with whole_file(folder / SOURCES) as partial, open(partial, "w", newline="") as stream:
         rows = csv.writer(stream)
         rows.writerow(["path", "caption"])
-        rows.writerows([name, sample_scene(seed, world.split).caption] for name, seed in files.items())
+        rows.writerows(captions.items())
+
+
+def read_captions(path: Path) -> dict[str, str]:
+    """The captions of a list that `write_world` wrote, by file; none where there is no list."""
+    if not path.exists():
+        return {}
+    with open(path, newline="") as stream:
+        return {row["path"]: row["caption"] for row in csv.DictReader(stream)}
 
 
 def main() -> None:

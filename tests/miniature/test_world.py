@@ -1,7 +1,7 @@
 """The world on disk: real files, the list that gen1-data takes, the truth on demand, and one line for a mistake."""
 
-import csv
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -14,7 +14,7 @@ from gen1_train.errors import UserError
 from miniature import world as made
 from miniature.render import render_clip, render_image
 from miniature.scene import sample_scene
-from miniature.world import SOURCES, World, write_world
+from miniature.world import SOURCES, World, read_captions, write_world
 
 SMALL = World(clips=2, images=1, seed=3, split="held_out", frames=5, height=64, width=112, fps=12)
 NAMES = ["clip-0000.mp4", "clip-0001.mp4", "image-0000.png"]
@@ -52,8 +52,7 @@ def test_gen1_data_takes_the_list_with_its_captions(folder: Path, tmp_path: Path
     assert [(file.path, file.kind, file.caption) for file in scan.files] == [
         (name, "image" if name.endswith("png") else "video", caption) for name, caption in zip(NAMES, captions)
     ]
-    with open(folder / SOURCES, newline="") as stream:
-        assert next(csv.reader(stream)) == ["path", "caption"]
+    assert list(read_captions(folder / SOURCES).items()) == list(zip(NAMES, captions))
 
 
 def test_files_are_kept_and_truth_is_written_on_demand(folder: Path) -> None:
@@ -70,6 +69,14 @@ def test_files_are_kept_and_truth_is_written_on_demand(folder: Path) -> None:
         np.testing.assert_array_equal(stored["solids"], expected.solids)
     write_world(folder, SMALL, truth=True)
     assert {name for name, stamp in stamps(folder).items() if stamp != after[name]} == {SOURCES}
+
+
+def test_a_folder_of_another_world_is_refused(folder: Path) -> None:
+    before = stamps(folder)
+    for other in (replace(SMALL, split="train"), replace(SMALL, seed=4, clips=5)):
+        with pytest.raises(UserError, match="holds another world, of another seed or split"):
+            write_world(folder, other)
+    assert stamps(folder) == before
 
 
 def test_no_scene_stands_in_two_files_or_two_worlds() -> None:

@@ -23,13 +23,12 @@ SETTINGS = ["source=videos", "recipe=tiny", "recipe.task_seconds=0.1"]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where jobs are submitted: five videos, a long one, and a file that is none; the site's facts; the networks."""
+    """Where jobs are submitted: five videos, a long one, and a file that is none; the site's facts."""
     videos = tmp_path / "videos"
     videos.mkdir()
     for number in range(6):
         make_video(videos / f"{number}.mp4", frames=300 if number == 1 else 45, width=112, height=64)
     (videos / "broken.mp4").write_text("I am no video")
-    (tmp_path / "miniature").symlink_to(REPOSITORY / "miniature")  # the recipe's paths start here
     (tmp_path / "site.env").write_text(
         f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={REPOSITORY} CUDA_VISIBLE_DEVICES=\n"
         "export OMP_NUM_THREADS=1\n"
