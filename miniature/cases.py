@@ -79,7 +79,7 @@ class Case:
         return self.dressed(self.target, self.texture)
 
     def prompt_scene(self) -> Scene:
-        """Another scene of the same caption: only shapes, colours, textures, their order and the ground's are as wanted.
+        """Another scene of the same caption: shapes, colours, textures, their order and the ground are as wanted.
 
         Place, sky, light and camera are those of the first scene from seed `picture` on that has as many solids; their
         size and motion are drawn anew for their shapes.

@@ -8,7 +8,8 @@ colour        which named colour the edited solid shows: the mean over its true 
 colour_error  distance of that mean from the wanted colour's, in Lab (Delta E 1976)
 mask_iou      IoU of the true mask of all solids with the mask found in the edit by GrabCut (OpenCV), see `found_mask`;
               mean over frames. What it gives for true frames and for wrong ones is in references.json
-texture       for cases of textures: which one the edited solid shows, see `miniature.texture`; `texture_hit`: the wanted one
+texture       for cases of textures: which one the edited solid shows, see `miniature.texture`; `texture_hit`: it is
+              the wanted one
 
 EVALUATION/measured.jsonl    a line for each edit: what results.jsonl says of it, and the above
 EVALUATION/measured.json     for each setting the means with 95 % intervals (percentile bootstrap over cases)

@@ -244,7 +244,8 @@ PREFACE = """# Results in the miniature world
 
 All of it by one command, `python -m miniature.experiment`, and this page of its numbers by
 `python -m miniature.results EXPERIMENT docs`. Means over held-out cases with 95 % intervals (percentile
-bootstrap over cases); "holds" is decided by the numbers. How colour, masks and texture are read off an edit: `miniature/measure.py`.
+bootstrap over cases); "holds" is decided by the numbers. How colour, masks and texture are read off an edit:
+`miniature/measure.py`.
 
 ![input, prompt, what it shall be, and edits](results.jpg)
 
