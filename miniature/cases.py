@@ -12,7 +12,6 @@ FOLDER/cases.json        what rebuilds the truth, see Case
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -28,12 +27,13 @@ from tqdm import tqdm
 
 from gen1_train import keyed
 from gen1_train.errors import UserError
-from gen1_train.exits import MISTAKE
 from gen1_train.files import write_atomically
+from gen1_train.video.encode import write_video
+from miniature.arguments import Parser
 from miniature.render import FRAME_RATE, Clip, render_frame
 from miniature.scene import COLOURS, HELD_OUT, Scene, sample_scene, sample_solid
 from miniature.solids import PATTERNS
-from miniature.world import SEEDS, write_image, write_video
+from miniature.world import SEEDS, write_image
 
 FRAMES, STRIDE = 8, 4  # of an input, and world frames from one to the next: those of recipe=tiny
 HEIGHT, WIDTH = 256, 448  # of the files, those of World
@@ -79,10 +79,10 @@ class Case:
         return self.dressed(self.target, self.texture)
 
     def prompt_scene(self) -> Scene:
-        """Another scene of the same caption: only shapes, colours, textures, their order and the ground's are as wanted.
+        """Another scene of the same caption: shapes, colours, textures, their order and the ground are as wanted.
 
-        Size, place, motion, sky, light and camera are those of the first scene from seed `picture` on with as many
-        solids, drawn anew for their shapes.
+        Place, sky, light and camera are those of the first scene from seed `picture` on that has as many solids; their
+        size and motion are drawn anew for their shapes.
         """
         wanted, seed = self.wanted(), self.picture
         while len((other := sample_scene(seed)).solids) != len(wanted.solids):
@@ -129,7 +129,11 @@ def render_case(scene: Scene, height: int, width: int, supersample: int = 1) -> 
 
 
 def write_cases(
-    folder: Path, pairs: int, seed: int = FIRST_SEED, texture: str | None = None, size: tuple[int, int] = (WIDTH, HEIGHT)
+    folder: Path,
+    pairs: int,
+    seed: int = FIRST_SEED,
+    texture: str | None = None,
+    size: tuple[int, int] = (WIDTH, HEIGHT),
 ) -> list[Case]:
     """Writes clips, pictures and lists; files of an earlier call are kept if it drew the same cases.
 
@@ -185,17 +189,14 @@ def read_cases(folder: Path) -> list[Case]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m miniature.cases", description="edits whose truth is known")
+    parser = Parser(prog="python -m miniature.cases", description="edits whose truth is known")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--seed", type=int, default=FIRST_SEED)
     parser.add_argument("--texture", help="give the solids this texture, not another colour")
-    args = parser.parse_args()
-    try:
-        write_cases(args.folder, args.pairs, args.seed, args.texture)
-    except (UserError, OSError) as error:
-        print(f"miniature.cases: error: {error}", file=sys.stderr)
-        sys.exit(MISTAKE)
+    given = parser.parse_args()
+    with parser.mistakes():
+        write_cases(given.folder, given.pairs, given.seed, given.texture)
 
 
 if __name__ == "__main__":

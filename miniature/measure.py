@@ -8,7 +8,8 @@ colour        which named colour the edited solid shows: the mean over its true 
 colour_error  distance of that mean from the wanted colour's, in Lab (Delta E 1976)
 mask_iou      IoU of the true mask of all solids with the mask found in the edit by GrabCut (OpenCV), see `found_mask`;
               mean over frames. What it gives for true frames and for wrong ones is in references.json
-texture       for cases of textures: which one the edited solid shows, see `miniature.texture`; `texture_hit`: the wanted
+texture       for cases of textures: which one the edited solid shows, see `miniature.texture`; `texture_hit`: it is
+              the wanted one
 
 EVALUATION/measured.jsonl    a line for each edit: what results.jsonl says of it, and the above
 EVALUATION/measured.json     for each setting the means with 95 % intervals (percentile bootstrap over cases)
@@ -16,9 +17,7 @@ EVALUATION/measured.json     for each setting the means with 95 % intervals (per
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -34,9 +33,9 @@ from gen1_train.evaluation.methods import Setting
 from gen1_train.evaluation.pairs import Pair
 from gen1_train.evaluation.results import RESULTS, Unit
 from gen1_train.evaluation.summary import interval
-from gen1_train.exits import MISTAKE
 from gen1_train.files import write_atomically
 from gen1_train.video.decode import VideoError, read_clips
+from miniature.arguments import Parser
 from miniature.cases import Case, read_cases, render_case
 from miniature.scene import COLOURS
 from miniature.texture import Descriptor, describe, nearest, references
@@ -206,19 +205,16 @@ def mean_of(values: Sequence[float | None], seed: int = 0) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m miniature.measure", description="edits against their truth")
+    parser = Parser(prog="python -m miniature.measure", description="edits against their truth")
     parser.add_argument("evaluation", type=Path, help="output= of gen1-eval with keep_videos=true")
     parser.add_argument("cases", type=Path, help="the folder of its cases")
-    args = parser.parse_args()
-    try:
-        summary = measure(args.evaluation, read_cases(args.cases))
-    except (UserError, OSError) as error:
-        print(f"miniature.measure: error: {error}", file=sys.stderr)
-        sys.exit(MISTAKE)
+    given = parser.parse_args()
+    with parser.mistakes():
+        summary = measure(given.evaluation, read_cases(given.cases))
     for row in summary:
         means = {name: row["values"][name]["mean"] for name in VALUES}
         values = "  ".join(f"{name} {mean:.3f}" for name, mean in means.items() if mean is not None)
-        print(f"{Setting(*(row[name] for name in ('method', 'omega_t', 't_s', 'init_strength'))).name}: {values}")
+        print(f"{setting_of(row).name}: {values}")
 
 
 if __name__ == "__main__":

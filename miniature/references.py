@@ -11,9 +11,7 @@ grey           frames without anything in them
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,12 +20,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from gen1_train.errors import UserError
-from gen1_train.exits import MISTAKE
 from gen1_train.files import write_atomically
 from gen1_train.video.decode import read_clips
 from gen1_train.video.encode import write_video
 from gen1_train.video.geometry import resize_and_crop
+from miniature.arguments import Parser
 from miniature.cases import FRAMES, HEIGHT, WIDTH, Case, read_cases, render_case
 from miniature.measure import VALUES, mean_of, measure_edit
 from miniature.scene import Scene
@@ -69,16 +66,13 @@ def measure_references(cases: Sequence[Case]) -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m miniature.references", description="measures of known frames")
+    parser = Parser(prog="python -m miniature.references", description="measures of known frames")
     parser.add_argument("folder", type=Path, help="the folder of the cases")
     parser.add_argument("--cases", type=int, help="the first so many")
-    args = parser.parse_args()
-    try:
-        found = measure_references(read_cases(args.folder)[: args.cases])
-        write_atomically(args.folder / REFERENCES, json.dumps(found, indent=1).encode())
-    except (UserError, OSError) as error:
-        print(f"miniature.references: error: {error}", file=sys.stderr)
-        sys.exit(MISTAKE)
+    given = parser.parse_args()
+    with parser.mistakes():
+        found = measure_references(read_cases(given.folder)[: given.cases])
+        write_atomically(given.folder / REFERENCES, json.dumps(found, indent=1).encode())
     for name, values in found.items():
         means = {value: measured["mean"] for value, measured in values.items() if measured["mean"] is not None}
         print(f"{name}: " + "  ".join(f"{value} {mean:.3f}" for value, mean in means.items()))

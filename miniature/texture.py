@@ -2,8 +2,8 @@
 
 A picture of stripes tells nothing about where on the solid they begin, and nothing in the input does. So an edit is not
 compared pixel by pixel with the renderer, but by what does not depend on the pattern's place: how strong its edges are,
-and which way they go. The autoencoder of the miniature blurs textures of this size much (8 pixels to a latent), and no edit
-can show more than it: what the edit is compared with has passed through it, too.
+and which way they go. The autoencoder of the miniature blurs textures of this size much (8 pixels to a latent), and no
+edit can show more than it: what the edit is compared with has passed through it, too.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def nearest(shown: Descriptor, known: Mapping[str, Descriptor]) -> str:
 
 
 def references(case: Case, mask: np.ndarray) -> dict[str, Descriptor]:
-    """What the renderer and then the autoencoder show within the mask (n, h, w) for each texture, in the wanted colour."""
+    """What renderer and autoencoder show within the mask (n, h, w) for each texture, in the wanted colour."""
     height, width = mask.shape[1:]
     shown = {}
     for name in PATTERNS:
