@@ -45,9 +45,7 @@ EVALUATIONS = {
     "text": Evaluation("miniature/stage5", pairs="pairs-text.csv"),
     "stage3": Evaluation("miniature/stage3"),
     "stage4": Evaluation("miniature/stage4", settings=BOTH),
-    "no-images": Evaluation(
-        "no-images/stage5", settings=BOTH
-    ),
+    "no-images": Evaluation("no-images/stage4", settings=BOTH),
     "texture-before": Evaluation("miniature/stage5", cases="texture-cases"),
     "texture-after": Evaluation("texture/customize", cases="texture-cases"),
 }
