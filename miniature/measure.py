@@ -100,8 +100,9 @@ def found_mask(frames: np.ndarray, expected: np.ndarray) -> np.ndarray:
             continue
         mask = np.where(guess, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
         cv2.setRNGSeed(0)  # of its k-means
-        models = np.zeros((1, 65)), np.zeros((1, 65))
-        cv2.grabCut(np.ascontiguousarray(frame), mask, None, *models, GRABCUT_ROUNDS, cv2.GC_INIT_WITH_MASK)
+        outside, inside = np.zeros((1, 65)), np.zeros((1, 65))  # filled in by it
+        rest = (0, 0, 1, 1), outside, inside  # with a mask the rectangle counts for nothing
+        cv2.grabCut(np.ascontiguousarray(frame), mask, *rest, GRABCUT_ROUNDS, cv2.GC_INIT_WITH_MASK)
         found.append((mask == cv2.GC_FGD) | (mask == cv2.GC_PR_FGD))
     return np.stack(found)
 

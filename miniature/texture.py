@@ -4,6 +4,7 @@ A picture of stripes tells nothing about where on the solid they begin, and noth
 compared pixel by pixel with the renderer, but by what does not depend on the pattern's place: how strong its edges are,
 and which way they go. The autoencoder of the miniature blurs textures of this size much (8 pixels to a latent), and no
 edit can show more than it: what the edit is compared with has passed through it, too.
+Frames that have not (the renderer's own) are therefore not to be measured so: their edges are too strong.
 """
 
 from __future__ import annotations
