@@ -1,31 +1,35 @@
 """`make demo`: the whole road in miniature, by the same commands that a user calls, ending in demo/index.html.
 
 Every command is idempotent, so this script only calls them in order: what is finished is reused, what was interrupted
-goes on.
+goes on. What the stages have made is then compared with the checkpoint that this package carries.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from miniature.page import write_page
+from gen1_train.errors import UserError
+from miniature.arguments import Parser
+from miniature.page import DEMO, RELEASED, compared, write_page
 from miniature.road import Road
-from miniature.world import SOURCES, World, write_world
+from miniature.world import SEEDS, SOURCES, World, write_world
+
+if TYPE_CHECKING:
+    from gen1_train.training.checkpoint import Checkpoint
 
 STEPS = {2: 240, 3: 160, 4: 180, 5: 100}  # optimizer steps of each stage; the paper: 15k, 75k, 25k, 10k
 CLIPS, IMAGES, FRAMES = 32, 128, 40  # of the rendered world
-HELD_OUT = 1  # seed of what is edited; the rendered world has seed 0
+CARRIED = "miniature"  # the released checkpoint, by the name of the package that carries it
+EDITED_WORLD = 909  # its first scene is edited: one solid that bounces and turns; models are trained on lower seeds
+PICTURES = (950 * SEEDS + 112, 950 * SEEDS + 29)  # scenes of the pictures: an orange box, a blue ball
 EDITED, STRIDE = 16, 4  # frames of an edit, and frames of the input from one to the next
-OMEGA, SAMPLING_STEPS = 3.0, 20
-
-
-class DemoError(Exception):
-    """What the user can mend; printed as one line, exit code 2."""
+SAMPLING = ["omega=3", "steps=15", "solver=dpm++"]
+PAIRS = 8  # edits of each model that are measured, and how they are made
+COMPARING = ["omega=3", "steps=12", "solver=dpm++", "workers=2"]
 
 
 @dataclass(frozen=True)
@@ -38,21 +42,21 @@ class Subject:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser = Parser(prog="make demo", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--source", type=Path, help="a folder of your own videos (default: a rendered world)")
     parser.add_argument("--output", type=Path, default=Path("demo"))
     arguments = parser.parse_args()
-    try:
+    with parser.mistakes():
         run(arguments.source, arguments.output)
-    except DemoError as error:
-        print(f"demo: error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def run(source: Path | None, output: Path) -> None:
-    """The road from a folder of videos to the page."""
+    """The road from a folder of videos to the page. Raises UserError."""
+    from gen1_train.training.checkpoint import find_checkpoint
+
     if source is not None and not source.is_dir():
-        raise DemoError(f"SOURCE={source} is not a folder: give one that holds videos")
+        raise UserError(f"SOURCE={source} is not a folder: give one that holds videos")
+    released = find_checkpoint(Path(CARRIED))  # better missed now than after minutes of training
     work = output / ("world" if source is None else f"{source.resolve().name}-{_digest(str(source.resolve()))}")
     work.mkdir(parents=True, exist_ok=True)
     road = Road(work)
@@ -66,9 +70,11 @@ def run(source: Path | None, output: Path) -> None:
     clips = batch_clips(shards)
     pretrained(road, work / "stable-diffusion")
     train(road, work, shards, runs, clips)
+    models = {DEMO: find_checkpoint(runs / "demo" / "stage5"), RELEASED: released}
     subject = choose_subject(source, shards, work / "edits", rendered)
-    edit(road, subject, runs / "demo" / "stage5", work / "edits")
-    page = write_page(output / "index.html", work, subject.video, road.timings())
+    edit(road, subject, models, work / "edits")
+    numbers = compare(road, models, work) if rendered else None  # of a user's videos nobody knows the truth
+    page = write_page(output / "index.html", work, subject.video, road.timings(), training_of(clips), numbers)
     print(f"\ndemo: finished. Open {page} in a browser.", flush=True)
 
 
@@ -88,7 +94,7 @@ def batch_clips(shards: Path) -> int:
     for clips in (4, 2):
         if images >= 8 * clips and videos >= clips:
             return clips
-    raise DemoError(
+    raise UserError(
         f"the source gave {videos} clips and {images} images, and the demo needs at least 2 and 16: add footage, at "
         "least 20 seconds in all (a clip is 8 frames, 4 apart)"
     )
@@ -122,8 +128,8 @@ def choose_subject(source: Path, shards: Path, folder: Path, rendered: bool) -> 
     if rendered:
         from miniature.render import render_image
 
-        write_world(folder / "input", World(1, 0, HELD_OUT, "held_out", frames=EDITED * STRIDE))
-        for picture, seed in zip(pictures, (200_002, 200_008)):
+        write_world(folder / "input", World(1, 0, EDITED_WORLD, "held_out", frames=EDITED * STRIDE))
+        for picture, seed in zip(pictures, PICTURES):
             Image.fromarray(render_image(seed, 256, 448, split="held_out").frames[0]).save(picture)
         return Subject(folder / "input" / "clip-0000.mp4", 0, pictures)
     from gen1_train.data.shards import ShardSet
@@ -140,37 +146,84 @@ def choose_subject(source: Path, shards: Path, folder: Path, rendered: bool) -> 
     return Subject(source / metas[0]["source"], int(metas[0]["first_frame"]), pictures)
 
 
-def edit(road: Road, subject: Subject, run_folder: Path, folder: Path) -> None:
-    """Six edits by two calls: the dial of time on one picture, the dial of structure on the other."""
-    from gen1_train.training.checkpoint import find_checkpoint
+def edit(road: Road, subject: Subject, models: dict[str, Checkpoint], folder: Path) -> None:
+    """Eight edits by three calls.
 
-    checkpoint = find_checkpoint(run_folder).path
-    common = [
-        "--multirun",
-        f"checkpoint={checkpoint}",
-        f"input={subject.video}",
-        f"start={subject.start}",
-        f"frames={EDITED}",
-        f"stride={STRIDE}",
-        f"omega={OMEGA}",
-        f"steps={SAMPLING_STEPS}",
+    The demo's model: the dial of time on one picture, the dial of structure on the other. The released one: both.
+    """
+    common = ["--multirun", f"input={subject.video}", f"start={subject.start}", f"frames={EDITED}", f"stride={STRIDE}"]
+    content = [f"image={picture}" for picture in subject.pictures]
+    time = ["t_s=0", "omega_t=0,1,1.5", content[0], f"output={folder}/time-${{omega_t}}.mp4"]
+    structure = [
+        *("t_s=0,3,7", content[1], f"output={folder}/structure-${{t_s}}.mp4"),
+        f"structure_output={folder}/depth-${{t_s}}.mp4",
     ]
-    sweeps = {
-        "time": ["t_s=0", "omega_t=0,1,1.5", f"image={subject.pictures[0]}", f"output={folder}/time-${{omega_t}}.mp4"],
-        "structure": [
-            "t_s=0,3,7",
-            f"image={subject.pictures[1]}",
-            f"output={folder}/structure-${{t_s}}.mp4",
-            f"structure_output={folder}/depth-${{t_s}}.mp4",
-        ],
-    }
-    for name, settings in sweeps.items():
-        stamp, wanted = folder / f"{name}.json", json.dumps([*common, *settings])
-        if stamp.exists() and stamp.read_text() == wanted:
-            print(f"\n== edits: {name}\nreused from an earlier call", flush=True)
-            continue
-        road.call(f"edits: {name}", "gen1_train.edit", *common, *settings)
-        stamp.write_text(wanted)
+    both = [f"image={','.join(map(str, subject.pictures))}", "output=${image}.mp4"]
+    for name, model, settings in (("time", DEMO, time), ("structure", DEMO, structure), ("released", RELEASED, both)):
+        settings = [*common, f"checkpoint={given(models, model)}", *SAMPLING, *settings]
+        once(road, f"edits: {name}", folder / f"{name}.json", identity(models[model]), "gen1_train.edit", *settings)
+
+
+def compare(road: Road, models: dict[str, Checkpoint], work: Path) -> Path:
+    """Measures edits of both models whose truth is known, and prints what came out.
+
+    Returns the folder of `cases/` and `evaluation/NAME/`; other models or settings have another one.
+    """
+    made = json.dumps([PAIRS, COMPARING, [identity(model) for model in models.values()]])
+    place = work / f"comparison-{_digest(made)}"
+    cases = place / "cases"
+    once(road, "cases", place / "cases.json", "", "miniature.cases", str(cases), "--pairs", str(PAIRS))
+    for name in models:
+        edits = place / "evaluation" / name
+        settings = [
+            f"checkpoint={given(models, name)}",
+            f"data={cases / 'pairs.csv'}",
+            f"output={edits}",
+            *("methods=[gen1]", "omega_t=[1]", "t_s=[0]", *COMPARING, "keep_videos=true"),
+        ]
+        once(road, f"evaluation: {name}", place / f"{name}.json", "", "gen1_train.evaluate", *settings)
+        measured = place / f"{name}-measured.json"
+        once(road, f"measures: {name}", measured, "", "miniature.measure", str(edits), str(cases))
+    print("\n== comparison")
+    lines = compared(place)
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip(), flush=True)
+    return place
+
+
+def given(models: dict[str, Checkpoint], name: str) -> str:
+    """What a user would give as checkpoint=."""
+    return CARRIED if name == RELEASED else str(models[name].path)
+
+
+def training_of(clips: int) -> str:
+    """How the two models were trained, in a sentence."""
+    from miniature import experiment
+
+    steps, longer = sum(STEPS.values()), sum(experiment.STEPS.values())
+    return (
+        f"The demo's model has learnt for {steps:,} steps of {clips} clips or {8 * clips} images, the released one for "
+        f"{longer:,} steps on the {experiment.TRAIN.clips} clips and {experiment.TRAIN.images:,} images of the "
+        "miniature world: minutes show the road, not what the method can do."
+    )
+
+
+def once(road: Road, title: str, stamp: Path, model: str, module: str, *arguments: str) -> None:
+    """Calls a command, unless its stamp says that it has ended well; `model`: identity of what it works on."""
+    wanted = json.dumps([model, module, *arguments])
+    if stamp.exists() and stamp.read_text() == wanted:
+        print(f"\n== {title}\nreused from an earlier call", flush=True)
+        return
+    road.call(title, module, *arguments)
+    stamp.write_text(wanted)
+
+
+def identity(checkpoint: Checkpoint) -> str:
+    """Changes with any file of a checkpoint: its info has their hashes."""
+    from gen1_train.training.checkpoint import INFO
+
+    return _digest((checkpoint.path / INFO).read_text())
 
 
 def _digest(text: str) -> str:

@@ -9,15 +9,21 @@ from pathlib import Path
 
 from gen1_train.data.shards import ShardSet
 from gen1_train.training.metrics import read_metrics
+from miniature.results import PLAIN, TITLES, read_evaluations, shown
+from miniature.scene import COLOURS
 
+DEMO, RELEASED = "demo", "released"  # the two models, by the names of their evaluations
+MODELS = {DEMO: "the demo's model", RELEASED: "the released model"}
+COMPARED = ("hit", "mask_iou", "structure_correlation", "frame_consistency")
 CLICK = "this.paused ? this.play() : this.pause()"
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --quiet: #888; --accent: #2a6fdb; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; } .quiet { color: var(--quiet); }
 .row { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: 1rem; }
-figure { margin: 0; } figure video, figure img { width: 100%; aspect-ratio: 7 / 4; object-fit: cover; background: #0002;
-  border-radius: 6px; display: block; }
+.row + .row { margin-top: 1rem; } figure { margin: 0; }
+figure video, figure img { width: 100%; aspect-ratio: 7 / 4; object-fit: cover; background: #0002; border-radius: 6px;
+  display: block; }
 figcaption { font-size: .9rem; padding-top: .3rem; } figcaption b { color: var(--accent); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .35rem .7rem; border-bottom: 1px solid var(--line); }
@@ -26,31 +32,46 @@ th:first-child, td:first-child { text-align: left; } th { font-weight: 600; }
 """
 
 
-def write_page(path: Path, work: Path, video: Path, timings: dict[str, float]) -> Path:
-    """Writes the page for what lies in the work folder; media are linked, not copied."""
+def write_page(
+    path: Path, work: Path, video: Path, timings: dict[str, float], training: str, numbers: Path | None
+) -> Path:
+    """Writes the page for what lies in the work folder; media are linked, not copied.
+
+    `training`: a sentence on how the two models were trained; `numbers`: the folder of their evaluations, if there are.
+    """
+    edits = work / "edits"
     body = [
         "<h1>Gen-1 in miniature</h1>",
         "<p class=quiet>A tiny model, minutes of training on a CPU: the road is real, the pictures are rough. "
         "Content comes from a picture, structure from the input's depth.</p>",
-        "<h2>Input</h2>",
+        "<h2>Two models</h2>",
         _row(path, [
             (video, "<b>input</b> video"),
-            (work / "edits" / "depth-0.mp4", "its <b>structure</b>: estimated depth, near is white"),
-            (work / "edits" / "content-a.png", "<b>content A</b>"),
-            (work / "edits" / "content-b.png", "<b>content B</b>"),
+            (edits / "content-a.png", "<b>content A</b>"),
+            (edits / "time-1.0.mp4", f"A by <b>{MODELS[DEMO]}</b>"),
+            (edits / "content-a.png.mp4", f"A by <b>{MODELS[RELEASED]}</b>"),
         ]),
+        _row(path, [
+            (edits / "depth-0.mp4", "the input's <b>structure</b>: estimated depth, near is white"),
+            (edits / "content-b.png", "<b>content B</b>"),
+            (edits / "structure-0.mp4", f"B by <b>{MODELS[DEMO]}</b>"),
+            (edits / "content-b.png.mp4", f"B by <b>{MODELS[RELEASED]}</b>"),
+        ]),
+        f"<p>{html.escape(training)}</p>",
+        _comparison(numbers) if numbers is not None else "",
+        "<p class=quiet>All that follows is of the demo's model.</p>",
         "<h2>Time: content A, &omega;<sub>t</sub></h2>",
         _row(path, [
-            (work / "edits" / f"time-{value}.mp4", f"<b>&omega;<sub>t</sub> = {value}</b> {note}")
+            (edits / f"time-{value}.mp4", f"<b>&omega;<sub>t</sub> = {value}</b> {note}")
             for value, note in (("0.0", "each frame alone"), ("1.0", "the video model"), ("1.5", "smoother"))
         ]),
         "<h2>Structure: content B, t<sub>s</sub></h2>",
         _row(path, [
-            (work / "edits" / f"structure-{level}.mp4", f"<b>t<sub>s</sub> = {level}</b> {note}")
+            (edits / f"structure-{level}.mp4", f"<b>t<sub>s</sub> = {level}</b> {note}")
             for level, note in ((0, "all of the structure"), (3, ""), (7, "the freest"))
         ]),
         _row(path, [
-            (work / "edits" / f"depth-{level}.mp4", f"what the model saw at t<sub>s</sub> = {level}")
+            (edits / f"depth-{level}.mp4", f"what the model saw at t<sub>s</sub> = {level}")
             for level in (0, 3, 7)
         ]),
         "<h2>The run</h2>",
@@ -77,6 +98,24 @@ def _row(page: Path, items: list[tuple[Path, str]]) -> str:
             )
         figures.append(f"<figure>{media}<figcaption>{caption}</figcaption></figure>")
     return f"<div class=row>{''.join(figures)}</div>"
+
+
+def compared(numbers: Path) -> list[list[str]]:
+    """What is measured of the models' edits, headings first: means with their 95 % intervals."""
+    found = read_evaluations(numbers)
+    cells = [[name, *(shown(found[key].mean(PLAIN, value)) for value in COMPARED)] for key, name in MODELS.items()]
+    return [["", *(TITLES[value] for value in COMPARED)], *cells]
+
+
+def _comparison(numbers: Path) -> str:
+    head, *rows = compared(numbers)
+    edits = len(read_evaluations(numbers)[DEMO].rows[PLAIN])
+    lines = [f"<tr>{''.join(f'<th>{cell}' for cell in head)}</tr>"]
+    lines += [f"<tr>{''.join(f'<td>{cell}' for cell in row)}</tr>" for row in rows]
+    return (
+        f"<table>{''.join(lines)}</table><p class=quiet>Means over {edits} edits of held-out clips, each of which "
+        f"gives one solid another colour, with 95 % intervals; by chance one in {len(COLOURS)} shows it.</p>"
+    )
 
 
 def _stages(work: Path, timings: dict[str, float]) -> str:

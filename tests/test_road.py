@@ -8,9 +8,12 @@ import av
 import pytest
 
 from gen1_train.data.shards import ShardSet
-from gen1_train.training.checkpoint import latest
+from gen1_train.training.checkpoint import find_checkpoint, latest
 from miniature import demo
+from miniature.page import DEMO, RELEASED, compared, write_page
+from miniature.road import Road
 from miniature.world import World, write_world
+from tests.made_checkpoint import write_checkpoint
 from tests.running import run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -27,7 +30,8 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (source / "not a video.mp4").write_text("hello")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "STEPS", {2: 3, 3: 3, 4: 3, 5: 3})
-        patch.setattr(demo, "SAMPLING_STEPS", 3)
+        patch.setattr(demo, "SAMPLING", ["steps=3"])
+        patch.setattr(demo, "CARRIED", str(write_checkpoint(root / "released")))
         demo.run(source, root / "demo")
         shutil.copy(root / "demo" / "index.html", root / "first.html")
         began = (root / "demo").glob("my videos-*/runs/demo/stage5/metrics.csv")
@@ -65,6 +69,7 @@ def test_edits_are_videos_of_the_asked_length(work):
     names = [
         *(f"time-{v}" for v in ("0.0", "1.0", "1.5")),
         *(f"{k}-{v}" for k in ("structure", "depth") for v in (0, 3, 7)),
+        *("content-a.png", "content-b.png"),  # by the released model
     ]
     for name in names:
         with av.open(str(work / "edits" / f"{name}.mp4")) as container:
@@ -77,9 +82,42 @@ def test_edits_are_videos_of_the_asked_length(work):
 def test_the_page_names_only_files_that_are_there(output):
     text = (output / "index.html").read_text()
     links = [part.split('"')[0] for part in text.split('src="')[1:]]
-    assert len(links) == 13
+    assert len(links) == 17
     assert all((output / link).is_file() for link in links)
+    assert "prompted colour" not in text  # of a user's videos nothing is known to compare with
     assert "broken.mp4" in text and "stage 5" in text
+
+
+def test_a_model_compares_with_itself_as_equal_and_is_measured_once(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = find_checkpoint(work / "runs" / "demo" / "stage5")
+    monkeypatch.setattr(demo, "CARRIED", str(model.path))
+    monkeypatch.setattr(demo, "PAIRS", 2)
+    monkeypatch.setattr(demo, "COMPARING", ["steps=1"])
+    road = Road(tmp_path)
+    place = demo.compare(road, {DEMO: model, RELEASED: model}, tmp_path)
+    head, mine, released = compared(place)
+    assert mine[1:] == released[1:] and "—" not in mine
+    assert head[1:] == ["prompted colour ↑", "mask IoU ↑", "depth correlation ↑", "frame consistency ↑"]
+    printed = capfd.readouterr().out.splitlines()[-3:]
+    assert [line.split("  ")[0] for line in printed] == ["", "the demo's model", "the released model"]
+    assert all(cell in line for line, row in zip(printed, (head, mine, released)) for cell in row)
+
+    seconds = road.timings()
+    assert demo.compare(road, {DEMO: model, RELEASED: model}, tmp_path) == place
+    assert road.timings() == seconds and "$ " not in capfd.readouterr().out  # no command was called
+
+    page = write_page(tmp_path / "page.html", work, work / "a.mp4", {}, demo.training_of(4), place).read_text()
+    assert all(f"<td>{cell}" in page for cell in mine) and "Means over 2 edits" in page
+    steps = f"{sum(demo.STEPS.values())} steps of 4 clips or 32 images"
+    assert steps in page
+
+
+def test_another_checkpoint_is_compared_anew(tmp_path: Path) -> None:
+    models = [find_checkpoint(write_checkpoint(tmp_path / str(seed), seed)) for seed in (0, 1)]
+    assert len({demo.identity(model) for model in models}) == 2
+    assert demo.identity(models[0]) == demo.identity(find_checkpoint(models[0].path))
 
 
 def test_bad_edits_end_with_one_line_and_no_file(work, tmp_path):
