@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gen1_train.errors import UserError
+from gen1_train.files import write_atomically
 from miniature.arguments import Parser
 from miniature.page import DEMO, RELEASED, compared, write_page
 from miniature.road import Road
@@ -147,20 +148,23 @@ def choose_subject(source: Path, shards: Path, folder: Path, rendered: bool) -> 
 
 
 def edit(road: Road, subject: Subject, models: dict[str, Checkpoint], folder: Path) -> None:
-    """Eight edits by three calls.
+    """Eight edits by four calls.
 
-    The demo's model: the dial of time on one picture, the dial of structure on the other. The released one: both.
+    The demo's model: the dial of time on one picture, the dial of structure on the other. The released one: each once.
     """
-    common = ["--multirun", f"input={subject.video}", f"start={subject.start}", f"frames={EDITED}", f"stride={STRIDE}"]
-    content = [f"image={picture}" for picture in subject.pictures]
-    time = ["t_s=0", "omega_t=0,1,1.5", content[0], f"output={folder}/time-${{omega_t}}.mp4"]
-    structure = [
-        *("t_s=0,3,7", content[1], f"output={folder}/structure-${{t_s}}.mp4"),
-        f"structure_output={folder}/depth-${{t_s}}.mp4",
-    ]
-    both = [f"image={','.join(map(str, subject.pictures))}", "output=${image}.mp4"]
-    for name, model, settings in (("time", DEMO, time), ("structure", DEMO, structure), ("released", RELEASED, both)):
-        settings = [*common, f"checkpoint={given(models, model)}", *SAMPLING, *settings]
+    common = [f"input={subject.video}", f"start={subject.start}", f"frames={EDITED}", f"stride={STRIDE}", *SAMPLING]
+    first, second = (f"image={picture}" for picture in subject.pictures)
+    time = ["--multirun", "t_s=0", "omega_t=0,1,1.5", first, f"output={folder}/time-${{omega_t}}.mp4"]
+    structure = ["--multirun", "t_s=0,3,7", second, f"output={folder}/structure-${{t_s}}.mp4"]
+    structure += [f"structure_output={folder}/depth-${{t_s}}.mp4"]
+    calls = {
+        "time": (DEMO, time),
+        "structure": (DEMO, structure),
+        "released-a": (RELEASED, [first, f"output={folder}/released-a.mp4"]),
+        "released-b": (RELEASED, [second, f"output={folder}/released-b.mp4"]),
+    }
+    for name, (model, settings) in calls.items():
+        settings = [f"checkpoint={given(models, model)}", *common, *settings]
         once(road, f"edits: {name}", folder / f"{name}.json", identity(models[model]), "gen1_train.edit", *settings)
 
 
@@ -171,6 +175,7 @@ def compare(road: Road, models: dict[str, Checkpoint], work: Path) -> Path:
     """
     made = json.dumps([PAIRS, COMPARING, [identity(model) for model in models.values()]])
     place = work / f"comparison-{_digest(made)}"
+    place.mkdir(exist_ok=True)
     cases = place / "cases"
     once(road, "cases", place / "cases.json", "", "miniature.cases", str(cases), "--pairs", str(PAIRS))
     for name in models:
@@ -216,7 +221,7 @@ def once(road: Road, title: str, stamp: Path, model: str, module: str, *argument
         print(f"\n== {title}\nreused from an earlier call", flush=True)
         return
     road.call(title, module, *arguments)
-    stamp.write_text(wanted)
+    write_atomically(stamp, wanted.encode())
 
 
 def identity(checkpoint: Checkpoint) -> str:

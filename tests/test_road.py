@@ -69,7 +69,7 @@ def test_edits_are_videos_of_the_asked_length(work):
     names = [
         *(f"time-{v}" for v in ("0.0", "1.0", "1.5")),
         *(f"{k}-{v}" for k in ("structure", "depth") for v in (0, 3, 7)),
-        *("content-a.png", "content-b.png"),  # by the released model
+        *("released-a", "released-b"),
     ]
     for name in names:
         with av.open(str(work / "edits" / f"{name}.mp4")) as container:
