@@ -1,4 +1,4 @@
-"""The miniature's experiment from end to end, a step of everything: its commands fit together and are not done again."""
+"""The whole experiment, a step of everything: its commands fit together and are not done again."""
 
 from pathlib import Path
 
