@@ -25,8 +25,8 @@ PRIOR += ["trainer.accelerator=cpu", "trainer.precision=32-true", "ema.decays=[0
 CUSTOM = ["stage.steps=200", "optim.lr=1e-4", "data.batch_clips=2"]
 PAIRS = 64
 TEXTURE, TEXTURE_IMAGES, TEXTURE_SEED = "zigzag", 15, 800  # none of the world's; pictures of it, and their world
-SAMPLING = ["omega=3", "steps=20", "solver=dpm++", "keep_videos=true", "workers=2"]
-BOTH = ("methods=[gen1,per_frame]", "omega_t=[0.5,1,1.5]", "t_s=[0]")
+SAMPLING = ["omega=3", "steps=12", "solver=dpm++", "keep_videos=true", "workers=2"]
+BOTH = ("methods=[gen1,per_frame]", "omega_t=[1]", "t_s=[0]")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Evaluation:
 
 
 EVALUATIONS = {
-    "time": Evaluation("miniature/stage5", settings=BOTH),
+    "time": Evaluation("miniature/stage5", settings=("methods=[gen1,per_frame]", "omega_t=[0.5,1,1.5]", "t_s=[0]")),
     "structure": Evaluation("miniature/stage5", settings=("methods=[gen1]", "omega_t=[1]", "t_s=[0,2,4,7]")),
     "text": Evaluation("miniature/stage5", pairs="pairs-text.csv"),
     "stage3": Evaluation("miniature/stage3"),
@@ -66,6 +66,7 @@ class Experiment:
             "texture": self.customize,
             "cases": self.cases,
             "evaluations": self.evaluations,
+            "results": self.results,
         }
 
     def data(self) -> None:
@@ -127,6 +128,12 @@ class Experiment:
             self.road.call(f"evaluation: {name}", "gen1_train.evaluate", *settings)
             self.road.call(f"measures: {name}", "miniature.measure", str(place), str(cases))
 
+    def results(self) -> None:
+        """The page, like docs/results.md: OUTPUT/docs/results.md."""
+        for name in ("cases", "texture-cases"):
+            self.road.call(f"references: {name}", "miniature.references", str(self.output / name))
+        self.road.call("page", "miniature.results", str(self.output), str(self.output / "docs"))
+
 
 def write_texture(folder: Path) -> None:
     """Pictures of solids that are alike in their texture alone."""
@@ -139,7 +146,9 @@ def write_texture(folder: Path) -> None:
 
 def main() -> None:
     parser = Parser(prog="python -m miniature.experiment", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("steps", nargs="*", metavar="STEP", help="data, stages, prior, no-images, texture, cases, ...")
+    parser.add_argument(
+        "steps", nargs="*", metavar="STEP", help="data, stages, prior, no-images, texture, cases, evaluations, results"
+    )
     parser.add_argument("--output", type=Path, default=Path("experiment"))
     given = parser.parse_args()
     with parser.mistakes():

@@ -5,7 +5,6 @@ Writes `autoencoder/` (diffusers), `depth/` (transformers), `clip/` (open_clip l
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from miniature import fit_autoencoder, fit_clip, fit_depth
+from miniature.arguments import Parser
 from miniature.tiny import depth_processor, save_clip
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -41,7 +41,7 @@ def record(path: Path, name: str, entry: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m miniature.fit", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m miniature.fit", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("estimator", nargs="?", default="all", choices=[*FITS, "all"])
     parser.add_argument("--steps", type=int, help="optimiser steps; the default is each estimator's own")
     parser.add_argument("--threads", type=int, default=1)

@@ -7,7 +7,7 @@ EXPERIMENT/evaluation/NAME/            gen1-eval's folders with measured.jsonl (
     time                               stage 5 over omega_t, and per frame; content by picture
     structure                          stage 5 over t_s
     text                               content by text, through the prior
-    stage3, stage4, no-images          earlier stages, and stage 5 without images in training
+    stage3, stage4, no-images          earlier stages, and stage 4 without images in training
     texture-before, texture-after      before and after customization on an unseen texture
 
 and writes DOCS/results.md, DOCS/results.jpg (edits of some cases) and DOCS/results/ (the trade-off plots). All figures
@@ -193,21 +193,35 @@ def time(found: dict[str, Evaluated]) -> Iterator[str]:
 
 
 def stages(found: dict[str, Evaluated]) -> Iterator[str]:
-    """Point 4."""
-    rows = [("stage 3", "stage3"), ("stage 4", "stage4"), ("stage 5", "time"), ("stage 5, no images", "no-images")]
+    """Point 4; what training on images is for shows where the temporal layers are off, so those rows are there, too."""
+    rows = [("stage 3", "stage3"), ("stage 4", "stage4"), ("stage 5", "time"), ("stage 4, no images", "no-images")]
     there = [(title, found[name], PLAIN) for title, name in rows if name in found]
     if len(there) < 2 or "time" not in found:
         return
+    alone = [(f"{title}, per frame", found[name], Setting(PER_FRAME, t_s=0)) for title, name in rows if name in found]
+    there += [row for row in alone if row[2] in row[1].rows]
     yield "\n## 4. Stages, and joint training on images\n\n"
     yield table("after", there, ("hit", "mask_iou", "structure_correlation", "frame_consistency", "prompt_consistency"))
-    for title, name in rows:
-        if name == "time" or name not in found:
-            continue
-        for value in ("hit", "frame_consistency"):
-            gained = difference(found[name], PLAIN, found["time"], PLAIN, value)
-            if gained:
-                claim = f"{TITLES[value].removesuffix(' ↑')} of stage 5 is above that of {title}"
-                yield verdict(claim, rises(gained), f"difference {shown(gained)}")
+    for later, earlier, setting in (
+        ("time", "stage3", PLAIN),
+        ("time", "stage4", PLAIN),
+        ("stage4", "no-images", PLAIN),
+        ("stage4", "no-images", Setting(PER_FRAME, t_s=0)),
+    ):
+        for value in ("hit", "structure_correlation"):
+            if later in found and earlier in found:
+                yield from _gain(found, {name: title for title, name in rows}, later, earlier, setting, value)
+
+
+def _gain(
+    found: dict[str, Evaluated], titles: dict[str, str], later: str, earlier: str, setting: Setting, value: str
+) -> Iterator[str]:
+    """Whether a value is higher in one evaluation than in another."""
+    gained = difference(found[earlier], setting, found[later], setting, value)
+    if gained:
+        how = ", per frame" if setting.method == PER_FRAME else ""
+        claim = f"{TITLES[value].removesuffix(' ↑')} of {titles[later]}{how} is above that of {titles[earlier]}{how}"
+        yield verdict(claim, rises(gained), f"difference {shown(gained)}")
 
 
 def customization(found: dict[str, Evaluated]) -> Iterator[str]:

@@ -18,8 +18,6 @@ COMMANDS = {
     "gen1_train.train": "gen1-train",
     "gen1_train.edit": "gen1-edit",
     "gen1_train.evaluate": "gen1-eval",
-    "miniature.cases": "python -m miniature.cases",
-    "miniature.measure": "python -m miniature.measure",
 }
 
 
@@ -35,7 +33,7 @@ class Road:
 
         Files that cannot be read are no reason to stop.
         """
-        print(f"\n== {title}\n$ {COMMANDS[module]} {' '.join(arguments)}", flush=True)
+        print(f"\n== {title}\n$ {COMMANDS.get(module, f'python -m {module}')} {' '.join(arguments)}", flush=True)
         environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": "cpu"}
         with self.timed(title):
             result = subprocess.run([sys.executable, "-m", module, *arguments], env=environment)

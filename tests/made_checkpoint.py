@@ -40,17 +40,20 @@ def miniature_estimators() -> dict[str, Any]:
     }
 
 
-def write_checkpoint(run: Path, seed: int = 0, temporal: float = 0.05, buckets: tuple[str, ...] = ("112x64",)) -> Path:
-    """A finished checkpoint of stage 5 in the run folder; `temporal`: how far its temporal layers are from identity.
+def write_checkpoint(
+    run: Path, seed: int = 0, temporal: float = 0.05, buckets: tuple[str, ...] = ("112x64",), stage: str = "5"
+) -> Path:
+    """A finished checkpoint of a stage in the run folder; `temporal`: how far its temporal layers are from identity.
 
     No weight is zero, so every input counts. Returns the checkpoint's own folder.
     """
-    stage, model = (yaml.safe_load((conf_dir() / f"{name}.yaml").read_text()) for name in ("stage/5", "model/tiny"))
-    config = TrainConfig(stage=StageConfig(**stage), model=UNetConfig(**model))
+    names = (f"stage/{stage}", "model/tiny")
+    recorded, model = (yaml.safe_load((conf_dir() / f"{name}.yaml").read_text()) for name in names)
+    config = TrainConfig(stage=StageConfig(**recorded), model=UNetConfig(**model))
     torch.manual_seed(seed)
     weights = SpatioTemporalUNet(stage_unet(config.model, config.stage)).state_dict()
     weights = {k: v + temporal * torch.randn_like(v) if ".temporal_" in k else v for k, v in weights.items()}
-    info = CheckpointInfo("5", 10, True, {"step": 10}, miniature_estimators(), list(buckets))
+    info = CheckpointInfo(stage, 10, True, {"step": 10}, miniature_estimators(), list(buckets))
     return commit(begin(run, 10), {UNET: weights}, config.to_yaml(), info, CheckpointConfig())
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gen1_train.editor import Gen1Editor
 from gen1_train.errors import UserError
 from gen1_train.evaluate import EvaluateConfig, evaluate, share_of
-from gen1_train.training.checkpoint import INFO
 from tests.evaluation.fake import write_pairs
 from tests.made_checkpoint import write_checkpoint, write_prior
 from tests.pages import Page
@@ -94,16 +94,22 @@ def test_a_prompt_is_the_content_by_the_prior_beside_the_run(made: Path, tmp_pat
         evaluate(config(tmp_path, tmp_path / "out", methods=["gen1"], t_s=[0]))
 
 
-def test_a_stage_without_structure_is_refused(made: Path, tmp_path: Path) -> None:
-    shutil.copytree(made / "runs", tmp_path / "runs", symlinks=True)
-    (checkpoint,) = (tmp_path / "runs" / "stage5" / "checkpoints").glob("step-*")
-    recorded = (checkpoint / "config.yaml").read_text()
-    (checkpoint / "config.yaml").write_text(recorded.replace("structure: true", "structure: false"))
-    info = json.loads((checkpoint / INFO).read_text())
-    del info["files"]["config.yaml"]  # whose hash would tell first
-    (checkpoint / INFO).write_text(json.dumps(info | {"stage": "3"}))
-    with pytest.raises(UserError, match=r"is of stage 3, which has not learned structure yet.*stage 4 or 5"):
-        evaluate(config(tmp_path, tmp_path / "out", data=str(made / "pairs.csv"), step="check"))
+def test_a_stage_without_structure_makes_videos_of_the_content_alone(made: Path, tmp_path: Path) -> None:
+    """For comparing stages; gen1-edit and the editor refuse it."""
+    run = tmp_path / "stage3"
+    write_checkpoint(run, stage="3")
+    evaluate(config(made, tmp_path / "out", checkpoint=str(run), methods=["gen1"], frames=2))
+    rows = [row for row in results(tmp_path / "out") if row["method"] == "gen1"]
+    consistency = [[row["frame_consistency"] for row in rows if row["t_s"] == level] for level in (0, 7)]
+    assert consistency[0] == consistency[1]  # there is no structure whose level could count
+    with pytest.raises(UserError, match=r"is of stage 3, which has not learned structure yet: .*stage 4 or 5"):
+        Gen1Editor.from_pretrained(run, "cpu")
+
+
+def test_a_stage_without_temporal_layers_is_refused(made: Path, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "stage2", stage="2")
+    with pytest.raises(UserError, match=r"is of stage 2, which has not learned structure yet: .*stage 3, 4 or 5"):
+        evaluate(config(made, tmp_path / "out", checkpoint=str(tmp_path / "stage2"), step="check"))
 
 
 def test_a_video_that_is_not_there_is_named_with_its_row(made: Path, tmp_path: Path) -> None:
