@@ -210,7 +210,7 @@ def training_of(clips: int) -> str:
     return (
         f"The demo's model has learnt for {steps:,} steps of {clips} clips or {8 * clips} images, the released one for "
         f"{longer:,} steps on the {experiment.TRAIN.clips} clips and {experiment.TRAIN.images:,} images of the "
-        "miniature world: minutes show the road, not what the method can do."
+        "miniature world: expect the first to be far worse."
     )
 
 
