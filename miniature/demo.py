@@ -154,8 +154,8 @@ def edit(road: Road, subject: Subject, models: dict[str, Checkpoint], folder: Pa
     """
     common = [f"input={subject.video}", f"start={subject.start}", f"frames={EDITED}", f"stride={STRIDE}", *SAMPLING]
     first, second = (f"image={picture}" for picture in subject.pictures)
-    time = ["--multirun", "t_s=0", "omega_t=0,1,1.5", first, f"output={folder}/time-${{omega_t}}.mp4"]
-    structure = ["--multirun", "t_s=0,3,7", second, f"output={folder}/structure-${{t_s}}.mp4"]
+    time = ["t_s=0", "omega_t=0,1,1.5", first, f"output={folder}/time-${{omega_t}}.mp4"]
+    structure = ["t_s=0,3,7", second, f"output={folder}/structure-${{t_s}}.mp4"]
     structure += [f"structure_output={folder}/depth-${{t_s}}.mp4"]
     calls = {
         "time": (DEMO, time),
@@ -164,7 +164,8 @@ def edit(road: Road, subject: Subject, models: dict[str, Checkpoint], folder: Pa
         "released-b": (RELEASED, [second, f"output={folder}/released-b.mp4"]),
     }
     for name, (model, settings) in calls.items():
-        settings = [f"checkpoint={given(models, model)}", *common, *settings]
+        sweep = ["--multirun"] if model == DEMO else []  # Hydra's flags stand before all settings
+        settings = [*sweep, f"checkpoint={given(models, model)}", *common, *settings]
         once(road, f"edits: {name}", folder / f"{name}.json", identity(models[model]), "gen1_train.edit", *settings)
 
 

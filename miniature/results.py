@@ -145,8 +145,16 @@ def content(found: dict[str, Evaluated]) -> Iterator[str]:
         if measured:
             claim = f"{title}: the edited solid shows the prompted colour in at least {bound:.0%} of the edits"
             yield verdict(claim, measured["mean"] >= bound, shown(measured))
-            unseen = mean_of([row["hit"] for row in found[name].rows[PLAIN] if row["new_pair"]])
-            yield f"- Of colour-shape pairs that training never shows: {shown(unseen)}, {unseen['cases']} edits.\n"
+            edits = found[name].rows[PLAIN]
+            parts = {
+                "Of one solid": [row for row in edits if " and " not in row["prompt"]],
+                "Of two solids, where CLIP has to tell which of them it is": [
+                    e for e in edits if " and " in e["prompt"]
+                ],
+                "Of colour-shape pairs that training never shows": [row for row in edits if row["new_pair"]],
+            }
+            for part, mine in parts.items():
+                yield f"- {part}: {shown(mean_of([row['hit'] for row in mine]))}, {len(mine)} edits.\n"
 
 
 def structure(found: dict[str, Evaluated]) -> Iterator[str]:

@@ -161,7 +161,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "added setting": (["stage=4", "+optim.lrr=1"], "there is no setting optim.lrr"),
     "nothing like it": (["stage=4", "qqqq=1"], "there is no setting qqqq"),
     "unknown stage": (["stage=9"], "there is no stage=9; choose from: 1, 2, 3, 4, 5"),
-    "unknown model": (["stage=4", "model=sd16"], "there is no model=sd16; choose from: sd15, small, tiny"),
+    "unknown model": (["stage=4", "model=sd16"], "there is no model=sd16; choose from: miniature, sd15, small, tiny"),
     "unknown strategy": (["stage=4", "strategy=zero9"], "choose from: ddp, single, zero1, zero2, zero3"),
     "unknown experiment": (["stage=4", "experiment=nosuch"], "there is no experiment=nosuch"),
     "no stage": ([], "You must specify 'stage'"),
