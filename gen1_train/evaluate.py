@@ -21,9 +21,7 @@ STEPS = ("check", "run", "report")
 
 @dataclass
 class EvaluateConfig(SweepConfig):
-    checkpoint: str | None = (
-        None  # a checkpoint folder, or a run folder (its newest); stage 3 makes videos of the content alone
-    )
+    checkpoint: str | None = None  # a checkpoint or run folder (its newest); stage 3: videos of the content alone
     weights: str = "ema"  # which of its weights: ema (the first average, if there is one), raw, or an average's decay
     prior: str | None = None  # from text to image embeddings; null: `prior` beside the checkpoint's run, or in it
     data: str | None = None  # the pairs: a CSV with a header or JSONL: video, prompt, and image, start, frames, fps

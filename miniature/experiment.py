@@ -7,10 +7,11 @@ was.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gen1_train.errors import UserError
 from miniature.arguments import Parser
 from miniature.render import render_frame
 from miniature.road import Road
@@ -55,7 +56,6 @@ class Experiment:
     """The commands of the experiment in one folder; each step may be called again."""
 
     def __init__(self, output: Path) -> None:
-        output.mkdir(parents=True, exist_ok=True)
         self.output, self.road = output, Road(output, "miniature.experiment", "the same command")
         self.shards, self.runs, self.images = output / "shards", output / "runs", output / "texture-images"
         self.steps: dict[str, Callable[[], None]] = {
@@ -68,6 +68,14 @@ class Experiment:
             "evaluations": self.evaluations,
             "results": self.results,
         }
+
+    def run(self, names: Sequence[str]) -> None:
+        """These steps, or all. Raises UserError for one that there is not, before anything is made."""
+        if unknown := [name for name in names if name not in self.steps]:
+            raise UserError(f"there is no step {unknown[0]!r}; choose from {', '.join(self.steps)}")
+        self.output.mkdir(parents=True, exist_ok=True)
+        for name in names or self.steps:
+            self.steps[name]()
 
     def data(self) -> None:
         """The training split as real files, and their shards."""
@@ -152,11 +160,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("experiment"))
     given = parser.parse_args()
     with parser.mistakes():
-        experiment = Experiment(given.output)
-        if unknown := [step for step in given.steps if step not in experiment.steps]:
-            parser.error(f"there is no step {unknown[0]!r}; choose from {', '.join(experiment.steps)}")
-        for step in given.steps or experiment.steps:
-            experiment.steps[step]()
+        Experiment(given.output).run(given.steps)
 
 
 if __name__ == "__main__":

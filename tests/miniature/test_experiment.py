@@ -36,6 +36,7 @@ def test_a_wrong_argument_is_one_line(
         experiment.main()
     error = capsys.readouterr().err
     assert end.value.code == 2 and said in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
