@@ -146,11 +146,10 @@ def content(found: dict[str, Evaluated]) -> Iterator[str]:
             claim = f"{title}: the edited solid shows the prompted colour in at least {bound:.0%} of the edits"
             yield verdict(claim, measured["mean"] >= bound, shown(measured))
             edits = found[name].rows[PLAIN]
+            two = [row for row in edits if " and " in row["prompt"]]
             parts = {
-                "Of one solid": [row for row in edits if " and " not in row["prompt"]],
-                "Of two solids, where CLIP has to tell which of them it is": [
-                    e for e in edits if " and " in e["prompt"]
-                ],
+                "Of one solid": [row for row in edits if row not in two],
+                "Of two solids, where CLIP has to tell which of them it is": two,
                 "Of colour-shape pairs that training never shows": [row for row in edits if row["new_pair"]],
             }
             for part, mine in parts.items():
@@ -259,7 +258,8 @@ def references(folder: Path) -> Iterator[str]:
         for title, row in rows.items():
             cells = [shown(row[value]) for value in values]
             yield f"| {title.replace('_', ' ')} | {row[values[0]]['cases']} | {' | '.join(cells)} |\n"
-        yield f"\n```\npython -m miniature.references {name}\n```\n"
+        measured = max(row[values[0]]["cases"] for row in rows.values())
+        yield f"\n```\npython -m miniature.references {name} --cases {measured}\n```\n"
 
 
 PREFACE = """# Results in the miniature world
