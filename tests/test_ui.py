@@ -225,4 +225,5 @@ def test_in_a_browser_an_upload_becomes_an_edit_and_both_play(served: Any, brows
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == 130
     assert process.stdout.read() == "gen1-edit: interrupted\n"
-    assert list(temporary.iterdir()) == []
+    left = {path.name for path in temporary.iterdir()}
+    assert all(name.startswith("torchinductor_") for name in left), left  # torch's own cache, which all processes share

@@ -1,9 +1,9 @@
 """Loader workers that die or stall: which one it was, and which sample it held, in one line.
 
-A worker that is killed, for memory most likely, makes torch raise an error that names a pid, wherever the main thread
-is just then; one that hangs on a dead file system makes this rank wait for ever, and all others with it, in a
-collective. So each worker writes what it does on a board in shared memory, and a thread of the training process looks
-at the workers. It needs no main thread: that one may be stuck in a collective itself.
+Of a worker that is killed, for memory most likely, torch says no more than a pid; one that hangs on a dead file system
+makes this rank wait for ever, and all others with it, in a collective. So each worker writes what it does on a board in
+shared memory, and a thread of the training process looks at the workers. It needs no main thread: that one may be stuck
+in a collective itself.
 """
 
 import signal
@@ -11,7 +11,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from multiprocessing import connection, get_context
 from multiprocessing.process import BaseProcess
@@ -168,22 +168,17 @@ class Watched:
         """
         self.loader, self.board, self.batches, self.rank, self.deadline = loader, board, batches, rank, deadline
         self.fail, self.waiting = fail or _leave_it, waiting
-        self._watch: Watch | None = None
-
-    def failure(self) -> UserError | None:
-        """The line about a worker that failed, for an error that was raised elsewhere: torch raises it anywhere."""
-        return self._watch.failure() if self._watch is not None else None
 
     def __iter__(self) -> Iterator[Batch]:
         self.board.clear()
-        with deaf():
+        with deaf(), _own_sigchld():
             iterator = iter(self.loader)
         if self.loader.num_workers == 0:
             for _ in range(self.batches):
                 yield self._next(iterator)
             return
         workers: list[BaseProcess] = iterator._workers  # type: ignore[attr-defined]
-        watch = self._watch = Watch(self.board, workers, self.rank, self.deadline, self.fail)
+        watch = Watch(self.board, workers, self.rank, self.deadline, self.fail)
         watch.start()
         try:
             for number in range(self.batches):
@@ -193,7 +188,7 @@ class Watched:
                 if number == self.batches - 1:
                     watch.stop()  # the loader now ends its workers, if need be with a signal
                 yield batch
-        except RuntimeError as error:  # torch raises it wherever the main thread is when a worker dies
+        except RuntimeError as error:  # torch's, which looks at the workers every 5 s while it waits
             if failure := watch.failure():
                 raise failure from error
             raise
@@ -206,6 +201,23 @@ class Watched:
                 return next(iterator)
         except UserError as error:  # torch puts the worker's traceback before the line
             raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
+
+
+@contextmanager
+def _own_sigchld() -> Iterator[None]:
+    """The handler of SIGCHLD stays as it is in here.
+
+    torch's, which a DataLoader sets, raises an error in the midst of whatever the main thread does when a worker dies,
+    the telling of that death included. A Watch sees it as soon.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # nor does torch set one there
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def _leave_it(error: UserError) -> None:

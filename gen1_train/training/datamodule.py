@@ -33,7 +33,6 @@ class Gen1DataModule(LightningDataModule):
         self.shards, self.schedule, self.fields = shards, schedule, fields
         self.steps, self.workers, self.stall_seconds, self.fail = steps, workers, stall_seconds, fail
         self.waiting = partial(clock.phase, "data_wait")
-        self._loader: Watched | None = None
 
     @override
     def train_dataloader(self) -> Watched:
@@ -44,9 +43,4 @@ class Gen1DataModule(LightningDataModule):
         pin = trainer.strategy.root_device.type == "cuda"
         start = trainer.global_step
         watching = self.stall_seconds, self.fail, self.waiting
-        self._loader = build_loader(dataset, start, self.steps, self.workers, pin, *watching)
-        return self._loader
-
-    def failure(self) -> UserError | None:
-        """A loader worker that failed: torch raises an error of its own for it, anywhere in the main thread."""
-        return self._loader.failure() if self._loader is not None else None
+        return build_loader(dataset, start, self.steps, self.workers, pin, *watching)

@@ -23,7 +23,6 @@ from typing_extensions import override
 
 from gen1_train.errors import UserError
 from gen1_train.exits import LOST, MISTAKE
-from gen1_train.training.datamodule import Gen1DataModule
 from gen1_train.training.heartbeats import SILENCE, Heartbeats
 
 TICK = 0.5  # seconds between two looks into the store
@@ -60,9 +59,6 @@ class Ending(Callback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Of a bug the traceback is printed by whoever called Lightning; Ctrl-C and SIGTERM reach all ranks anyway."""
-        data = getattr(trainer, "datamodule", None)
-        if isinstance(data, Gen1DataModule):
-            data.failure()  # comes back if it is not a loader worker that all this follows from
         if self._store is None or not isinstance(exception, Exception):
             return
         if isinstance(exception, UserError):

@@ -5,7 +5,7 @@ import queue
 import signal
 import time
 from collections.abc import Iterator
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -193,6 +193,22 @@ def test_a_worker_that_fails_is_an_error_that_names_the_sample(bad: BatchDataset
     line = str(error.value)
     assert line.startswith("loader worker ") and " of rank 0 (pid " in line
     assert said.format(held=held(bad)) in line and "\n" not in line
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_disturbs_nothing_but_the_iteration(tmp_path: Path) -> None:
+    shards = ShardSet(make_shard_set(tmp_path, clips=8, images=0, shards=1))
+    dataset = BatchDataset(shards, Schedule(shards, Settings(3, 0, 2)), Place(0, 1, 1), ("moments", "image_embedding"))
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = iter(build_loader(dataset, 0, 8, workers=1, pin=False))
+    next(batches)
+    assert signal.getsignal(signal.SIGCHLD) is before
+    (worker,) = (child for child in active_children() if child.is_alive())
+    worker.kill()
+    worker.join(60)
+    time.sleep(0.1)  # a handler of SIGCHLD would raise here
+    with pytest.raises(UserError, match=f"pid {worker.pid}\\) was killed by signal 9"):
+        list(batches)
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
