@@ -1,4 +1,4 @@
-"""Edits whose truth is known: `python -m miniature.cases FOLDER [--pairs 64] [--seed 900] [--texture zigzag]`.
+"""Edits whose truth is known: `python -m miniature.cases FOLDER [--pairs 64] [--seed 900] [--texture capped]`.
 
 Each case is a held-out scene, one solid of which gets another colour; with --texture it keeps its colour and gets that
 texture. For case i there are

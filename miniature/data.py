@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from miniature.render import FRAME_RATE, render_frame
-from miniature.scene import sample_scene
+from miniature.scene import Scene, sample_scene
 
 HEIGHT, WIDTH = 64, 112
 FIT_SEED, HELD_OUT_SEED = 10_000_000, 20_000_000  # first scenes of the two sets; the worlds on disk use lower seeds
@@ -18,26 +18,30 @@ FIT_SEED, HELD_OUT_SEED = 10_000_000, 20_000_000  # first scenes of the two sets
 
 @dataclass(frozen=True)
 class Frames:
-    """`pixels` uint8 (n, 3, h, w), `inverse_depth` float32 (n, h, w) in 1 / world units, one caption each."""
+    """`pixels` uint8 (n, 3, h, w), `inverse_depth` float32 (n, h, w) in 1 / world units, and the scene of each."""
 
     pixels: torch.Tensor
     inverse_depth: torch.Tensor
-    captions: list[str]
+    scenes: list[Scene]
+
+    @property
+    def captions(self) -> list[str]:
+        return [scene.caption for scene in self.scenes]
 
 
 def rendered_frames(count: int, first_seed: int, height: int = HEIGHT, width: int = WIDTH) -> Frames:
     """One frame, at a random time of its first two seconds, of each of `count` scenes."""
 
-    def one(seed: int) -> tuple[np.ndarray, np.ndarray, str]:
+    def one(seed: int) -> tuple[np.ndarray, np.ndarray, Scene]:
         scene = sample_scene(seed)
         time = int(np.random.default_rng([seed, 1]).integers(2 * FRAME_RATE)) / FRAME_RATE
         frame = render_frame(scene, time, height, width, supersample=2 if height < 128 else 1)
-        return frame.pixels, frame.depth, scene.caption
+        return frame.pixels, frame.depth, scene
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        frames, depth, captions = zip(*pool.map(one, range(first_seed, first_seed + count)), strict=True)
+        frames, depth, scenes = zip(*pool.map(one, range(first_seed, first_seed + count)), strict=True)
     pixels = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
-    return Frames(pixels, 1 / torch.from_numpy(np.stack(depth)), list(captions))
+    return Frames(pixels, 1 / torch.from_numpy(np.stack(depth)), list(scenes))
 
 
 def coloured_noise(count: int, height: int, width: int, rng: np.random.Generator) -> np.ndarray:

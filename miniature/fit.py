@@ -19,7 +19,7 @@ from miniature.tiny import depth_processor, save_clip
 
 WEIGHTS = Path(__file__).parent / "weights"
 FITS = {"autoencoder": fit_autoencoder.fit, "depth": fit_depth.fit, "clip": fit_clip.fit}
-STEPS = {"autoencoder": 5000, "depth": 1800, "clip": 800}
+STEPS = {"autoencoder": 5000, "depth": 1800, "clip": 1100}
 
 
 def save(name: str, model: Any, folder: Path) -> None:
@@ -44,7 +44,7 @@ def main() -> None:
     parser = Parser(prog="python -m miniature.fit", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("estimator", nargs="?", default="all", choices=[*FITS, "all"])
     parser.add_argument("--steps", type=int, help="optimiser steps; the default is each estimator's own")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=WEIGHTS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -130,6 +130,7 @@ def measure_edit(frames: np.ndarray, case: Case) -> dict[str, Any]:
         "texture": texture,
         "texture_hit": None if texture is None else texture == case.texture,
         "new_pair": case.new_pair,
+        "solids": len(case.source().solids),
     }
 
 

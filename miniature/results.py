@@ -146,10 +146,11 @@ def content(found: dict[str, Evaluated]) -> Iterator[str]:
             claim = f"{title}: the edited solid shows the prompted colour in at least {bound:.0%} of the edits"
             yield verdict(claim, measured["mean"] >= bound, shown(measured))
             edits = found[name].rows[PLAIN]
-            two = [row for row in edits if " and " in row["prompt"]]
             parts = {
-                "Of one solid": [row for row in edits if row not in two],
-                "Of two solids, where CLIP has to tell which of them it is": two,
+                "Of one solid": [row for row in edits if row["solids"] == 1],
+                "Of two solids, where CLIP has to tell which of them it is": [
+                    row for row in edits if row["solids"] == 2
+                ],
                 "Of colour-shape pairs that training never shows": [row for row in edits if row["new_pair"]],
             }
             for part, mine in parts.items():

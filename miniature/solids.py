@@ -122,9 +122,14 @@ def dotted(at: np.ndarray) -> np.ndarray:
 
 
 def zigzag(at: np.ndarray) -> np.ndarray:
-    """Not in TEXTURES: what the model has never seen and customization has to make reachable."""
+    """Not in TEXTURES: the model has never seen it. The autoencoder of the miniature blurs it."""
     wave = np.abs(np.mod(at[0] + at[2], 0.8) - 0.4)
     return _edge(np.sin(6.0 * (at[1] + 1.6 * wave)))
+
+
+def capped(at: np.ndarray) -> np.ndarray:
+    """Its upper part is marked. Not in TEXTURES either, and coarse enough for the autoencoder to show it well."""
+    return _edge(3 * (at[1] - 1.0))
 
 
 def _edge(level: np.ndarray) -> np.ndarray:
@@ -139,6 +144,7 @@ PATTERNS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "checkered": checkered,
     "dotted": dotted,
     "zigzag": zigzag,
+    "capped": capped,
 }
 
 

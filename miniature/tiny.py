@@ -18,8 +18,8 @@ from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 CLIP_CONFIG: dict[str, dict[str, Any]] = {
     "model_cfg": {
         "embed_dim": 64,
-        "vision_cfg": {"image_size": 64, "layers": 3, "width": 64, "head_width": 32, "patch_size": 8},
-        "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+        "vision_cfg": {"image_size": 64, "layers": 4, "width": 64, "head_width": 32, "patch_size": 8},
+        "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 3},
     },
     "preprocess_cfg": {
         "mean": [0.48145466, 0.4578275, 0.40821073],
