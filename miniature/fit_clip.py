@@ -8,6 +8,7 @@ Without these CLIP learns which words belong to a picture, and not which of them
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -31,8 +32,8 @@ def confused(scene: Scene, rng: np.random.Generator) -> Scene:
     if len(set(own)) > 1 and rng.random() < 0.5:
         return exchanged(scene, name)
     solids, place = list(scene.solids), int(rng.integers(len(own)))
-    wrong = str(rng.choice([value for value in values if value not in own]))
-    solids[place] = replace(solids[place], **{name: wrong})
+    wrong: dict[str, Any] = {name: str(rng.choice([value for value in values if value not in own]))}
+    solids[place] = replace(solids[place], **wrong)
     return replace(scene, solids=tuple(solids))
 
 
