@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers import DPTForDepthEstimation, DPTImageProcessor
 from miniature import fit_autoencoder, fit_clip, fit_depth
 from miniature.data import HELD_OUT_SEED, rendered_frames
 from miniature.fit import WEIGHTS
+from miniature.scene import sample_scene
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +30,7 @@ def test_they_are_good_enough_for_the_world(report):
     """What the experiments need, by the report; the tests below hold the report against the weights."""
     assert report["autoencoder"]["held_out"]["psnr_rendered_112x64"] >= 28
     assert min(report["clip"]["held_out"][f"top1_{way}"] for way in ("image_to_text", "text_to_image")) >= 0.9
+    assert report["clip"]["held_out"]["told_from_exchanged"] >= 0.8
 
 
 def test_autoencoder(report):
@@ -56,3 +59,27 @@ def test_clip(report):
     measured, expected = fit_clip.measure(model.eval()), report["clip"]["held_out"]
     assert measured["top1_image_to_text"] == pytest.approx(expected["top1_image_to_text"], abs=0.05)
     assert measured["top1_text_to_image"] == pytest.approx(expected["top1_text_to_image"], abs=0.05)
+    assert measured["told_from_exchanged"] == pytest.approx(expected["told_from_exchanged"], abs=0.05)
+
+
+def test_a_confused_caption_is_nearly_the_own_one_and_false():
+    rng = np.random.default_rng(0)
+    for seed in range(200):
+        scene = sample_scene(seed)
+        wrong = fit_clip.confused(scene, rng)
+        assert wrong.caption != scene.caption and wrong.ground == scene.ground
+        changed = {
+            name
+            for name in ("colour", "shape", "texture")
+            if any(getattr(a, name) != getattr(b, name) for a, b in zip(scene.solids, wrong.solids, strict=True))
+        }
+        assert len(changed) == 1
+
+
+def test_crops_keep_left_and_right():
+    """Captions name the solids from left to right."""
+    pixels = torch.zeros(4, 3, 64, 112, dtype=torch.uint8)
+    pixels[..., :56] = 255
+    for seed in range(8):
+        cropped = fit_clip.crop(pixels, torch.Generator().manual_seed(seed))
+        assert cropped[..., 0].mean() == 1 and cropped[..., -1].mean() == 0
