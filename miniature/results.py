@@ -148,9 +148,7 @@ def content(found: dict[str, Evaluated]) -> Iterator[str]:
             edits = found[name].rows[PLAIN]
             parts = {
                 "Of one solid": [row for row in edits if row["solids"] == 1],
-                "Of two solids, where CLIP has to tell which of them it is": [
-                    row for row in edits if row["solids"] == 2
-                ],
+                "Of two solids, one of which is edited": [row for row in edits if row["solids"] == 2],
                 "Of colour-shape pairs that training never shows": [row for row in edits if row["new_pair"]],
             }
             for part, mine in parts.items():
