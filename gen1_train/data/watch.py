@@ -217,7 +217,8 @@ def _own_sigchld() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGCHLD, before)
+        if before is not None:  # one that Python did not set cannot be set again by it
+            signal.signal(signal.SIGCHLD, before)
 
 
 def _leave_it(error: UserError) -> None:
