@@ -15,6 +15,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from multiprocessing import connection, get_context
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
+from weakref import WeakSet
 
 from torch.utils.data import DataLoader, get_worker_info
 
@@ -178,6 +180,7 @@ class Watched:
                 yield self._next(iterator)
             return
         workers: list[BaseProcess] = iterator._workers  # type: ignore[attr-defined]
+        _started.update(workers)
         watch = Watch(self.board, workers, self.rank, self.deadline, self.fail)
         watch.start()
         try:
@@ -201,6 +204,20 @@ class Watched:
                 return next(iterator)
         except UserError as error:  # torch puts the worker's traceback before the line
             raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
+
+
+_started: WeakSet[BaseProcess] = WeakSet()
+
+
+def _kill_left() -> None:
+    for worker in _started:
+        if worker.is_alive():
+            worker.kill()
+
+
+# A loader whose iteration has not come to its end, for a traceback holds it, leaves workers to the end of this process.
+# There multiprocessing sends them SIGTERM, which they do not hear (see `deaf`), and waits; this comes before.
+Finalize(None, _kill_left, exitpriority=10)
 
 
 @contextmanager

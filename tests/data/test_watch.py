@@ -3,6 +3,8 @@
 import os
 import queue
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from multiprocessing import active_children, get_context
@@ -209,6 +211,28 @@ def test_a_worker_that_dies_disturbs_nothing_but_the_iteration(tmp_path: Path) -
     time.sleep(0.1)  # a handler of SIGCHLD would raise here
     with pytest.raises(UserError, match=f"pid {worker.pid}\\) was killed by signal 9"):
         list(batches)
+
+
+LEFT = """
+import sys
+from gen1_train.data.loader import BatchDataset, Place, build_loader
+from gen1_train.data.schedule import Schedule, Settings
+from gen1_train.data.shards import ShardSet
+
+if __name__ == "__main__":
+    shards = ShardSet(sys.argv[1])
+    dataset = BatchDataset(shards, Schedule(shards, Settings(3, 0, 2)), Place(0, 1, 1), ("moments", "image_embedding"))
+    left = iter(build_loader(dataset, 0, 8, workers=2, pin=False))  # by a traceback that is kept, as a rule
+    print(next(left).step, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_workers_that_are_left_do_not_keep_the_process_from_its_end(tmp_path: Path) -> None:
+    (tmp_path / "left.py").write_text(LEFT)
+    root = make_shard_set(tmp_path / "shards", clips=8, images=0, shards=1)
+    done = subprocess.run([sys.executable, tmp_path / "left.py", root], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
