@@ -26,7 +26,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from gen1_train.errors import UserError
 from gen1_train.evaluation.methods import Setting
@@ -38,6 +37,7 @@ from gen1_train.video.decode import VideoError, read_clips
 from miniature.arguments import Parser
 from miniature.cases import Case, read_cases, render_case
 from miniature.scene import COLOURS
+from miniature.spread import spread
 from miniature.texture import Descriptor, describe, nearest, references
 
 MEASURED = "measured"
@@ -56,7 +56,7 @@ class Truth:
     textures: dict[str, Descriptor]  # the same of textures, where the case is one of them
 
 
-@lru_cache(maxsize=4)  # the edits of a case come one after another
+@lru_cache(maxsize=1)  # the edits of a case come one after another
 def truth_of(case: Case, height: int, width: int) -> Truth:
     """Renders the case in every colour and texture; a pixel belongs to what its middle ray meets."""
     clip = render_case(case.wanted(), height, width)
@@ -137,16 +137,24 @@ def measure_edit(frames: np.ndarray, case: Case) -> dict[str, Any]:
 def measure(evaluation: Path, cases: Sequence[Case]) -> list[dict[str, Any]]:
     """Measures all edits of an evaluation; writes both files and returns the summary's rows. Raises UserError."""
     known = {case.video: case for case in cases}
-    rows = []
-    for row in tqdm(read_rows(evaluation), "edits measured", unit="edit", mininterval=0.5):
+    edits: dict[str, list[dict[str, Any]]] = {}  # by case, whose truth is rendered once
+    for row in read_rows(evaluation):
         case = known.get(Path(row["video"]).name)
         if case is None or case.wanted().caption != row["prompt"]:
             raise UserError(f"{evaluation}: line {row['line']} ({row['video']}, {row['prompt']!r}) is no case of these")
-        rows.append(row | measure_edit(read_edit(evaluation, row), case))
+        edits.setdefault(case.video, []).append(row)
+    jobs = [(evaluation, known[video], mine) for video, mine in edits.items()]
+    rows = [row for measured in spread(_measure_case, jobs, "cases measured", "case") for row in measured]
     write_atomically(evaluation / f"{MEASURED}.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     summary = summarise(rows)
     write_atomically(evaluation / f"{MEASURED}.json", json.dumps(summary, indent=1).encode())
     return summary
+
+
+def _measure_case(job: tuple[Path, Case, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The lines of one case with what is measured."""
+    evaluation, case, rows = job
+    return [row | measure_edit(read_edit(evaluation, row), case) for row in rows]
 
 
 def read_rows(evaluation: Path) -> list[dict[str, Any]]:

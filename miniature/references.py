@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from gen1_train.files import write_atomically
 from gen1_train.video.decode import read_clips
@@ -28,6 +27,7 @@ from miniature.arguments import Parser
 from miniature.cases import FRAMES, HEIGHT, WIDTH, Case, read_cases, render_case
 from miniature.measure import VALUES, mean_of, measure_edit
 from miniature.scene import Scene
+from miniature.spread import spread
 from miniature.texture import through_autoencoder
 
 SIZE = (112, 64)  # of recipe=tiny
@@ -50,19 +50,24 @@ def encoded(frames: np.ndarray) -> np.ndarray:
 
 def measure_references(cases: Sequence[Case]) -> dict[str, dict[str, Any]]:
     """Name of the row -> value -> {"mean", "interval", "cases"}."""
-    wanted = [seen(case.wanted()) for case in tqdm(cases, "references rendered", unit="case", mininterval=0.5)]
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for index, case in enumerate(tqdm(cases, "references measured", unit="case", mininterval=0.5)):
-        shown = {
-            "wanted": wanted[index],
-            "autoencoder": through_autoencoder(wanted[index]),
-            "input": seen(case.source()),
-            "other_scene": wanted[(index + 1) % len(cases)],
-            "grey": np.full_like(wanted[index], 128),
-        }
-        for name, frames in shown.items():
-            rows.setdefault(name, []).append(measure_edit(encoded(frames), case))
+    jobs = list(zip(cases, [*cases[1:], *cases[:1]], strict=True))
+    measured = spread(_measure_case, jobs, "references measured", "case")
+    rows = {name: [mine[name] for mine in measured] for name in measured[0]}
     return {name: {value: mean_of([row[value] for row in mine]) for value in VALUES} for name, mine in rows.items()}
+
+
+def _measure_case(job: tuple[Case, Case]) -> dict[str, dict[str, Any]]:
+    """The values of each row for a case, beside another one."""
+    case, other = job
+    wanted = seen(case.wanted())
+    shown = {
+        "wanted": wanted,
+        "autoencoder": through_autoencoder(wanted),
+        "input": seen(case.source()),
+        "other_scene": seen(other.wanted()),
+        "grey": np.full_like(wanted, 128),
+    }
+    return {name: measure_edit(encoded(frames), case) for name, frames in shown.items()}
 
 
 def main() -> None:

@@ -1,0 +1,48 @@
+"""The same work on many cases, by a process for each core."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+import torch
+from tqdm import tqdm
+
+from gen1_train.children import begin_worker, cores, interrupts_wait
+from gen1_train.errors import UserError
+
+Job = TypeVar("Job")
+Made = TypeVar("Made")
+FEW = 4  # jobs for each core: fewer are done here, for a process takes seconds to start
+
+
+def spread(work: Callable[[Job], Made], jobs: Sequence[Job], title: str, unit: str) -> list[Made]:
+    """What `work`, a function of a module, makes of each job, in their order; progress goes to stderr.
+
+    An error of one job is raised, and the jobs that have not begun are left. UserError also when a process is killed.
+    """
+    return list(tqdm(_made(work, jobs), title, len(jobs), unit=unit, mininterval=0.5))
+
+
+def _made(work: Callable[[Job], Made], jobs: Sequence[Job]) -> Iterator[Made]:
+    if (processes := min(cores(), len(jobs) // FEW)) < 2:
+        yield from map(work, jobs)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would share torch's threads
+    with interrupts_wait():
+        pool = ProcessPoolExecutor(processes, context, initializer=_start)
+        futures = [pool.submit(work, job) for job in jobs]
+    try:
+        yield from (future.result() for future in futures)
+    except BrokenProcessPool as error:
+        raise UserError("a process was killed (out of memory?): call it again, on fewer cores (taskset)") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start() -> None:
+    begin_worker()
+    torch.set_num_threads(1)  # the other cores have processes of their own
