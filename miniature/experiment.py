@@ -19,8 +19,8 @@ from miniature.scene import sample_scene
 from miniature.tiny import write_stable_diffusion
 from miniature.world import SEEDS, SOURCES, World, write_image, write_world
 
-TRAIN = World(clips=800, images=3200, split="train", frames=32, height=128, width=224)
-STEPS = {2: 1500, 3: 500, 4: 1000, 5: 2000}  # stage 2 learns to draw, which Stable Diffusion brings along; 5 settles
+TRAIN = World(clips=800, images=6400, split="train", frames=32, height=128, width=224)
+STEPS = {2: 1500, 3: 500, 4: 1000, 5: 1400}  # stage 2 learns to draw, which Stable Diffusion brings along; 5 settles
 PRIOR = ["prior_model=tiny", "stage.steps=1500", "data.batch=256", "optim.lr=1e-3", "optim.warmup_steps=50"]
 PRIOR += ["trainer.accelerator=cpu", "trainer.precision=32-true", "ema.decays=[0.99]"]
 CUSTOM = ["stage.steps=200", "optim.lr=1e-4", "data.batch_clips=2"]

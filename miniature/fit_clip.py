@@ -3,6 +3,8 @@
 Beside the captions of the other frames in the batch stands for each frame one that is nearly its own: the solids have
 exchanged something, or one has another colour, shape or texture (NegCLIP: Yuksekgonul et al., arXiv 2210.01936).
 Without these CLIP learns which words belong to a picture, and not which of them go together.
+
+And each embedding, of a picture or a caption, must tell the caption's words to linear classifiers (`Words`).
 """
 
 from __future__ import annotations
@@ -13,21 +15,60 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
+from torch import nn
 from torch.nn import functional
 
 from miniature.data import FIT_SEED, HELD_OUT_SEED, Frames, rendered_frames
 from miniature.fit_loop import minimise
-from miniature.scene import COLOURS, SHAPES, TEXTURES, Scene
+from miniature.scene import COLOURS, GROUNDS, SHAPES, TEXTURES, Scene
 from miniature.tiny import CLIP_CONFIG, clip_model
 
 BATCH = 256
 CONFUSED = 6  # captions that are nearly its own, drawn for each frame
+WORDS = {"colour": tuple(COLOURS), "shape": SHAPES, "texture": TEXTURES}  # that a solid has
 PARAPHRASES = ("{}", "a photo of {}", "a video of {}", "a rendering of {}", "{}, in daylight")
+
+
+class Words(nn.Module):
+    """Linear classifiers of a caption's words from an embedding; they serve the fit and are not kept (ours).
+
+    The words: colour, shape and texture of the first and the second solid from the left, or that there is none, and the
+    ground. Contrast alone leaves most of them in directions of hardly any variance, where a model that is conditioned
+    on the embedding does not find them. Here every word's direction has the same length, so each gets its share.
+    """
+
+    LENGTH = 1.5  # of the classifiers' directions, for embeddings of length sqrt(d)
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.sizes = [*(len(values) + 1 for _ in range(2) for values in WORDS.values()), len(GROUNDS)]
+        self.linear = nn.Linear(width, sum(self.sizes))
+
+    @staticmethod
+    def of(scene: Scene) -> list[int]:
+        """The number of each word of a scene's caption."""
+        numbers = [
+            values.index(getattr(scene.solids[place], name)) if place < len(scene.solids) else len(values)
+            for place in range(2)
+            for name, values in WORDS.items()
+        ]
+        return [*numbers, list(GROUNDS).index(scene.ground)]
+
+    def forward(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Normalised embeddings (n, d) -> for each word logits (n, choices)."""
+        directions = self.LENGTH * functional.normalize(self.linear.weight, dim=1)
+        logits = functional.linear(embeddings * embeddings.shape[1] ** 0.5, directions, self.linear.bias)
+        return logits.split(self.sizes, dim=1)
+
+    def loss(self, embeddings: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy of embeddings (n, d) whose words are (n, words)."""
+        each = [functional.cross_entropy(part, words[:, i]) for i, part in enumerate(self(embeddings))]
+        return sum(each, embeddings.new_zeros(())) / len(each)
 
 
 def confused(scene: Scene, rng: np.random.Generator) -> Scene:
     """A scene whose caption is nearly that of `scene`: something is exchanged between its solids, or drawn anew."""
-    name, values = (("colour", tuple(COLOURS)), ("shape", SHAPES), ("texture", TEXTURES))[rng.integers(3)]
+    name, values = list(WORDS.items())[rng.integers(3)]
     own = [getattr(solid, name) for solid in scene.solids]
     if len(set(own)) > 1 and rng.random() < 0.5:
         return exchanged(scene, name)
@@ -108,23 +149,28 @@ def exchanged(scene: Scene, name: str) -> Scene:
 def fit(steps: int) -> tuple[open_clip.CLIP, dict[str, float]]:
     """The fitted CLIP model and its held-out quality."""
     torch.manual_seed(0)
-    model = clip_model()
+    model, rng = clip_model(), np.random.default_rng(0)
+    heads = Words(CLIP_CONFIG["model_cfg"]["embed_dim"])
     frames = rendered_frames(16_000, FIT_SEED)
+    wrong = [[confused(scene, rng) for scene in frames.scenes] for _ in range(CONFUSED)]
     tokens = torch.stack([tokenize([form.format(caption) for caption in frames.captions]) for form in PARAPHRASES])
-    rng = np.random.default_rng(0)
-    wrong = torch.stack([tokenize([confused(scene, rng).caption for scene in frames.scenes]) for _ in range(CONFUSED)])
+    wrong_tokens = torch.stack([tokenize([scene.caption for scene in scenes]) for scenes in wrong])
+    words, *wrong_words = (torch.tensor([Words.of(scene) for scene in scenes]) for scenes in (frames.scenes, *wrong))
     own = torch.arange(BATCH)
 
     def loss_of(generator: torch.Generator) -> torch.Tensor:
         chosen = torch.randint(len(frames.pixels), (BATCH,), generator=generator)
         forms = torch.randint(len(PARAPHRASES), (BATCH,), generator=generator)
         gain = 0.85 + 0.3 * torch.rand((BATCH, 1, 1, 1), generator=generator)
-        images = normalise((crop(frames.pixels[chosen], generator) * gain).clamp(0, 1))
-        others = wrong[torch.randint(CONFUSED, (BATCH,), generator=generator), chosen]
-        texts = model.encode_text(torch.cat([tokens[forms, chosen], others]), normalize=True)
-        logits = model.logit_scale.exp().clamp(max=100) * model.encode_image(images, normalize=True) @ texts.T
-        to_images = functional.cross_entropy(logits[:, :BATCH].T, own)
-        return (functional.cross_entropy(logits, own) + to_images) / 2
+        pictures = normalise((crop(frames.pixels[chosen], generator) * gain).clamp(0, 1))
+        other = torch.randint(CONFUSED, (BATCH,), generator=generator)
+        captions = torch.cat([tokens[forms, chosen], wrong_tokens[other, chosen]])
+        texts = model.encode_text(captions, normalize=True)
+        images = model.encode_image(pictures, normalize=True)
+        logits = model.logit_scale.exp().clamp(max=100) * images @ texts.T
+        contrast = functional.cross_entropy(logits, own) + functional.cross_entropy(logits[:, :BATCH].T, own)
+        said = torch.cat([words[chosen], torch.stack(wrong_words)[other, chosen]])
+        return contrast / 2 + (heads.loss(images, words[chosen]) + heads.loss(texts, said))
 
-    minimise(model, loss_of, steps, 2e-3, "clip")
+    minimise(nn.ModuleList([model, heads]), loss_of, steps, 2e-3, "clip")
     return model, measure(model)

@@ -17,10 +17,10 @@ def editor() -> Gen1Editor:
     return Gen1Editor.from_pretrained("miniature", "cpu")
 
 
-def alone() -> list[Case]:
-    """Cases with a single solid, which nothing can be mistaken for."""
+def cases(solids: int) -> list[Case]:
+    """The first cases with so many solids; of two, one is edited and the other can be mistaken for it."""
     found = (draw_case(FIRST_SEED + 1, number) for number in range(100))
-    return [case for case in found if len(case.source().solids) == 1][:CASES]
+    return [case for case in found if len(case.source().solids) == solids][:CASES]
 
 
 def test_it_is_small() -> None:
@@ -29,11 +29,12 @@ def test_it_is_small() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("by", "least"), [("picture", 6), ("text", 6)])
-def test_the_prompted_colour_comes(editor: Gen1Editor, by: str, least: int) -> None:
+@pytest.mark.parametrize("solids", [1, 2])
+@pytest.mark.parametrize("by", ["picture", "text"])
+def test_the_prompted_colour_comes(editor: Gen1Editor, by: str, solids: int) -> None:
     """docs/results.md has the shares over 64 cases with their intervals; these eight only say that it is the model."""
     hits, own, kept = [], [], []
-    for case in alone():
+    for case in cases(solids):
         frames = render_case(case.source(), 64, 112, supersample=2).frames
         content = (
             {"prompt": case.wanted().caption}
@@ -44,4 +45,4 @@ def test_the_prompted_colour_comes(editor: Gen1Editor, by: str, least: int) -> N
         hits.append(measured["hit"])
         own.append(measured["own"])
         kept.append(measured["mask_iou"])
-    assert sum(hits) >= least and not any(own) and np.mean(kept) > 0.6
+    assert sum(hits) >= 4 and not any(own) and np.mean(kept) > 0.6  # of ten colours: by chance in 0.5 % of such tests

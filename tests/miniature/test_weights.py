@@ -1,6 +1,7 @@
 """The shipped weights load in the real classes and are as good as their report says."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import open_clip
@@ -12,7 +13,7 @@ from transformers import DPTForDepthEstimation, DPTImageProcessor
 from miniature import fit_autoencoder, fit_clip, fit_depth
 from miniature.data import HELD_OUT_SEED, rendered_frames
 from miniature.fit import WEIGHTS
-from miniature.scene import sample_scene
+from miniature.scene import GROUNDS, sample_scene
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,36 @@ def test_a_confused_caption_is_nearly_the_own_one_and_false():
             if any(getattr(a, name) != getattr(b, name) for a, b in zip(scene.solids, wrong.solids, strict=True))
         }
         assert len(changed) == 1
+
+
+def test_the_words_of_a_scene_are_those_of_its_caption():
+    values = list(fit_clip.WORDS.values())
+    for seed in range(100):
+        scene = sample_scene(seed)
+        *numbers, ground = fit_clip.Words.of(scene)
+        solids = [
+            [(*choices, None)[number] for choices, number in zip(values, part, strict=True)]
+            for part in (numbers[:3], numbers[3:])
+        ]
+        colour, shape, texture = solids[1]
+        assert (colour is None) == (shape is None) == (texture is None) == (len(scene.solids) == 1)
+        told = [replace(scene.solids[0], colour=c, shape=s, texture=t) for c, s, t in solids if c is not None]
+        again = replace(scene, solids=tuple(told), ground=list(GROUNDS)[ground])
+        assert again.caption == scene.caption
+
+
+def test_every_word_has_a_direction_of_the_same_length():
+    torch.manual_seed(0)
+    heads, scenes = fit_clip.Words(64), [sample_scene(seed) for seed in range(8)]
+    words = torch.tensor([fit_clip.Words.of(scene) for scene in scenes])
+    embeddings = torch.nn.functional.normalize(torch.randn(8, 64), dim=1)
+    with torch.no_grad():
+        logits = heads(embeddings)
+        heads.linear.weight *= torch.rand(len(heads.linear.weight), 1) + 0.5
+        assert all(torch.allclose(one, two, atol=1e-5) for one, two in zip(logits, heads(embeddings), strict=True))
+    assert [part.shape for part in logits] == [(8, 11), (8, 6), (8, 5)] * 2 + [(8, 5)]
+    by_hand = [torch.log_softmax(part, 1)[range(8), words[:, i]].mean() for i, part in enumerate(logits)]
+    torch.testing.assert_close(heads.loss(embeddings, words), -torch.stack(by_hand).mean())
 
 
 def test_crops_keep_left_and_right():
