@@ -52,7 +52,7 @@ def measure_references(cases: Sequence[Case]) -> dict[str, dict[str, Any]]:
     """Name of the row -> value -> {"mean", "interval", "cases"}."""
     jobs = list(zip(cases, [*cases[1:], *cases[:1]], strict=True))
     measured = spread(_measure_case, jobs, "references measured", "case")
-    rows = {name: [mine[name] for mine in measured] for name in measured[0]}
+    rows = {name: [mine[name] for mine in measured] for name in (measured[0] if measured else ())}
     return {name: {value: mean_of([row[value] for row in mine]) for value in VALUES} for name, mine in rows.items()}
 
 

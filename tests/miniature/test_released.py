@@ -29,9 +29,9 @@ def test_it_is_small() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("solids", [1, 2])
+@pytest.mark.parametrize(("solids", "least"), [(1, 6), (2, 4)])  # four of ten colours: by chance in 0.5 % of such tests
 @pytest.mark.parametrize("by", ["picture", "text"])
-def test_the_prompted_colour_comes(editor: Gen1Editor, by: str, solids: int) -> None:
+def test_the_prompted_colour_comes(editor: Gen1Editor, by: str, solids: int, least: int) -> None:
     """docs/results.md has the shares over 64 cases with their intervals; these eight only say that it is the model."""
     hits, own, kept = [], [], []
     for case in cases(solids):
@@ -45,4 +45,4 @@ def test_the_prompted_colour_comes(editor: Gen1Editor, by: str, solids: int) -> 
         hits.append(measured["hit"])
         own.append(measured["own"])
         kept.append(measured["mask_iou"])
-    assert sum(hits) >= 4 and not any(own) and np.mean(kept) > 0.6  # of ten colours: by chance in 0.5 % of such tests
+    assert sum(hits) >= least and not any(own) and np.mean(kept) > 0.6
