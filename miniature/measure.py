@@ -8,8 +8,8 @@ colour        which named colour the edited solid shows: the mean over its true 
 colour_error  distance of that mean from the wanted colour's, in Lab (Delta E 1976)
 mask_iou      IoU of the true mask of all solids with the mask found in the edit by GrabCut (OpenCV), see `found_mask`;
               mean over frames. What it gives for true frames and for wrong ones is in references.json
-texture       for cases of textures: which one the edited solid shows, see `miniature.texture`; `texture_hit`: it is
-              the wanted one
+texture_share for cases of textures: how much of the wanted one the edited solid shows, see `miniature.texture`; 0 as a
+              plain one, 1 as the renderer paints it. `texture_hit`: more than half
 
 EVALUATION/measured.jsonl    a line for each edit: what results.jsonl says of it, and the above
 EVALUATION/measured.json     for each setting the means with 95 % intervals (percentile bootstrap over cases)
@@ -38,10 +38,10 @@ from miniature.arguments import Parser
 from miniature.cases import Case, read_cases, render_case
 from miniature.scene import COLOURS
 from miniature.spread import spread
-from miniature.texture import Descriptor, describe, nearest, references
+from miniature.texture import brightness, references, texture_share
 
 MEASURED = "measured"
-VALUES = ("hit", "own", "colour_error", "mask_iou", "texture_hit")  # of measure_edit, those that have a mean
+VALUES = ("hit", "own", "colour_error", "mask_iou", "texture_share", "texture_hit")  # of measure_edit; have a mean
 GRABCUT_ROUNDS = 4
 LEAST_SHARE = 0.25  # of a solid's pixels that must be left within its border; ours
 
@@ -53,20 +53,20 @@ class Truth:
     solids: np.ndarray  # bool (n, h, w): all solids
     edited: np.ndarray  # bool (n, h, w): the edited solid, without its border where that leaves enough
     colours: dict[str, np.ndarray]  # of each name what the edited solid then shows, Lab (3,)
-    textures: dict[str, Descriptor]  # the same of textures, where the case is one of them
+    texture: tuple[np.ndarray, np.ndarray] | None  # its brightness, plain and textured, where the case is of textures
 
 
 @lru_cache(maxsize=1)  # the edits of a case come one after another
 def truth_of(case: Case, height: int, width: int) -> Truth:
-    """Renders the case in every colour and texture; a pixel belongs to what its middle ray meets."""
+    """Renders the case in every colour, with and without its texture; a pixel is of what its middle ray meets."""
     clip = render_case(case.wanted(), height, width)
     edited = within(clip.solids == case.solid + 1)
     colours = {}
     for name in COLOURS:
         frames = render_case(case.dressed(name, case.texture), height, width, supersample=2).frames
         colours[name] = to_lab(mean_colour(frames, edited))
-    textures = references(case, edited) if case.texture != case.own_texture else {}
-    return Truth(clip.solids > 0, edited, colours, textures)
+    texture = references(case, edited) if case.texture != case.own_texture else None
+    return Truth(clip.solids > 0, edited, colours, texture)
 
 
 def within(masks: np.ndarray) -> np.ndarray:
@@ -119,7 +119,7 @@ def measure_edit(frames: np.ndarray, case: Case) -> dict[str, Any]:
     shown = to_lab(mean_colour(frames, truth.edited))
     distance = {name: float(np.linalg.norm(shown - colour)) for name, colour in truth.colours.items()}
     colour = min(distance, key=distance.__getitem__)
-    texture = nearest(describe(frames, truth.edited), truth.textures) if truth.textures else None
+    texture = texture_share(brightness(frames, truth.edited), *truth.texture) if truth.texture else None
     return {
         "target": case.target,
         "colour": colour,
@@ -127,8 +127,8 @@ def measure_edit(frames: np.ndarray, case: Case) -> dict[str, Any]:
         "own": colour == case.own,
         "colour_error": round(distance[case.target], 4),
         "mask_iou": round(mask_iou(found_mask(frames, truth.solids), truth.solids), 6),
-        "texture": texture,
-        "texture_hit": None if texture is None else texture == case.texture,
+        "texture_share": None if texture is None else round(texture, 4),
+        "texture_hit": None if texture is None else texture > 0.5,
         "new_pair": case.new_pair,
         "solids": len(case.source().solids),
     }

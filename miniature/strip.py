@@ -17,7 +17,8 @@ from miniature.references import SIZE, seen
 
 ROWS = 8  # cases, the first ones
 ENLARGED, GAP, BAR = 2, 4, 18  # pixels: of a pixel, between pictures, of the headings
-COLUMNS = (  # heading, evaluation, setting
+Columns = tuple[tuple[str, str, Setting], ...]  # heading, evaluation, setting
+CONTENT: Columns = (
     ("by picture", "time", Setting(GEN1, 1.0, 0)),
     ("by text", "text", Setting(GEN1, 1.0, 0)),
     ("t_s = 7", "structure", Setting(GEN1, 1.0, 7)),
@@ -25,15 +26,19 @@ COLUMNS = (  # heading, evaluation, setting
     ("stage 3", "stage3", Setting(GEN1, 1.0, 0)),
     ("no images", "no-images", Setting(GEN1, 1.0, 0)),
 )
+TEXTURE: Columns = (
+    ("before", "texture-before", Setting(GEN1, 1.0, 0)),
+    ("after", "texture-after", Setting(GEN1, 1.0, 0)),
+)
 
 
-def write_strip(path: Path, cases: Path, evaluations: Mapping[str, Path]) -> None:
+def write_strip(path: Path, cases: Path, evaluations: Mapping[str, Path], wanted: Columns) -> None:
     """Middle frames of the first cases: input, prompt picture, truth, and the edits there are. Raises UserError."""
     chosen = read_cases(cases)[:ROWS]
     columns = [("input", [middle(seen(case.source())) for case in chosen])]
     columns += [("prompt", [prompt(cases, case) for case in chosen])]
     columns += [("truth", [middle(seen(case.wanted())) for case in chosen])]
-    for heading, name, setting in COLUMNS:
+    for heading, name, setting in wanted:
         if name not in evaluations:
             continue
         made = {Path(row["video"]).name: row for row in read_rows(evaluations[name]) if setting_of(row) == setting}

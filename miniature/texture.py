@@ -1,83 +1,43 @@
-"""Which texture a solid shows, whatever its colour and wherever the pattern begins (ours).
+"""How much of a texture a solid shows, whatever its colour: 0 as a plain one, 1 as the renderer paints it (ours).
 
-A picture of stripes tells nothing about where on the solid they begin, and nothing in the input does. So an edit is not
-compared pixel by pixel with the renderer, but by what does not depend on the pattern's place: how strong its edges are,
-and which way they go. The autoencoder of the miniature blurs textures of this size much (8 pixels to a latent), and no
-edit can show more than it: what the edit is compared with has passed through it, too.
-Frames that have not (the renderer's own) are therefore not to be measured so: their edges are too strong.
+The edit's brightness over the solid is projected on the line between two pictures of it, plain and textured: above one
+half it is nearer to the textured one. This needs a texture whose place on the solid is known, as that of `capped` is.
+The autoencoder of the miniature blurs textures much (8 pixels to a latent), and no edit can show more than it: what an
+edit is compared with has passed through it, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
 from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig, to_pixels, to_signed
 from miniature.cases import Case, render_case
-from miniature.solids import PATTERNS
-
-DIRECTIONS = 12  # of edges, evenly over half a turn
-SCALES = (0.6, 1.4)  # pixels: standard deviations of the Gaussian before the gradient
-STRENGTH = 1.0  # weight of the edges' strength beside their directions
 
 
-@dataclass(frozen=True)
-class Descriptor:
-    """Of a solid's pixels over a clip."""
-
-    directions: np.ndarray  # (scales, DIRECTIONS): share of each direction in the edges' strength
-    strength: np.ndarray  # (scales,): log of the mean gradient, in shares of the mean brightness a pixel
-
-    def distance(self, other: Descriptor) -> float:
-        """Hellinger's of the directions, and the difference of strengths."""
-        roots = np.sqrt(self.directions) - np.sqrt(other.directions)
-        return float((roots**2).sum() / 2 + STRENGTH * ((self.strength - other.strength) ** 2).sum())
+def brightness(frames: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """uint8 frames (n, h, w, 3), mask (n, h, w) of p pixels -> (p,): their brightness in shares of its mean, less 1."""
+    grey = frames[mask].mean(-1)
+    return grey / max(grey.mean(), 1.0) - 1
 
 
-def describe(frames: np.ndarray, mask: np.ndarray) -> Descriptor:
-    """uint8 frames (n, h, w, 3), the solid's pixels without its border (n, h, w) -> their descriptor.
-
-    Outside the solid its mean brightness is filled in before blurring, so that the outline is no edge.
-    """
-    grey = frames.mean(-1).astype(np.float32)
-    brightness = max(float(grey[mask].mean()), 1.0)
-    share = mask.astype(np.float32)
-    directions, strength = [], []
-    for scale in SCALES:
-        histogram, total = np.zeros(DIRECTIONS), 0.0
-        for picture, inside, weight in zip(grey, mask, share, strict=True):
-            known = cv2.GaussianBlur(weight, (0, 0), scale)
-            smooth = cv2.GaussianBlur((picture - brightness) * weight, (0, 0), scale) / np.maximum(known, 1e-3)
-            dx, dy = (cv2.Sobel(smooth, cv2.CV_32F, *axis, scale=1 / 8) for axis in ((1, 0), (0, 1)))
-            core = cv2.erode(inside.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
-            size, angle = np.hypot(dx, dy)[core], np.arctan2(dy, dx)[core] % np.pi
-            bins = (angle / np.pi * DIRECTIONS).astype(int) % DIRECTIONS
-            histogram += np.bincount(bins, size, DIRECTIONS)
-            total += float(size.sum())
-        directions.append(histogram / max(total, 1e-6))
-        strength.append(np.log(total / max(int(mask.sum()), 1) / brightness + 1e-3))
-    return Descriptor(np.stack(directions), np.array(strength))
+def texture_share(shown: np.ndarray, plain: np.ndarray, textured: np.ndarray) -> float:
+    """Brightness (p,) of a solid, and of the same plain and textured -> 0 for the former, 1 for the latter; linear."""
+    line = textured - plain
+    return float((shown - plain) @ line / max(line @ line, 1e-6))
 
 
-def nearest(shown: Descriptor, known: Mapping[str, Descriptor]) -> str:
-    """The name whose descriptor is nearest."""
-    return min(known, key=lambda name: shown.distance(known[name]))
-
-
-def references(case: Case, mask: np.ndarray) -> dict[str, Descriptor]:
-    """What renderer and autoencoder show within the mask (n, h, w) for each texture, in the wanted colour."""
+def references(case: Case, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The brightness within the mask (n, h, w) of the wanted solid, plain and textured, as the autoencoder shows it."""
     height, width = mask.shape[1:]
-    shown = {}
-    for name in PATTERNS:
-        frames = render_case(case.dressed(case.target, name), height, width, supersample=2).frames
-        shown[name] = describe(through_autoencoder(frames), mask)
-    return shown
+    plain, textured = (
+        brightness(through_autoencoder(render_case(scene, height, width, supersample=2).frames), mask)
+        for scene in (case.dressed(case.target, "plain"), case.wanted())
+    )
+    return plain, textured
 
 
 @cache

@@ -107,13 +107,17 @@ def test_a_mask_is_found_where_the_solids_have_gone(cases):
     assert mask_iou(found, moved) > 0.85
 
 
-def test_textures_are_told_apart_as_the_autoencoder_shows_them():
-    case = draw_case(900, 0, texture="zigzag")
-    assert (case.target, case.texture) == (case.own, "zigzag") and case.own_texture != "zigzag"
-    before = measure_edit(through_autoencoder(frames_of(case, case.source())), case)
-    assert (before["texture"], before["hit"], before["own"]) == (case.own_texture, True, True)
-    assert before["texture_hit"] is False
-    assert measure_edit(through_autoencoder(frames_of(case, case.wanted())), case)["texture_hit"] is True
+def test_a_texture_is_measured_as_the_autoencoder_shows_it():
+    cases = [draw_case(900, index, texture="capped") for index in range(6)]
+    for case in cases:
+        assert (case.target, case.texture) == (case.own, "capped") and case.own_texture != "capped"
+        before = measure_edit(through_autoencoder(frames_of(case, case.source())), case)
+        assert (before["hit"], before["own"], before["texture_hit"]) == (True, True, False)
+        after = measure_edit(through_autoencoder(frames_of(case, case.wanted())), case)
+        assert after["texture_share"] == pytest.approx(1, abs=1e-3) and after["texture_hit"] is True
+        plain = frames_of(case, case.dressed(case.target, "plain"))
+        assert measure_edit(through_autoencoder(plain), case)["texture_share"] == pytest.approx(0, abs=1e-3)
+    assert {case.own_texture for case in cases} == {"striped", "checkered", "dotted"}  # none of which counts as capped
 
 
 def write_evaluation(folder, cases, shown):

@@ -65,7 +65,8 @@ def test_the_whole_experiment_with_a_step_of_everything(
         step()
     page = (tmp_path / "docs" / "results.md").read_text()
     assert all(part in page for part in ("stage 3", "no images", "Customization")) and "nan" not in page
-    assert (tmp_path / "docs" / "results.jpg").stat().st_size > 1000
+    for picture in ("results.jpg", "customization.jpg"):
+        assert (tmp_path / "docs" / picture).stat().st_size > 1000
 
     capfd.readouterr()
     whole.stages()
