@@ -1,10 +1,7 @@
 """A whole frozen set against its manifest: the shards, what stands beside them, and the keys over each pool."""
 
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_tools.shard_check import Problem, Rules, ShardReport, check_shard, key_hash
-from gen1_train.children import begin_worker, interrupts_wait
+from gen1_train.children import SPAWN, worker_pool
 from gen1_train.data.index import index_path, read_index
 from gen1_train.data.shards import MANIFEST, Manifest, Shard
 from gen1_train.errors import UserError
@@ -99,25 +96,17 @@ def check_shards(jobs: list[Job], workers: int) -> list[ShardReport]:
 
 def in_processes(jobs: list[Job], workers: int, show: Callable[[int], Any]) -> Iterator[ShardReport]:
     """Yields the reports in order; `show` is told every now and then how many bytes have been read by all."""
-    context = multiprocessing.get_context("spawn")  # a fork would share the threads of this process
-    done = context.Value("Q", 0)
-    with ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(done,)) as pool:
-        with interrupts_wait():
-            futures = [pool.submit(work, job) for job in jobs]
-        try:
-            for future in futures:
-                while True:
-                    try:
-                        report = future.result(timeout=0.2)
-                        break
-                    except TimeoutError:
-                        show(done.value)
-                show(done.value)
-                yield report
-        except BrokenProcessPool as error:
-            raise UserError("a worker process was killed (out of memory?): use fewer workers") from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+    done = SPAWN.Value("Q", 0)
+    with worker_pool(work, jobs, workers, "use fewer workers", start_worker, done) as futures:
+        for future in futures:
+            while True:
+                try:
+                    report = future.result(timeout=0.2)
+                    break
+                except TimeoutError:
+                    show(done.value)
+            show(done.value)
+            yield report
 
 
 _done: Any = None  # in a worker process: the counter of bytes that all share
@@ -126,7 +115,6 @@ _done: Any = None  # in a worker process: the counter of bytes that all share
 def start_worker(done: Any) -> None:
     global _done
     _done = done
-    begin_worker()
 
 
 def work(job: Job) -> ShardReport:

@@ -1,13 +1,12 @@
 """Tasks in this process or in several, with one line of progress over all of them."""
 
-import multiprocessing
 import queue
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,7 @@ from data_tools.read import FileReader, ReaderPool
 from data_tools.recipe import RecipeConfig
 from data_tools.sources import open_source
 from data_tools.task import Step, run_task
-from gen1_train.children import begin_worker, cores, interrupts_wait
-from gen1_train.errors import UserError
+from gen1_train.children import SPAWN, cores, worker_pool
 from gen1_train.frozen import device_of, pick_device
 
 READERS = 8  # at most, for each worker
@@ -72,27 +70,18 @@ def work(settings: Settings, number: int, on_step: Callable[[Step], object]) -> 
 
 def in_processes(settings: Settings, todo: list[int], workers: int, on_step: Callable[[Step], object]) -> None:
     """The tasks in processes of their own. Raises UserError."""
-    context = multiprocessing.get_context("spawn")  # a fork would share decoders, threads and the GPU
-    steps, ranks = context.Queue(), context.Queue()
+    steps, ranks = SPAWN.Queue(), SPAWN.Queue()
     for rank in range(workers):
         ranks.put(rank)
-    with ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(steps, ranks)) as pool:
-        with interrupts_wait():
-            futures = {pool.submit(work_there, settings, number) for number in todo}
-        try:
-            while futures:
-                done, futures = wait(futures, timeout=0.5, return_when=FIRST_COMPLETED)
-                for step in received(steps):
-                    on_step(step)
-                for future in done:
-                    future.result()
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a worker process was killed (out of memory?): run it again, finished tasks are kept; fewer workers "
-                "need less memory"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+    mend = "run it again, finished tasks are kept; fewer workers need less memory"
+    with worker_pool(partial(work_there, settings), todo, workers, mend, start_worker, steps, ranks) as futures:
+        left = set(futures)
+        while left:
+            done, left = wait(left, timeout=0.5, return_when=FIRST_COMPLETED)
+            for step in received(steps):
+                on_step(step)
+            for future in done:
+                future.result()
 
 
 def received(steps: Any) -> Iterator[Step]:
@@ -108,9 +97,8 @@ _worker: dict[str, Any] = {}  # in a worker process: its rank, and where it tell
 
 
 def start_worker(steps: Any, ranks: Any) -> None:
-    """Makes a process a worker: it has a rank, and it ends with its parent."""
+    """Gives a worker process its rank."""
     _worker.update(steps=steps, rank=ranks.get())
-    begin_worker()
 
 
 def work_there(settings: Settings, number: int) -> None:

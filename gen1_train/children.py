@@ -1,12 +1,21 @@
-"""Processes of ours: how many the machine has cores for, and what every worker begins with."""
+"""Processes of ours: how many the machine has cores for, what every worker begins with, and pools of them."""
 
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from gen1_train.errors import UserError
+
+Job = TypeVar("Job")
+Made = TypeVar("Made")
+SPAWN = multiprocessing.get_context("spawn")  # a fork would share decoders, torch's threads and the GPU
 
 
 def cores() -> int:
@@ -51,3 +60,33 @@ def begin_worker() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def worker_pool(
+    work: Callable[[Job], Made],
+    jobs: Iterable[Job],
+    workers: int,
+    mend: str,
+    start: Callable[..., object],
+    *given: Any,
+) -> Iterator[list[Future[Made]]]:
+    """Futures of `work`, a function of a module, on each job, in so many processes, each of which calls start(*given).
+
+    Jobs that have not begun when the block ends are left. UserError, with `mend`, when a process is killed. What
+    workers share (queues, counters) is made by SPAWN and given.
+    """
+    pool = ProcessPoolExecutor(workers, SPAWN, initializer=_begin, initargs=(start, given))
+    try:
+        with interrupts_wait():
+            futures = [pool.submit(work, job) for job in jobs]
+        yield futures
+    except BrokenProcessPool as error:
+        raise UserError(f"a worker process was killed (out of memory?): {mend}") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(start: Callable[..., object], given: tuple[Any, ...]) -> None:
+    begin_worker()
+    start(*given)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 import torch
 from tqdm import tqdm
 
-from gen1_train.children import begin_worker, cores, interrupts_wait
-from gen1_train.errors import UserError
+from gen1_train.children import cores, worker_pool
 
 Job = TypeVar("Job")
 Made = TypeVar("Made")
@@ -31,18 +27,7 @@ def _made(work: Callable[[Job], Made], jobs: Sequence[Job]) -> Iterator[Made]:
     if (processes := min(cores(), len(jobs) // FEW)) < 2:
         yield from map(work, jobs)
         return
-    context = multiprocessing.get_context("spawn")  # a fork would share torch's threads
-    with interrupts_wait():
-        pool = ProcessPoolExecutor(processes, context, initializer=_start)
-        futures = [pool.submit(work, job) for job in jobs]
-    try:
-        yield from (future.result() for future in futures)
-    except BrokenProcessPool as error:
-        raise UserError("a process was killed (out of memory?): call it again, on fewer cores (taskset)") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start() -> None:
-    begin_worker()
-    torch.set_num_threads(1)  # the other cores have processes of their own
+    mend = "call it again, on fewer cores (taskset)"
+    # one thread each: the other cores have processes of their own
+    with worker_pool(work, jobs, processes, mend, torch.set_num_threads, 1) as made:
+        yield from (future.result() for future in made)

@@ -1,10 +1,8 @@
 """Edits and measures: in this process, or in several that share what is to do."""
 
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gen1_train import keyed
-from gen1_train.children import begin_worker, cores, interrupts_wait
+from gen1_train.children import SPAWN, cores, worker_pool
 from gen1_train.errors import UserError
 from gen1_train.evaluation import metrics
 from gen1_train.evaluation.inputs import read_example, read_frames
@@ -113,33 +111,22 @@ def _here(todo: Sequence[Unit], load: Load, make: Callable[[Editing], Evaluator]
 def _in_processes(
     todo: Sequence[Unit], load: Load, make: Callable[[Editing], Evaluator], workers: int
 ) -> Iterator[None]:
-    context = multiprocessing.get_context("spawn")  # a fork would share decoders, threads and the GPU
-    ranks = context.Queue()
+    ranks = SPAWN.Queue()
     workers = min(workers, len(todo))
     for rank in range(workers):
         ranks.put(rank)
+    mend = "call it again, finished results are kept; fewer workers need less memory"
     started = (ranks, load, make, max(1, cores() // workers))
-    with ProcessPoolExecutor(workers, context, initializer=_start, initargs=started) as pool:
-        with interrupts_wait():
-            futures = [pool.submit(_make, unit) for unit in todo]
-        try:
-            for future in as_completed(futures):
-                future.result()
-                yield
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a worker process was killed (out of memory?): call it again, finished results are kept; fewer workers "
-                "need less memory"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with worker_pool(_make, todo, workers, mend, _start, *started) as futures:
+        for future in as_completed(futures):
+            future.result()
+            yield
 
 
 _worker: dict[str, Any] = {}  # in a worker process: its rank, and its evaluator once it is loaded
 
 
 def _start(ranks: Any, load: Load, make: Callable[[Editing], Evaluator], threads: int) -> None:
-    begin_worker()
     torch.set_num_threads(threads)
     _worker.update(rank=ranks.get(), load=load, make=make)
 

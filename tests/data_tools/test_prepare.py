@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor as Pool
 from pathlib import Path
@@ -23,6 +22,7 @@ from data_tools.prepare import main, run
 from data_tools.read import FileReader, Item
 from data_tools.stats import Stats
 from data_tools.task import TaskResult
+from gen1_train import children
 from gen1_train.batch import STRUCTURE_MAX, Sample
 from gen1_train.data.index import read_index
 from gen1_train.data.shards import Manifest, Shard, ShardSet
@@ -31,7 +31,7 @@ from gen1_train.exits import INCOMPLETE
 from gen1_train.model.autoencoder import AutoencoderConfig
 from tests.data_tools.source import config, make_source, quick_recipe, work_and_die
 from tests.running import ENVIRONMENT, REPOSITORY
-from tests.video.files import is_alive, make_video, number_of
+from tests.video.files import make_video, number_of
 from tests.video.web import serve
 
 FIELDS = ("frames", "structure", "moments", "structure_latent", "image_embedding", "meta")
@@ -201,7 +201,7 @@ def test_a_killed_worker_leaves_what_is_finished(
     """The pool breaks, with one line; the other task is kept, and the next run ends at the same bytes."""
     settings = config(source, tmp_path, task_seconds=0.1, workers=2)
     monkeypatch.setattr(workers, "work_there", work_and_die)
-    monkeypatch.setattr(workers, "ProcessPoolExecutor", lambda _, *rest, **named: Pool(1, *rest, **named))
+    monkeypatch.setattr(children, "ProcessPoolExecutor", lambda _, *rest, **named: Pool(1, *rest, **named))
     with pytest.raises(UserError, match="a worker process was killed"):
         run(settings)
     assert sorted(os.listdir(tmp_path / ".staging"))[-1] == "task-00000"
@@ -437,24 +437,6 @@ def test_several_readers_make_the_same_set(source: Path, prepared: Path, tmp_pat
     """What they read comes in the order of the files, whoever is first."""
     run(config(source, tmp_path, task_seconds=100.0, readers=3))
     assert tar_hashes(tmp_path) == tar_hashes(prepared)
-
-
-@pytest.mark.slow
-def test_workers_end_with_a_killed_parent() -> None:
-    script = (
-        "import multiprocessing, os, signal; from concurrent.futures import ProcessPoolExecutor; "
-        "from data_tools.workers import start_worker; context = multiprocessing.get_context('spawn'); "
-        "ranks = context.Queue(); ranks.put(0); "
-        "pool = ProcessPoolExecutor(1, context, initializer=start_worker, initargs=(None, ranks)); "
-        "print(pool.submit(os.getpid).result(), flush=True); os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    root = Path(__file__).parents[2]
-    killed = subprocess.run([sys.executable, "-c", script], cwd=root, stdout=subprocess.PIPE, timeout=120)
-    worker = int(killed.stdout)
-    until = time.monotonic() + 10
-    while is_alive(worker) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not is_alive(worker)
 
 
 def test_the_command_ends_with_one_line(

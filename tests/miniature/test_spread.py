@@ -32,7 +32,7 @@ def test_many_go_to_processes_and_keep_their_order(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("job", "said"), [(-1, "job -1 is bad"), (-9, "a process was killed")])
+@pytest.mark.parametrize(("job", "said"), [(-1, "job -1 is bad"), (-9, "a worker process was killed")])
 def test_an_error_of_one_job_is_raised(monkeypatch: pytest.MonkeyPatch, job: int, said: str) -> None:
     monkeypatch.setattr(module, "cores", lambda: 2)
     with pytest.raises(UserError, match=said):
