@@ -1,7 +1,7 @@
 """Gen-1 from nothing but this repository: `python -m miniature.experiment [STEP ...] [--output DIR]`.
 
 World, shards, the five stages, the prior, the ablation without images, customization, and the evaluations whose numbers
-docs/results.md shows; two CPU cores take about two hours. Without STEP all of it. Called again, it goes on where it
+docs/results.md shows; two CPU cores take 96 minutes. Without STEP all of it. Called again, it goes on where it
 was.
 """
 
