@@ -60,7 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "gen1_train.page": set(),
     "gen1_train.sheet": set(),
     "gen1_train.stop": set(),
-    "gen1_train.children": set(),
+    "gen1_train.children": {"gen1_train.errors"},
     "gen1_train.exits": set(),
     "gen1_train.resources": set(),
     "gen1_train.frozen": {"gen1_train.errors", "gen1_train.resources"},
