@@ -1,4 +1,4 @@
-"""Processes of ours: how many the machine has cores for, what every worker begins with, and pools of them."""
+"""Processes of ours: how many the machine has cores for, and pools of workers, which end with their parent."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -44,24 +44,6 @@ def interrupts_wait() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-def begin_worker() -> None:
-    """Makes a worker process end with its parent, however that ends, and leave Ctrl-C to it.
-
-    A ProcessPoolExecutor would let it wait for the next task for ever.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback from every worker
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    sentinel = parent.sentinel
-
-    def watch() -> None:
-        multiprocessing.connection.wait([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 @contextmanager
 def worker_pool(
     work: Callable[[Job], Made],
@@ -88,5 +70,19 @@ def worker_pool(
 
 
 def _begin(start: Callable[..., object], given: tuple[Any, ...]) -> None:
-    begin_worker()
+    """Makes a worker process end with its parent, however that ends, and leave Ctrl-C to it; then its own start.
+
+    A ProcessPoolExecutor would let it wait for the next task for ever.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback from every worker
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    sentinel = parent.sentinel
+
+    def watch() -> None:
+        multiprocessing.connection.wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
     start(*given)

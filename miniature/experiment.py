@@ -23,7 +23,7 @@ TRAIN = World(clips=800, images=6400, split="train", frames=32, height=128, widt
 STEPS = {2: 1500, 3: 500, 4: 1000, 5: 1400}  # stage 2 learns to draw, which Stable Diffusion brings along; 5 settles
 PRIOR = ["prior_model=tiny", "stage.steps=1500", "data.batch=256", "optim.lr=1e-3", "optim.warmup_steps=50"]
 PRIOR += ["trainer.accelerator=cpu", "trainer.precision=32-true", "ema.decays=[0.99]"]
-# on the pictures alone: clips of the world, whose prompts say nothing of the texture, take it away again
+# on the pictures alone: with clips of the world beside them less of the texture came (benchmarks/RESULTS.md)
 CUSTOM = ["stage.steps=300", "optim.lr=1e-3", "data.batch_clips=4", "data.image_ratio=1"]
 PAIRS = 64
 TEXTURE, TEXTURE_IMAGES, TEXTURE_SEED = "capped", 15, 800  # none of the world's; pictures of it, and their world
