@@ -1,5 +1,6 @@
 # make demo [SOURCE=folder]   the whole road in miniature, on CPU, into demo/index.html
-# make test                   all tests;  make test-fast  without the slow ones
+# make test                   all tests;  make test-fast  without the slow ones, in three minutes
+# make fuzz [FUZZ=20]         random files for everything that reads a stranger's, FUZZ times as many as in the tests
 # make lint                   ruff and mypy
 # make slurm-up, slurm-down   a Slurm cluster of two nodes on this machine, for trying slurm/*.sh (needs slurm-wlm, munge)
 # make install                only the virtual environment
@@ -8,7 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast lint install clean slurm-up slurm-down
+.PHONY: demo test test-fast fuzz lint install clean slurm-up slurm-down
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -20,12 +21,19 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/python -m miniature.demo $(if $(SOURCE),--source '$(SOURCE)')
 
-# two processes at a time, each file in one of them: its module fixtures are whole training runs
+# Two processes at a time. A file stays in one of them, because its fixtures are whole runs; tests/conftest.py has the order.
+TEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(TEST)
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow'
+	$(TEST) -m 'not slow'
+
+FUZZ ?= 20
+
+fuzz: $(STAMP)
+	GEN1_FUZZ=$(FUZZ) $(BIN)/python -m pytest --timeout 0 tests/fuzzing
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,11 +1,11 @@
-"""Customization in the miniature: what it learns of a subject and what it forgets, by its own validation losses.
+"""Measures what customization learns about a subject and what it forgets, in the miniature, by validation losses.
 
     python -m benchmarks.customize demo/world --output /tmp/customize [--steps 300]
 
-`demo/world` is what `make demo` leaves. The subject is one scene that is in no set, a black cone beside a
-pink box, both of a zigzag texture that no scene has, under an evening sky, seen from 24 places, of which every third
-image is held out. The prior is judged on 16 clips of a world of other seeds. Four runs from the stage 5 there: all
-weights and LoRA, with and without prior data.
+`demo/world` is the output of `make demo`. The subject is one scene that is in no set: a black cone next to a pink box,
+both with a zigzag texture that no other scene has, under an evening sky, seen from 24 viewpoints. Every third image is
+held out. The prior loss is measured on 16 clips of a world with other seeds. There are four runs from the demo's stage
+5: all weights and LoRA, each with and without prior data.
 """
 
 import argparse
@@ -16,23 +16,25 @@ from pathlib import Path
 
 import numpy as np
 
-from gen1_train.training.rows import read_metrics
-from miniature.render import render_frame
-from miniature.scene import SKIES, Scene, Solid
-from miniature.world import SOURCES, World, write_image, write_world
+from gen1_train.reporting.rows import read_metrics
+from miniature.world.render import render_frame
+from miniature.world.scene import SKIES, Scene, Solid
+from miniature.world.world import SOURCES, World, write_image, write_world
 
 ROOT = Path(__file__).parents[1]
 SUBJECT = (
     Solid("cone", "black", 0.85, 2.2, (-1.0, 0.2), "zigzag"),
     Solid("box", "pink", 0.75, 0.9, (1.1, -0.4), "zigzag", phase=0.6),
 )
-IMAGES, HEIGHT, WIDTH = 24, 256, 448
+IMAGES = 24
+HEIGHT = 256
+WIDTH = 448
 QUIET = ["log.wandb=disabled", "validation.edit_every=0", "customize.held_out=3", "data.workers=1", "strategy=single"]
 LOSSES = {"subject": "subject_loss_ema", "prior": "val_loss_ema"}
 
 
 def write_subject(folder: Path) -> None:
-    """Images from all around one scene."""
+    """Writes images of one scene from viewpoints all around it."""
     folder.mkdir(parents=True, exist_ok=True)
     for i, turn in enumerate(np.linspace(-1.2, 1.2, IMAGES)):
         distance, height = 4.8 + 0.4 * (i % 5), 1.5 + 0.3 * (i % 4)
@@ -46,7 +48,7 @@ def call(module: str, *settings: str) -> None:
 
 
 def prepare(output: Path) -> None:
-    """The subject, and clips that nobody has trained on."""
+    """Writes the subject, and clips that no model was trained on."""
     if not (output / "images").exists():
         write_subject(output / "images")
     if not (output / "others" / "manifest.json").exists():
@@ -56,7 +58,7 @@ def prepare(output: Path) -> None:
 
 
 def measure(world: Path, output: Path, name: str, settings: list[str]) -> dict[str, float | str]:
-    """One run -> both losses at its start, at the step that is best for the subject, and at its end."""
+    """Runs one customization; returns both losses at the start, at the best step for the subject, and at the end."""
     common = ["stage=customize", "experiment=demo", f"images={output / 'images'}", f"output={output / 'runs'}"]
     start = f"init.checkpoint={world / 'runs' / 'demo' / 'stage5'}"
     call("gen1_train.train", *common, *QUIET, f"name={name}", start, f"validation.root={output / 'others'}", *settings)
@@ -64,12 +66,12 @@ def measure(world: Path, output: Path, name: str, settings: list[str]) -> dict[s
     for row in read_metrics(output / "runs" / name / "customize" / "metrics.csv"):
         rows.setdefault(int(row["step"]), {}).update({key: value for key, value in row.items() if value})
     logged = [(step, row) for step, row in rows.items() if LOSSES["subject"] in row]
-    seen = [(step, {kind: float(row[key]) for kind, key in LOSSES.items()}) for step, row in logged]
-    best, losses = min(seen, key=lambda one: one[1]["subject"])
-    found: dict[str, float | str] = {"run": name, "best_step": best}
-    for when, values in (("start", seen[0][1]), ("best", losses), ("end", seen[-1][1])):
-        found |= {f"{kind}_{when}": value for kind, value in values.items()}
-    return found
+    losses = [(step, {kind: float(row[key]) for kind, key in LOSSES.items()}) for step, row in logged]
+    best_step, best = min(losses, key=lambda entry: entry[1]["subject"])
+    result: dict[str, float | str] = {"run": name, "best_step": best_step}
+    for moment, values in (("start", losses[0][1]), ("best", best), ("end", losses[-1][1])):
+        result |= {f"{kind}_{moment}": value for kind, value in values.items()}
+    return result
 
 
 def main() -> None:
@@ -79,7 +81,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--lora-lr", type=float, default=1e-3)
-    parser.add_argument("--runs", nargs="*", help="names of runs; else all")
+    parser.add_argument("--runs", nargs="*", help="names of the runs; default: all")
     arguments = parser.parse_args()
     world, output = arguments.world.resolve(), arguments.output.resolve()
     prepare(output)

@@ -1,17 +1,17 @@
-"""How well gen1-data uses a machine. JSON lines on stdout, a table on stderr.
+"""Measures how well gen1-data uses a machine. JSON lines on stdout, a table on stderr.
 
-    python benchmarks/data_tools.py                        # on a rendered video, with the miniature's estimators
-    python benchmarks/data_tools.py --video FILE.mp4       # decoding measured on a file of yours
+    python benchmarks/data_tools.py                        # on a synthetic video, with the miniature's estimators
+    python benchmarks/data_tools.py --video FILE.mp4       # decodes one of your files
     python benchmarks/data_tools.py --device cuda --recipe paper
 
-Four questions, each a ratio of things measured side by side in one run, in turns:
+There are four questions, each a ratio of measurements that alternate in one run:
 
-decode   CPU seconds of plain decord in a loop over those of our reader, which also makes the small picture for the
-         shot detector from every frame and the pixels of every fourth
-pipeline clips a second of a whole task (decode, networks, encoding, tar), over those of its slowest stage alone, and
-         over the bound that the cores set: all the work of all stages on all cores without a gap
-workers  seconds of a set with one worker process over those with two
-memory   resident memory of a task over a video, and over one that is 4, 16 and 64 times as long
+decode   CPU seconds of plain decord in a loop relative to our reader, which also computes the small image for the shot
+         detector from every frame and the pixels of every fourth
+pipeline clips per second of a whole task (decode, networks, encoding, tar) relative to its slowest stage alone, and to
+         the bound of the cores: the work of all stages on all cores without gaps
+workers  seconds of a set with one worker process relative to two
+memory   resident memory of a task on a video, and on videos that are 4, 16 and 64 times as long
 """
 
 # ruff: noqa: E402
@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path[0] = str(ROOT)  # in place of this folder, where this file would be taken for the package data_tools
+sys.path[0] = str(ROOT)  # replaces this folder, in which this file would hide the package data_tools
 
 import argparse
 import os
@@ -35,32 +35,34 @@ import numpy as np
 import torch
 
 from benchmarks.questions import answer
+from data_tools.clips.read import FileReader, ReaderPool
 from data_tools.estimate import Estimators
-from data_tools.examine import MediaFile, examine
 from data_tools.pipeline import Clip
 from data_tools.plan import make_plan
-from data_tools.read import FileReader, ReaderPool
 from data_tools.recipe import RecipeConfig
-from data_tools.sources import open_source
+from data_tools.source.examine import MediaFile, examine
+from data_tools.source.sources import open_source
 from data_tools.task import run_task
 from gen1_train.batch import Sample, encode_sample
-from gen1_train.children import cores
-from gen1_train.estimators.clip import ClipConfig
-from gen1_train.estimators.depth import DepthConfig
-from gen1_train.model.autoencoder import AutoencoderConfig
+from gen1_train.frozen.autoencoder import AutoencoderConfig
+from gen1_train.frozen.clip import ClipConfig
+from gen1_train.frozen.depth import DepthConfig
+from gen1_train.system.processes import cores
 
 WEIGHTS = ROOT / "miniature" / "weights"
-WIDTH, HEIGHT, FPS = 1280, 720, 25
+WIDTH = 1280
+HEIGHT = 720
+FPS = 25
 STAGES = ("read", "structure", "clip", "latents", "encode")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--video", type=Path, help="decode this file instead of a made one")
+    parser.add_argument("--video", type=Path, help="decode this file instead of a synthetic one")
     parser.add_argument("--recipe", choices=("miniature", "paper"), default="miniature")
     parser.add_argument("--bucket", default="448x256")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seconds", type=int, default=20, help="length of the made videos")
+    parser.add_argument("--seconds", type=int, default=20, help="length of the synthetic videos")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=("decode", "pipeline", "workers", "memory"))
     arguments = parser.parse_args()
@@ -72,8 +74,8 @@ def main() -> None:
 
 
 def decode(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
-    """CPU milliseconds a frame, each contender in a process of its own, in turns."""
-    path = arguments.video or make_video(folder / "made.mp4", arguments.seconds)
+    """Yields CPU milliseconds per frame; the contenders alternate, each in a separate process."""
+    path = arguments.video or make_video(folder / "synthetic.mp4", arguments.seconds)
     contenders = {"decord": PLAIN_DECORD, "pyav": OUR_READER, "decord in our reader": OUR_READER}
     costs: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(arguments.rounds):
@@ -83,7 +85,7 @@ def decode(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, An
             call = [sys.executable, "-c", contenders[name], str(path), decoder]
             costs[name].append(float(subprocess.run(call, check=True, capture_output=True, text=True).stdout))
     for name, values in costs.items():
-        ratios = [plain / own for plain, own in zip(costs["decord"], values)]
+        ratios = [plain / cost for plain, cost in zip(costs["decord"], values)]
         yield {"reader": name, "cpu_ms_per_frame": rounded(values), "decord_over_it": rounded(ratios)}
 
 
@@ -108,7 +110,7 @@ print(1000 * (cpu() - before) / len(reader))
 OUR_READER = (
     CPU
     + """
-from gen1_train.video.frames import read_frames
+from gen1_train.video.decoding.reading import read_frames
 if sys.argv[2] == "decord":
     import decord
 before = cpu()
@@ -125,24 +127,25 @@ print(1000 * (cpu() - before) / (frame.index + 1))
 
 
 def pipeline(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
-    """Each stage alone on the same clips, with one thread, and then all of them as a task runs them."""
+    """Times each stage alone on the same clips, with one thread, and then a whole task."""
     source = make_source(folder / "source", 1, arguments.seconds)
     recipe = make_recipe(arguments)
     estimators = Estimators(recipe, arguments.device)
-    clips, reading = timed(lambda: read_all(source, recipe))
+    clips, first_read = timed(lambda: read_all(source, recipe))
     alone: dict[str, list[float]] = {name: [] for name in STAGES}
-    whole: list[float] = []
+    tasks: list[float] = []
     torch.set_num_threads(1)
     for _ in range(arguments.rounds):
         for name, seconds in stages_alone(source, recipe, estimators, clips).items():
             alone[name].append(seconds)
-        whole.append(one_task(source, recipe, estimators, folder)[0])
+        tasks.append(one_task(source, recipe, estimators, folder)[0])
     medians = {name: statistics.median(values) for name, values in alone.items()}
     slowest = max(medians, key=lambda name: medians[name])
-    task, work = statistics.median(whole), sum(medians.values())
+    task = statistics.median(tasks)
+    work = sum(medians.values())
     yield {
         "clips": len(clips),
-        "first_read_s": round(reading, 2),
+        "first_read_s": round(first_read, 2),
         **{f"{name}_s": round(value, 2) for name, value in medians.items()},
         "task_s": round(task, 2),
         "slowest": slowest,
@@ -152,25 +155,25 @@ def pipeline(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, 
 
 
 def stages_alone(source: Path, recipe: RecipeConfig, estimators: Estimators, clips: list[Clip]) -> dict[str, float]:
-    """Seconds of each stage on all clips, one after the other."""
+    """Returns the seconds of each stage on all clips, one after the other."""
     seconds = dict.fromkeys(STAGES, 0.0)
     _, seconds["read"] = timed(lambda: read_all(source, recipe))
     for clip in clips:
-        found, taken = timed(lambda frames=clip.frames: estimators.maps(frames[None])[0])
-        assert isinstance(found, tuple), found
+        structure, taken = timed(lambda frames=clip.frames: estimators.maps(frames[None])[0])
+        assert isinstance(structure, tuple), structure
         seconds["structure"] += taken
         embedding, taken = timed(lambda frames=clip.frames: estimators.image_embeddings(frames[None])[0])
         seconds["clip"] += taken
         moments, taken = timed(lambda frames=clip.frames: estimators.moments(frames[None])[0])
-        latent, more = timed(lambda structure=found[0]: estimators.structure_latents(structure))
+        latent, more = timed(lambda stored=structure[0]: estimators.structure_latents(stored))
         seconds["latents"] += taken + more
-        sample = Sample(clip.key, clip.frames, found[0], moments, latent, embedding, meta=clip.meta)
+        sample = Sample(clip.key, clip.frames, structure[0], moments, latent, embedding, meta=clip.meta)
         seconds["encode"] += timed(lambda sample=sample: encode_sample(sample, recipe.jpeg_quality))[1]
     return seconds
 
 
 def read_all(source: Path, recipe: RecipeConfig) -> list[Clip]:
-    """Every clip of the source: decoding, shots, cropping, and the pipe to this process."""
+    """Reads every clip of the source: decoding, shots, cropping, and the pipe to this process."""
     opened = open_source(str(source))
     reader = FileReader(opened, recipe, stills=False)
     clips: list[Clip] = []
@@ -185,7 +188,7 @@ def read_all(source: Path, recipe: RecipeConfig) -> list[Clip]:
 
 
 def one_task(source: Path, recipe: RecipeConfig, estimators: Estimators, folder: Path) -> tuple[float, int]:
-    """A task over all of the source: its seconds, and the peak of its decoding process in MiB."""
+    """Runs a task over the whole source; returns its seconds and the peak of its decoding process in MiB."""
     output = folder / "task"
     shutil.rmtree(output, ignore_errors=True)
     opened = open_source(str(source))
@@ -201,7 +204,7 @@ def one_task(source: Path, recipe: RecipeConfig, estimators: Estimators, folder:
 
 
 def peak(process: int) -> int:
-    """The most memory that a process has held so far, in MiB."""
+    """Returns the peak memory of a process so far, in MiB."""
     status = Path(f"/proc/{process}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) >> 10
 
@@ -210,7 +213,7 @@ def peak(process: int) -> int:
 
 
 def workers(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
-    """The command itself, with one worker and with two."""
+    """Times the command with one worker and with two."""
     source = make_source(folder / "source", 4, arguments.seconds)
     seconds: dict[int, list[float]] = {1: [], 2: []}
     for number in range(arguments.rounds):
@@ -221,8 +224,8 @@ def workers(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, A
             settings += [f'recipe.video_buckets=["{arguments.bucket}"]', "recipe.stills=never"]
             settings += [f"recipe.task_seconds={arguments.seconds}", f"device={arguments.device}"]
             call = [sys.executable, "-m", "data_tools.main", *settings]
-            done, taken = timed(lambda call=call: subprocess.run(call, cwd=ROOT, capture_output=True, text=True))
-            assert done.returncode == 0, done.stderr
+            result, taken = timed(lambda call=call: subprocess.run(call, cwd=ROOT, capture_output=True, text=True))
+            assert result.returncode == 0, result.stderr
             seconds[count].append(taken)
     gain = [one / two for one, two in zip(seconds[1], seconds[2])]
     yield {"one_s": rounded(seconds[1]), "two_s": rounded(seconds[2]), "gain": rounded(gain)}
@@ -231,7 +234,7 @@ def workers(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, A
 
 
 def side_by_side(count: int) -> float:
-    """Seconds of that many processes that each do the same convolutions on one thread: what the cores allow."""
+    """Times this many processes that each run the same convolutions on one thread: the limit of the cores."""
     code = (
         "import time, torch; torch.set_num_threads(1); x = torch.ones(8, 64, 128, 224); w = torch.ones(64, 64, 3, 3)\n"
         "torch.conv2d(x, w); input(); t = time.perf_counter()\n"
@@ -240,7 +243,7 @@ def side_by_side(count: int) -> float:
     )
     call = [sys.executable, "-c", code]
     processes = [subprocess.Popen(call, stdin=-1, stdout=-1, text=True) for _ in range(count)]
-    time.sleep(10)  # until all of them wait for the word
+    time.sleep(10)  # until all of them wait for input
     for process in processes:
         assert process.stdin is not None
         process.stdin.write("\n")
@@ -252,20 +255,20 @@ def side_by_side(count: int) -> float:
 
 
 def memory(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
-    """Peaks of this process and of its decoding child over a task, for a video and for many of it in a row."""
-    arguments.bucket = "112x64"  # so that it does not take hours
+    """Yields the peaks of this process and of its decoding child in a task, for videos of several lengths."""
+    arguments.bucket = "112x64"  # larger ones would take hours
     recipe = make_recipe(arguments)
     estimators = Estimators(recipe, arguments.device)
-    made = make_video(folder / "made.mp4", arguments.seconds)
+    video = make_video(folder / "synthetic.mp4", arguments.seconds)
     for times in (1, 4, 16, 64):
         source = folder / f"source-{times}"
         source.mkdir(exist_ok=True)
-        repeat(made, source / "video.mp4", times)
+        repeat(video, source / "video.mp4", times)
         _, child = one_task(source, recipe, estimators, folder)
         yield {"seconds_of_video": times * arguments.seconds, "peak_mib": peak(os.getpid()), "decoder_mib": child}
 
 
-# made things
+# synthetic inputs
 
 
 def make_recipe(arguments: argparse.Namespace) -> RecipeConfig:
@@ -287,11 +290,13 @@ def make_source(folder: Path, videos: int, seconds: int) -> Path:
 
 
 def make_video(path: Path, seconds: int) -> Path:
-    """A 720p H.264 video, as cameras give it in rate: soft blobs and grain that move, a cut every five seconds."""
+    """Writes a 720p H.264 video with a camera's bit rate: moving soft blobs and grain, a cut every five seconds."""
     rng = np.random.default_rng(0)
     with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
         stream = container.add_stream("libx264", rate=FPS, options={"crf": "23", "preset": "veryfast"})
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.width = WIDTH
+        stream.height = HEIGHT
+        stream.pix_fmt = "yuv420p"
         for number in range(seconds * FPS):
             if number % (5 * FPS) == 0:
                 coarse = rng.integers(0, 256, (12, 40, 3), np.uint8)
@@ -299,14 +304,14 @@ def make_video(path: Path, seconds: int) -> Path:
                 grain = rng.integers(-6, 7, scene.shape, np.int16)
                 scene = np.clip(scene + grain, 0, 255).astype(np.uint8)
             left = 6 * (number % (5 * FPS))
-            picture = np.ascontiguousarray(scene[:, left : left + WIDTH])
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            frame = np.ascontiguousarray(scene[:, left : left + WIDTH])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
     return path
 
 
 def repeat(path: Path, target: Path, times: int) -> None:
-    """The same packets several times in a row: a long video without the hours of encoding it."""
+    """Writes the packets of a video several times in a row: a long video without hours of encoding."""
     with av.open(str(target), "w") as output, av.open(str(path)) as first:
         stream = output.add_stream_from_template(first.streams.video[0])
         length = first.streams.video[0].duration or 0
@@ -321,9 +326,9 @@ def repeat(path: Path, target: Path, times: int) -> None:
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    begin = time.perf_counter()
+    start = time.perf_counter()
     result = call()
-    return result, time.perf_counter() - begin
+    return result, time.perf_counter() - start
 
 
 def rounded(values: list[float]) -> list[float]:

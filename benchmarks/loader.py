@@ -1,16 +1,16 @@
-"""What the loader costs, and what its schedule does at the paper's scale. JSON lines on stdout, a table on stderr.
+"""Measures the loader, and its schedule at the paper's scale. JSON lines on stdout, a table on stderr.
 
-    python benchmarks/loader.py --only read --video FILE.mp4 FILE.mp4   # frames of these; else of a made video
+    python benchmarks/loader.py --only read --video FILE.mp4 FILE.mp4   # their frames; default: a synthetic video
     python benchmarks/loader.py --only wait
     python benchmarks/loader.py --only start
     python benchmarks/loader.py --only scale
 
-read     samples and bytes a second of one loader worker, and CPU milliseconds a sample, for our loader and for
-         webdataset.WebDataset streaming the same shards: as most people use it (everything is decoded), with the
-         members that are not needed dropped before they are decoded, and that with our decoder, so that only the
-         reading differs. All give the same tensors. In turns, each round in another order; ratios within a round.
+read     samples and bytes per second of one loader worker, and CPU milliseconds per sample, for our loader and for
+         webdataset.WebDataset streaming the same shards: as most people use it (everything is decoded), with unneeded
+         members dropped before they are decoded, and the latter with our decoder, so that only the reading differs.
+         All return the same tensors. They alternate, each round in another order; ratios are within a round
 wait     share of the demo's stage 4 in which training waited for data: random latents, two processes, one worker each
-start    seconds from the start of a process to its first batch, at step 0 and at step 1 000 000, in turns
+start    seconds from the start of a process to its first batch, alternating between step 0 and step 1 000 000
 scale    240 M images in five buckets and 6.4 M clips, 1024 ranks: see paper_scale.py
 """
 
@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path[0] = str(ROOT)  # in place of this folder, for `benchmarks` and `tests`
+sys.path[0] = str(ROOT)  # replaces this folder, so that `benchmarks` can be imported
 
 import argparse
 import io
@@ -40,17 +40,17 @@ import webdataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from benchmarks.made_sets import natural_samples, random_samples, read_video, write_set
 from benchmarks.paper_scale import ask_scale
 from benchmarks.questions import answer
+from benchmarks.synthetic_sets import natural_samples, random_samples, read_video, write_set
 from gen1_train.batch import Batch, Pool, Sample, collate, decode_member, members_of
-from gen1_train.data.loader import BatchDataset, Place, build_loader
+from gen1_train.data.loader import BatchDataset, BatchPartition, build_loader
 from gen1_train.data.schedule import Schedule, Settings
 from gen1_train.data.shards import ShardSet
 
 CLIP = Pool("video", 448, 256, 8)
 CLIPS = 8  # in a batch
-AHEAD = 3  # batches that a worker may have made or begun when one of its batches is taken
+AHEAD = 3  # batches that a worker may have started or finished when one of its batches is taken
 FIELDS = {
     "frames": ("frames", "image_embedding"),
     "frames, structure": ("frames", "image_embedding", "structure"),
@@ -60,9 +60,9 @@ FIELDS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--video", type=Path, nargs="+", help="read: frames of these files instead of a made one")
-    parser.add_argument("--clips", type=int, default=256, help="read: in the set, 2 MB each")
-    parser.add_argument("--fields", nargs="+", choices=FIELDS, default=list(FIELDS), help="read: only these")
+    parser.add_argument("--video", type=Path, nargs="+", help="read: frames of these files instead of a synthetic one")
+    parser.add_argument("--clips", type=int, default=256, help="read: clips in the set, 2 MB each")
+    parser.add_argument("--fields", nargs="+", choices=FIELDS, default=list(FIELDS), help="read: only these fields")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=60, help="wait: optimizer steps")
     parser.add_argument("--only", choices=("read", "wait", "start", "scale"))
@@ -80,17 +80,17 @@ class Contender:
 
 
 def ask_read(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
-    """Full shards for all fields, warm and cold; and shards that hold nothing but latents, where nothing is skipped."""
-    from benchmarks.data_tools import make_video  # here: every loader worker imports this file, too
+    """Compares on full shards, warm and cold, and on shards with only latents, where nothing is skipped."""
+    from benchmarks.data_tools import make_video  # a local import because every loader worker imports this file
 
     torch.set_num_threads(1)
-    files = arguments.video or [make_video(folder / "made.mp4", 20)]
+    files = arguments.video or [make_video(folder / "synthetic.mp4", 20)]
     videos = [read_video(file, CLIP) for file in files]
     clips = partial(natural_samples, videos, CLIP, arguments.clips, 768)
     full = write_set(folder / "full", {CLIP: clips()}, shard_samples=64)
     lean = write_set(folder / "lean", {CLIP: clips()}, shard_samples=64, pixels=False)
     check_same(full)
-    os.sync()  # what is not on the disk yet cannot be dropped from memory
+    os.sync()  # pages that are not on the disk yet cannot be dropped from memory
     yield {"set": "full", "clips": arguments.clips, **bytes_of_members(full)}
     for kind in arguments.fields:
         yield from compare(full, kind, "full", arguments)
@@ -101,69 +101,70 @@ def ask_read(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, 
 
 
 def contenders(root: Path, shards: str) -> list[Contender]:
-    found = [
+    all_contenders = [
         Contender("ours, global", partial(our_loader, root, "global")),
         Contender("ours, blocks", partial(our_loader, root, "blocks")),
         Contender("webdataset, everything decoded", partial(webdataset_loader, root, False, pillow)),
         Contender("webdataset, wanted members", partial(webdataset_loader, root, True, pillow)),
         Contender("webdataset, wanted members, our decoder", partial(webdataset_loader, root, True, our_decoder)),
     ]
-    return found if shards == "full" else found[:2] + found[3:]
+    return all_contenders if shards == "full" else all_contenders[:2] + all_contenders[3:]
 
 
 def compare(
     root: Path, kind: str, shards: str, arguments: argparse.Namespace, cold: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """One epoch; four of latents in memory, which are over too soon."""
+    """Compares the contenders over one epoch; over four for latents in memory, whose epochs are too short."""
     fields = FIELDS[kind]
     epochs = 4 if kind == "latents" and not cold else 1
     batches = epochs * arguments.clips // CLIPS
     sizes = bytes_of_members(root)
-    wanted = sum(sizes[field] for field in fields)
-    all_of_them = contenders(root, shards)
-    seen: dict[str, list[tuple[float, float]]] = {contender.name: [] for contender in all_of_them}
+    sample_bytes = sum(sizes[field] for field in fields)
+    all_contenders = contenders(root, shards)
+    results: dict[str, list[tuple[float, float]]] = {contender.name: [] for contender in all_contenders}
     for number in range(arguments.rounds):
-        turn = number % len(all_of_them)
-        for contender in all_of_them[turn:] + all_of_them[:turn]:
+        turn = number % len(all_contenders)
+        for contender in all_contenders[turn:] + all_contenders[:turn]:
             if cold:
                 drop_from_memory(root)
-            seen[contender.name].append(run(contender.load(fields, epochs), batches))
-    for name, figures in seen.items():
+            results[contender.name].append(run(contender.load(fields, epochs), batches))
+    for name, figures in results.items():
         cpu, wall = ([figure[i] for figure in figures] for i in (0, 1))
         row: dict[str, Any] = {"fields": kind, "shards": shards, "cache": "cold" if cold else "warm", "loader": name}
         row |= {"samples_per_s": round(1 / statistics.median(wall), 1)}
-        row |= {"MB_per_s": round(wanted / statistics.median(wall) / 1e6, 1)}
+        row |= {"MB_per_s": round(sample_bytes / statistics.median(wall) / 1e6, 1)}
         row |= {"cpu_ms_per_sample": round(1e3 * statistics.median(cpu), 3)}
-        for what, i in (("cpu", 0), ("wall", 1)):
-            ratios = [theirs[i] / own[i] for theirs, own in zip(figures, seen["ours, global"])]
-            row[f"ours_faster_{what}"] = [round(ratio, 2) for ratio in sorted(ratios)]
+        for clock, i in (("cpu", 0), ("wall", 1)):
+            ratios = [other[i] / own[i] for other, own in zip(figures, results["ours, global"])]
+            row[f"ours_faster_{clock}"] = [round(ratio, 2) for ratio in sorted(ratios)]
         yield row
 
 
 def run(loader: DataLoader[Any], batches: int) -> tuple[float, float]:
-    """CPU and wall seconds per sample, from the first batch to one of the last.
+    """Returns CPU and wall seconds per sample, from the first batch to one of the last.
 
-    The CPU seconds are those of the worker and of this process, which copies the batches as one would to a device.
+    The CPU seconds are those of the worker and of this process, which copies the batches as if to a device.
     """
     iterator = iter(loader)
     next(iterator)
     [worker] = multiprocessing.active_children()
     assert worker.pid is not None
-    theirs = (~worker.pid) << 3 | 2  # POSIX's CPU clock of another process, see clock_getcpuclockid(3)
+    worker_clock = (~worker.pid) << 3 | 2  # POSIX's CPU clock of another process, see clock_getcpuclockid(3)
 
     def clocks() -> tuple[float, float]:
-        return time.clock_gettime(theirs) + time.process_time(), time.perf_counter()
+        return time.clock_gettime(worker_clock) + time.process_time(), time.perf_counter()
 
     device: dict[str, torch.Tensor] = {}
-    begin, count = clocks(), 0
+    start = clocks()
+    count = 0
     for batch in islice(iterator, batches - AHEAD - 1):
         count += len(batch.keys)
         for name, tensor in vars(batch).items():
             if isinstance(tensor, torch.Tensor):
                 dtype = torch.uint8 if tensor.dtype == torch.uint8 else torch.float32
                 device.setdefault(name, torch.empty(tensor.shape, dtype=dtype)).copy_(tensor)
-    cpu, wall = ((now - then) / count for now, then in zip(clocks(), begin))
-    assert sum(1 for _ in iterator) == AHEAD  # to the end: a worker that is dropped at work may abort (torch 2.15)
+    cpu, wall = ((end - begin) / count for end, begin in zip(clocks(), start))
+    assert sum(1 for _ in iterator) == AHEAD  # to the end: a worker that is stopped early may abort (torch 2.15)
     return cpu, wall
 
 
@@ -171,30 +172,30 @@ def our_loader(root: Path, order: str, fields: tuple[str, ...], epochs: int) -> 
     shards = ShardSet(root)
     schedule = Schedule(shards, Settings(seed=0, image_ratio=0, clips=CLIPS, order=order))
     steps = epochs * shards.manifest.pools[CLIP.name].samples // CLIPS
-    return build_loader(BatchDataset(shards, schedule, Place(0, 1, 1), fields), 0, steps, workers=1, pin=False)
+    return build_loader(BatchDataset(shards, schedule, BatchPartition(0, 1, 1), fields), 0, steps, workers=1, pin=False)
 
 
 def webdataset_loader(
     root: Path, select: bool, image: Callable[[str, bytes], Any], fields: tuple[str, ...], epochs: int
 ) -> DataLoader[Any]:
-    """The usual pipeline: expand tars, group by key, decode, stack. `image` decodes pictures."""
+    """Builds the usual pipeline: expand tars, group by key, decode, stack. `image` decodes images."""
     tars = sorted(str(path) for path in (root / "shards").glob("video-*.tar"))
     names = {name for field in fields for name in members_of(field, CLIP.frames)}
-    wanted = partial(is_wanted, names) if select else None
-    dataset = webdataset.WebDataset(tars, shardshuffle=False, select_files=wanted).repeat(epochs)
+    selection = partial(is_selected, names) if select else None
+    dataset = webdataset.WebDataset(tars, shardshuffle=False, select_files=selection).repeat(epochs)
     dataset = dataset.decode(image).batched(CLIPS, collation_fn=partial(stack, fields))
     return DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context="spawn")
 
 
-def is_wanted(names: set[str], path: str) -> bool:
+def is_selected(names: set[str], path: str) -> bool:
     return path.partition(".")[2] in names
 
 
 def pillow(key: str, data: bytes) -> np.ndarray | None:
-    """What decode("rgb8") does with a JPEG; and 16-bit PNGs, of which "rgb8" would make 8-bit colours."""
+    """Decodes a JPEG like decode("rgb8"), and 16-bit PNGs, which "rgb8" would convert to 8-bit colors."""
     if not key.endswith((".jpg", ".png")):
         return None
-    image = Image.open(io.BytesIO(data))
+    image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
     image.load()
     return np.asarray(image.convert("RGB") if key.endswith(".jpg") else image)
 
@@ -204,7 +205,7 @@ def our_decoder(key: str, data: bytes) -> np.ndarray | None:
 
 
 def stack(fields: tuple[str, ...], samples: list[dict[str, Any]]) -> Batch:
-    """The tensors that our loader makes, as one would write it."""
+    """Builds the tensors of our loader in the most direct way."""
     columns = {}
     for field in fields:
         names = members_of(field, CLIP.frames)
@@ -224,9 +225,10 @@ def stack(fields: tuple[str, ...], samples: list[dict[str, Any]]) -> Batch:
 
 
 def check_same(root: Path) -> None:
-    """All contenders give the same tensors for the same keys."""
+    """Checks that all contenders return the same tensors for the same keys."""
     fields = ("frames", "structure", *FIELDS["latents"])
-    batches: list[Batch] = [next(iter(theirs.load(fields, 1).dataset)) for theirs in contenders(root, "full")[2:]]
+    others = contenders(root, "full")[2:]
+    batches: list[Batch] = [next(iter(contender.load(fields, 1).dataset)) for contender in others]
     shards = ShardSet(root)
     ours = [shards.read(CLIP.name, index, fields) for index in range(CLIPS)]
     assert [sample.key for sample in ours] == batches[0].keys
@@ -235,7 +237,7 @@ def check_same(root: Path) -> None:
 
 
 def bytes_of_members(root: Path) -> dict[str, float]:
-    """Field -> bytes of a sample's members."""
+    """Returns the bytes of a sample's members by field."""
     shards = ShardSet(root)
     shard, _ = shards.locate(CLIP.name, 0)
     entries = [shards.entry(shard, row) for row in range(shard.samples)]
@@ -254,7 +256,7 @@ def drop_from_memory(root: Path) -> None:
 
 
 def small_set(folder: Path) -> Path:
-    """In the demo's shapes."""
+    """Writes a set with the demo's shapes."""
     clip, image = Pool("video", 112, 64, 8), Pool("image", 112, 64, 1)
     pools = {clip: random_samples(clip, 256, 64), image: random_samples(image, 512, 64)}
     return write_set(folder / "set", pools, shard_samples=64)
@@ -264,8 +266,8 @@ def small_set(folder: Path) -> Path:
 
 
 def ask_wait(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
-    """Stages 1 to 4 as `make demo` runs them, all but the last for two steps; the shares are metrics.csv's."""
-    from gen1_train.training.metrics import read_metrics
+    """Runs stages 1 to 4 as `make demo` does, the first three for two steps; the shares are those of metrics.csv."""
+    from gen1_train.reporting.rows import read_metrics
     from miniature.tiny import write_stable_diffusion
 
     root = small_set(folder)
@@ -274,11 +276,11 @@ def ask_wait(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, 
         steps = arguments.steps if stage == 4 else 2
         settings = ["experiment=demo", f"stage={stage}", f"output={folder / 'run'}", "log.wandb=disabled"]
         settings += [f"init.from={folder / 'sd'}"] if stage == 1 else [f"data.root={root}", f"stage.steps={steps}"]
-        settings.append("checkpoint.every=1000")  # metrics.csv takes the saving of a checkpoint for waiting
+        settings.append("checkpoint.every=1000")  # in metrics.csv saving a checkpoint counts as waiting
         call = [sys.executable, "-m", "gen1_train.train", *settings]
         environment = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-        done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        result = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
     rows = read_metrics(folder / "run" / "demo" / "stage4" / "metrics.csv")
     waited = [float(row["data_wait"]) * float(row["seconds"]) for row in rows]
     seconds = [float(row["seconds"]) for row in rows]
@@ -299,13 +301,14 @@ FIRST_BATCH = """
 import sys
 from pathlib import Path
 sys.path[0] = sys.argv[1]
-from gen1_train.data.loader import BatchDataset, Place, build_loader
+from gen1_train.data.loader import BatchDataset, BatchPartition, build_loader
 from gen1_train.data.schedule import Schedule, Settings
 from gen1_train.data.shards import ShardSet
 if __name__ == "__main__":
     shards, step = ShardSet(sys.argv[2]), int(sys.argv[3])
     schedule = Schedule(shards, Settings(seed=0, image_ratio=0.125, clips=8, order=sys.argv[4]))
-    dataset = BatchDataset(shards, schedule, Place(0, 1, 1), ("moments", "image_embedding", "structure_latent"))
+    fields = ("moments", "image_embedding", "structure_latent")
+    dataset = BatchDataset(shards, schedule, BatchPartition(0, 1, 1), fields)
     print(next(iter(build_loader(dataset, step, step + 4, 1, pin=False))).step, flush=True)
 """
 
@@ -314,14 +317,14 @@ def ask_start(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str,
     root = small_set(folder)
     for order in ("global", "blocks"):
         seconds: dict[int, list[float]] = {0: [], 1_000_000: []}
-        for number in range(arguments.rounds + 1):  # the first one brings the libraries into memory
+        for number in range(arguments.rounds + 1):  # the first round loads the libraries into memory
             for step in sorted(seconds, reverse=number % 2 == 1):
                 call = [sys.executable, "-c", FIRST_BATCH, str(ROOT), str(root), str(step), order]
-                begin = time.perf_counter()
+                start = time.perf_counter()
                 with subprocess.Popen(call, stdout=subprocess.PIPE, text=True) as process:
                     assert process.stdout is not None
                     assert process.stdout.readline() == f"{step}\n"
-                    seconds[step].append(time.perf_counter() - begin)
+                    seconds[step].append(time.perf_counter() - start)
         figures = {step: values[1:] for step, values in seconds.items()}
         ratios = [late / early for early, late in zip(*figures.values())]
         yield {

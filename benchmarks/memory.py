@@ -1,17 +1,17 @@
-"""Peaks of memory that training really has, beside the plan's. JSON lines on stdout.
+"""Compares the measured peak memory of training with the plan. JSON lines on stdout.
 
     python benchmarks/memory.py                  # on CPU processes: single; ddp, zero1 and zero2 on 1, 2 and 4 ranks
     python benchmarks/memory.py --device cuda    # on one GPU: Stable Diffusion 1.5's size in bf16
 
-On CPUs a peak is the largest running sum of torch.profiler's allocations and frees, from the making of the model on, in
-a step after the first; on a GPU it is torch's own. Steps of images and of videos take turns.
+On CPUs a peak is the largest running sum of torch.profiler's allocations and frees, since before the model is built, in
+a step after the first ones. On a GPU it is torch's own peak. Image and video steps alternate.
 """
 
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).parents[1])  # in place of this folder, for `benchmarks`
+    sys.path[0] = str(Path(__file__).parents[1])  # replaces this folder, so that `benchmarks` can be imported
 
 import argparse
 import json
@@ -30,16 +30,16 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.ranks import in_ranks
 from gen1_train.batch import Batch
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
-from gen1_train.training.memory import Layout, Planner, ZeroSettings
-from gen1_train.training.module import DiffusionConfig, Gen1Module
+from gen1_train.training.module import DiffusionConfig, Gen1Module, StageSpec
 from gen1_train.training.network import OptimConfig
+from gen1_train.training.planning.memory import Layout, Planner, ZeroSettings
+from gen1_train.training.planning.tracing import MicroBatch
 from gen1_train.training.strategy import StrategyConfig, ZeroStrategy, build_strategy
-from gen1_train.training.tracing import Work
 
 SMALL = UNetConfig(channels=[64, 128, 256, 256], heads=[2] * 4, layers=1, groups=8, context_dim=64, content_dim=64)
-WORKS = (Work("image", 8, 1, 16, 16), Work("video", 1, 8, 16, 16))
-FULL_WORKS = (Work("image", 16, 1, 32, 56), Work("video", 2, 8, 32, 56))
-WARM = 2  # steps before those that are measured: one of each kind
+WORKS = (MicroBatch("image", 8, 1, 16, 16), MicroBatch("video", 1, 8, 16, 16))
+FULL_WORKS = (MicroBatch("image", 16, 1, 32, 56), MicroBatch("video", 2, 8, 32, 56))
+WARM = 2  # unmeasured steps at the start: one of each kind
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Case:
     precision: str = "32-true"
     device: str = "cpu"
     full: bool = False  # Stable Diffusion 1.5's size
-    bucket: int | None = None  # of ZeRO, in elements; None: as training has it
+    bucket: int | None = None  # of ZeRO, in elements; None: as in training
 
     @property
     def unet(self) -> UNetConfig:
@@ -58,11 +58,11 @@ class Case:
         return UNetConfig(**{**asdict(base), "checkpointing": [self.checkpointing] * len(base.channels)})
 
     @property
-    def works(self) -> tuple[Work, ...]:
+    def works(self) -> tuple[MicroBatch, ...]:
         return FULL_WORKS if self.full else WORKS
 
     def build(self) -> Any:
-        """The strategy as training has it, but for the bucket."""
+        """Builds the strategy as in training, except for the bucket."""
         strategy = build_strategy(StrategyConfig(self.strategy), self.world, micro_batch=1, gpu=self.device == "cuda")
         if isinstance(strategy, ZeroStrategy) and self.bucket is not None:
             assert isinstance(strategy.config, dict)
@@ -71,17 +71,17 @@ class Case:
 
 
 def planned(case: Case) -> dict[str, int]:
-    """Kind -> bytes of a rank at the peak of a step."""
+    """Returns the planned peak of a rank in a step, in bytes, by kind of step."""
     strategy = case.build()
     zero = ZeroSettings.read(strategy.config["zero_optimization"]) if isinstance(strategy, ZeroStrategy) else None
     layout = Layout(case.strategy, case.precision, case.world, zero=zero, gloo=case.device == "cpu")
     planner = Planner(case.unet, layout)
-    standing = sum(planner.standing().values())
+    standing = sum(planner.resident().values())
     return {work.kind: standing + planner.peak(work).bytes for work in case.works}
 
 
 def measured(case: Case, folder: Path, seconds: float = 300) -> dict[str, int]:
-    """The same, of the rank that needs most, in processes of their own. Raises as in_ranks does."""
+    """Measures the peak of the rank that needs the most memory, by kind of step. Raises as `in_ranks` does."""
     peaks = in_ranks(_rank, case.world, case, folder, seconds=seconds)
     return {work.kind: max(peak[work.kind] for peak in peaks) for work in case.works}
 
@@ -95,26 +95,26 @@ def _rank(rank: int, case: Case, folder: Path) -> dict[str, int]:
 
 def _on_cpu(case: Case, trace: Path) -> dict[str, int]:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        _train(case, Marks())
+        _train(case, StepMarks())
     profiler.export_chrome_trace(str(trace))
     events = json.loads(trace.read_text())["traceEvents"]
     trace.unlink()
-    held = [(event["ts"], event["args"]["Total Allocated"]) for event in events if event.get("name") == "[memory]"]
+    allocated = [(event["ts"], event["args"]["Total Allocated"]) for event in events if event.get("name") == "[memory]"]
     peaks = {}
     for number, work in enumerate(case.works, WARM):
         (mark,) = [event for event in events if event.get("name") == f"step {number}" and "dur" in event]
-        peaks[work.kind] = max(total for ts, total in held if 0 <= ts - mark["ts"] <= mark["dur"])
+        peaks[work.kind] = max(total for ts, total in allocated if 0 <= ts - mark["ts"] <= mark["dur"])
     return peaks
 
 
 def _on_gpu(case: Case) -> dict[str, int]:
-    watch = Watch()
-    _train(case, watch)
-    return {work.kind: watch.peaks[number] for number, work in enumerate(case.works, WARM)}
+    recorder = GpuPeaks()
+    _train(case, recorder)
+    return {work.kind: recorder.peaks[number] for number, work in enumerate(case.works, WARM)}
 
 
-class Marks(Callback):
-    """Names the steps in the profiler's trace."""
+class StepMarks(Callback):
+    """Marks the steps in the profiler's trace."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, number: int) -> None:
         self.mark = record_function(f"step {number}")
@@ -124,8 +124,8 @@ class Marks(Callback):
         self.mark.__exit__(None, None, None)
 
 
-class Watch(Callback):
-    """Reads the GPU's peak of each step."""
+class GpuPeaks(Callback):
+    """Records the GPU's peak of each step."""
 
     def __init__(self) -> None:
         self.peaks: list[int] = []
@@ -137,11 +137,12 @@ class Watch(Callback):
         self.peaks.append(torch.cuda.max_memory_allocated())
 
 
-class Made(Dataset[Batch]):
-    """Random batches, of the kinds in turns."""
+class RandomBatches(Dataset[Batch]):
+    """Random batches whose kinds alternate."""
 
     def __init__(self, case: Case) -> None:
-        self.works, self.content = case.works, case.unet.content_dim
+        self.works = case.works
+        self.content = case.unet.content_dim
 
     def __len__(self) -> int:
         return WARM + len(self.works)
@@ -155,7 +156,7 @@ class Made(Dataset[Batch]):
 
 def _train(case: Case, callback: Callback) -> None:
     unet = SpatioTemporalUNet(case.unet)
-    module = Gen1Module(unet, OptimConfig(), DiffusionConfig(), 0, structure=False, max_level=0, latent_scale=1.0)
+    module = Gen1Module(unet, OptimConfig(), DiffusionConfig(), StageSpec(seed=0, latent_scale=1.0))
     trainer = Trainer(
         accelerator=case.device,
         devices=case.world,
@@ -170,7 +171,7 @@ def _train(case: Case, callback: Callback) -> None:
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    trainer.fit(module, DataLoader(Made(case), batch_size=None))
+    trainer.fit(module, DataLoader(RandomBatches(case), batch_size=None))
 
 
 def cases(device: str) -> Iterator[Case]:
@@ -189,14 +190,15 @@ def cases(device: str) -> Iterator[Case]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--strategy", help="only this one")
+    parser.add_argument("--strategy", help="only this strategy")
     options = parser.parse_args()
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     for case in cases(options.device):
         if options.strategy not in (None, case.strategy):
             continue
         with tempfile.TemporaryDirectory() as folder:
-            plan, peaks = planned(case), measured(case, Path(folder))
+            plan = planned(case)
+            peaks = measured(case, Path(folder))
         for kind, peak in peaks.items():
             row = {"kind": kind, "planned": plan[kind], "measured": peak, "ratio": round(plan[kind] / peak, 4)}
             print(json.dumps({**asdict(case), **row, "torch": torch.__version__, "commit": commit}), flush=True)

@@ -1,4 +1,4 @@
-"""A benchmark as a set of questions, each answered by rows: JSON lines on stdout, a table on stderr."""
+"""Runs a benchmark as a set of questions that are answered by rows: JSON lines on stdout, a table on stderr."""
 
 import argparse
 import json
@@ -13,17 +13,17 @@ Question = Callable[[argparse.Namespace, Path], Iterator[Row]]
 
 
 def answer(questions: Mapping[str, Question], arguments: argparse.Namespace, common: Mapping[str, Any]) -> list[Row]:
-    """Asks them all, or that of `arguments.only`, each with an empty folder; `common` stands in every row printed.
+    """Asks all questions, or only `arguments.only`, each with an empty folder, and returns their rows.
 
-    Returns the rows without it.
+    `common` is added to every printed row, but not to those returned.
     """
     answers: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for name, ask in questions.items():
             if arguments.only in (None, name):
-                place = Path(folder) / name
-                place.mkdir()
-                for row in ask(arguments, place):
+                working_folder = Path(folder) / name
+                working_folder.mkdir()
+                for row in ask(arguments, working_folder):
                     answers.append({"question": name, **row})
                     row = {"question": name, **common, **row}
                     print(json.dumps(row), flush=True)
@@ -32,7 +32,7 @@ def answer(questions: Mapping[str, Question], arguments: argparse.Namespace, com
 
 
 def append_tables(path: Path, title: str, common: Mapping[str, Any], rows: Sequence[Row]) -> None:
-    """Adds a section to a Markdown file: what is common to all rows, then a table for each set of columns."""
+    """Appends a section to a Markdown file: the common values, then a table for each set of columns."""
     lines = ["", f"## {title}", "", "; ".join(f"{name}: {value}" for name, value in common.items())]
     columns: list[str] = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""Ranks of one training in processes of their own, started as a cluster's launcher starts them."""
+"""Starts the ranks of a training run in separate processes, as a cluster's launcher does."""
 
 import os
 import socket
@@ -19,15 +19,15 @@ def free_ports(count: int) -> list[int]:
 
 
 def environment(rank: int, world: int, port: int) -> dict[str, str]:
-    """What a rank finds. It has to be there before its process starts: Lightning asks for its rank when imported."""
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return {name: str(value) for name, value in places.items()}
+    """Returns a rank's environment. Set it before the process starts: Lightning reads the rank when it is imported."""
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {name: str(value) for name, value in variables.items()}
 
 
 def in_ranks(task: Callable[..., Any], world: int, *arguments: Any, seconds: float | None = None) -> list[Any]:
-    """Calls `task(rank, *arguments)` in every rank; what they return. One process alone is no rank.
+    """Calls `task(rank, *arguments)` in every rank and returns the results. A single process gets no rank.
 
-    Raises what a rank raises, BrokenProcessPool when one was killed, and TimeoutError after so many `seconds`.
+    Raises the exception of a rank, BrokenProcessPool if one was killed, and TimeoutError after `seconds`.
     """
     (port,) = free_ports(1)
     with ExitStack() as stack:
@@ -38,7 +38,7 @@ def in_ranks(task: Callable[..., Any], world: int, *arguments: Any, seconds: flo
                 results.append(pool.submit(task, rank, *arguments))
         try:
             return [result.result(seconds) for result in results]
-        except BaseException:  # the others may wait for the one that failed
+        except BaseException:  # other ranks may wait for the failed one
             for pool in pools:
                 for process in list(pool._processes.values()):
                     process.kill()

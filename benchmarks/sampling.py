@@ -1,9 +1,12 @@
-"""What a sampling step costs: `python benchmarks/sampling.py`.
+"""Measures the cost of a sampling step: `python benchmarks/sampling.py`.
 
-- passes: how many passes of the whole UNet a step takes, in FLOPs, by the dials and by the frames of the video; exact.
-- seconds: a step as gen1-edit takes it, in turns with three naive passes (Eq. 8 as it is written: three separate calls
-  for each window, all with the windows' overlap), and the seconds a frame of the whole sampler.
-- solvers: how far a sampler of few steps ends from one of many, over random weights' own flow (or a checkpoint's).
+- passes: number of passes through the whole UNet in a step, in FLOPs, by guidance and by frames of the video; exact.
+- seconds: a step as in gen1-edit, alternating with three naive passes (Eq. 8 as written: three separate calls for each
+  window, all with the windows' overlap), and seconds per frame of the whole sampler.
+- solvers: distance between the results of a sampler with few steps and one with many, for random weights or those of a
+  checkpoint.
+- precision: PSNR of edits of the miniature in half precision against those in fp32, in a GPU's number formats.
+- tiles: PSNR of a large frame that the miniature's autoencoder decodes in tiles, as diffusers does, against it whole.
 
 JSON lines on stdout, a table on stderr.
 """
@@ -14,40 +17,56 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.made_runs import composed
 from benchmarks.questions import Row, answer
+from benchmarks.synthetic_runs import composed
 from benchmarks.unet_step import commit
 from gen1_train.diffusion.content import content_tokens
-from gen1_train.diffusion.editing import Passes, SamplingConfig, Scene, condition, sample_video, shared_noise
+from gen1_train.diffusion.editing import GuidedPrediction, Scene, sample_video, shared_noise, structure_input
 from gen1_train.diffusion.guidance import GuidanceConfig
+from gen1_train.diffusion.sampling import SamplingConfig
 from gen1_train.diffusion.schedule import NoiseConfig, NoiseSchedule
 from gen1_train.diffusion.windows import window_starts, window_weights
+from gen1_train.editing.editor import Gen1Editor
+from gen1_train.editing.formats import Formats
+from gen1_train.editing.networks import FrameCoder
+from gen1_train.frozen.autoencoder import to_pixels, to_signed
 from gen1_train.model.pretrained import load_weights
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
-from gen1_train.training.checkpoint import find_checkpoint
+from gen1_train.training.checkpoints.checkpoint import find_checkpoint
+from gen1_train.training.planning.throughput import unet_flops
 from gen1_train.training.stages import read_recorded, stage_unet
-from gen1_train.training.throughput import unet_flops
+from miniature.cases import FIRST_SEED, draw_case, render_case
 
-DIALS = {"none": (1.0, 1.0), "plain guidance": (7.5, 1.0), "all three": (7.5, 1.5), "omega=omega_t": (1.5, 1.5)}
+# name -> (omega, omega_t)
+GUIDANCE = {"none": (1.0, 1.0), "plain guidance": (7.5, 1.0), "all three": (7.5, 1.5), "omega=omega_t": (1.5, 1.5)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["passes", "seconds", "solvers"])
+    parser.add_argument("--only", choices=["passes", "seconds", "solvers", "precision", "tiles"])
     parser.add_argument("--model", default="small", help="of conf/model")
-    parser.add_argument("--checkpoint", help="question solvers: of a trained model, instead of random weights")
+    parser.add_argument("--checkpoint", help="solvers: the weights of this checkpoint instead of random ones")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--height", type=int, default=32, help="of the latents")
     parser.add_argument("--width", type=int, default=56, help="of the latents")
     parser.add_argument("--frames", type=int, nargs="+", default=[8, 12, 16, 40])
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cases", type=int, default=4, help="precision: scenes that are edited")
     arguments = parser.parse_args()
-    questions = {"passes": ask_passes, "seconds": ask_seconds, "solvers": ask_solvers}
+    questions = {
+        "passes": ask_passes,
+        "seconds": ask_seconds,
+        "solvers": ask_solvers,
+        "precision": ask_precision,
+        "tiles": ask_tiles,
+    }
     common = {
         "model": arguments.model,
         "device": arguments.device,
@@ -58,39 +77,42 @@ def main() -> None:
 
 
 def ask_passes(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
-    """FLOPs of a step over those of one pass of the video model over all windows."""
+    """Yields the FLOPs of a step relative to one pass of the video model over all windows."""
     model = config_of(arguments.model)
     for frames in arguments.frames:
-        for name, dials in DIALS.items():
-            asked: list[tuple[int, int, bool]] = []
+        for name, scales in GUIDANCE.items():
+            calls: list[tuple[int, int, bool]] = []  # clips, frames in each, temporal
 
-            def network(z: Tensor, times: Tensor, tokens: Tensor, temporal: bool, asked: list = asked) -> Tensor:
-                asked.append((z.shape[0], z.shape[1], temporal))
+            def network(z: Tensor, times: Tensor, tokens: Tensor, temporal: bool, calls: list = calls) -> Tensor:
+                calls.append((z.shape[0], z.shape[1], temporal))
                 return z[:, :, :4]
 
-            scene = made_scene(frames, 8, 4, 4, "cpu")
-            config = SamplingConfig(guidance=GuidanceConfig(*dials))
-            Passes(network, scene, torch.ones(1, model.content_dim), config, 8)(scene.noise[None], torch.tensor([1]))
+            scene = random_scene(frames, 8, 4, 4, "cpu")
+            config = SamplingConfig(guidance=GuidanceConfig(*scales))
+            GuidedPrediction(network, scene, torch.ones(1, model.content_dim), config, 8)(
+                scene.noise[None], torch.tensor([1])
+            )
 
             def flops(n: int, temporal: bool) -> int:
                 return unet_flops(model, arguments.height, arguments.width, n, temporal=temporal).total
 
             one = len(window_starts(frames, 8, config.overlap)) * flops(min(8, frames), True)
-            total = sum(clips * flops(n, temporal) for clips, n, temporal in asked)
+            total = sum(clips * flops(n, temporal) for clips, n, temporal in calls)
             yield {"frames": frames, "dials": name, "passes": round(total / one, 3)}
 
 
 @torch.no_grad()
 def ask_seconds(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
-    """Ours and the naive step in turns; the median ratio of the rounds, and seconds a frame and step."""
-    unet = random_unet(arguments)
+    """Alternates our step and the naive one; yields the median ratio of the rounds, and seconds per frame and step."""
+    unet = load_unet(arguments)
     content = torch.randn(1, unet.config.content_dim, device=arguments.device)
     for frames in arguments.frames:
-        scene = made_scene(frames, 8, arguments.height, arguments.width, arguments.device)
-        for name, dials in DIALS.items():
-            config = SamplingConfig(batch=arguments.batch, guidance=GuidanceConfig(*dials))
-            z, t = scene.noise[None], torch.tensor([500], device=arguments.device)
-            ours = Passes(unet, scene, content, config, 8)
+        scene = random_scene(frames, 8, arguments.height, arguments.width, arguments.device)
+        for name, scales in GUIDANCE.items():
+            config = SamplingConfig(batch=arguments.batch, guidance=GuidanceConfig(*scales))
+            z = scene.noise[None]
+            t = torch.tensor([500], device=arguments.device)
+            ours = GuidedPrediction(unet, scene, content, config, 8)
             naive = NaivePasses(unet, scene, content, config)
             difference = (ours(z, t) - naive(z, t)).abs().max() / naive(z, t).abs().max()
             one = timed(partial(naive.pass_of, z, t, True, True), arguments)
@@ -108,34 +130,38 @@ def ask_seconds(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
 
 
 class NaivePasses:
-    """Eq. 8 as it is written: three calls for each window, one after the other."""
+    """Eq. 8 as written: three calls for each window, one after the other."""
 
     def __init__(self, unet: SpatioTemporalUNet, scene: Scene, content: Tensor, config: SamplingConfig) -> None:
-        self.unet, self.config = unet, config
+        self.unet = unet
+        self.config = config
         self.starts = window_starts(len(scene.noise), 8, config.overlap)
         self.weights = window_weights(self.starts, 8, len(scene.noise)).to(scene.noise.device)
-        self.extra = condition(scene.structure, config.t_s)
+        self.structure = structure_input(scene.structure, config.t_s)
         self.tokens = {True: content_tokens(content), False: torch.zeros_like(content_tokens(content))}
 
     def __call__(self, z: Tensor, t: Tensor) -> Tensor:
         omega, omega_t = self.config.guidance.omega, self.config.guidance.omega_t
-        alone, empty, full = (self.pass_of(z, t, *which) for which in ((False, False), (False, True), (True, True)))
+        alone = self.pass_of(z, t, content=False, temporal=False)
+        empty = self.pass_of(z, t, content=False, temporal=True)
+        full = self.pass_of(z, t, content=True, temporal=True)
         return alone + omega_t * (empty - alone) + omega * (full - empty)
 
     def pass_of(self, z: Tensor, t: Tensor, content: bool, temporal: bool) -> Tensor:
         v = torch.zeros_like(z)
         for start, weights in zip(self.starts, self.weights):
             part = slice(start, start + 8)
-            inputs = torch.cat([z[:, part], self.extra[None, part]], dim=2)
+            inputs = torch.cat([z[:, part], self.structure[None, part]], dim=2)
             v[:, part] += weights.view(1, -1, 1, 1, 1) * self.unet(inputs, t, self.tokens[content], temporal=temporal)
         return v
 
 
 @torch.no_grad()
 def ask_solvers(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
-    """The distance of the latents from DDIM's with 250 steps, relative to their spread."""
-    unet, schedule = random_unet(arguments), NoiseSchedule(NoiseConfig(), arguments.device)
-    scene = made_scene(8, 8, arguments.height, arguments.width, arguments.device)
+    """Yields the distance of the latents to those of DDIM with 250 steps, relative to the latter's deviation."""
+    unet = load_unet(arguments)
+    schedule = NoiseSchedule(NoiseConfig(), arguments.device)
+    scene = random_scene(8, 8, arguments.height, arguments.width, arguments.device)
     content = torch.randn(1, unet.config.content_dim, device=arguments.device)
 
     def sampled(solver: str, steps: int) -> Tensor:
@@ -149,13 +175,83 @@ def ask_solvers(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
             yield {"steps": steps, "solver": solver, "distance": round(float(distance), 4)}
 
 
+def ask_precision(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
+    """Yields the PSNR of edits in dB, mean and minimum over the scenes, by settings of the sampler and formats."""
+    full = Gen1Editor.from_pretrained("miniature", arguments.device, precision="fp32")
+    halves = {
+        "bf16, estimators fp32": half_editor(Formats("bf16"), arguments.device),
+        "bf16, estimators fp16": half_editor(GpuFormats("bf16"), arguments.device),
+        "fp16, estimators fp16": half_editor(GpuFormats("fp16"), arguments.device),
+    }
+    for steps, solver, omega in ((12, "dpm++", 3.0), (50, "ddim", 7.5)):
+        ratios: dict[str, list[float]] = {name: [] for name in halves}
+        for number in range(arguments.cases):
+            case = draw_case(FIRST_SEED + 1, number)
+            frames = render_case(case.source(), 64, 112, supersample=2).frames
+            settings: Any = {"prompt": case.wanted().caption, "steps": steps, "solver": solver, "omega": omega}
+            expected = full(frames, **settings)
+            for name, editor in halves.items():
+                ratios[name].append(psnr(editor(frames, **settings), expected))
+        for name, values in ratios.items():
+            shown = {"mean_psnr": round(statistics.mean(values), 1), "least_psnr": round(min(values), 1)}
+            yield {"steps": steps, "solver": solver, "omega": omega, "formats": name, **shown}
+
+
+class GpuFormats(Formats):
+    """The formats of an edit on a GPU, on any device: the estimators in fp16."""
+
+    def estimators(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, torch.float16)
+
+
+def half_editor(formats: Formats, device: str) -> Gen1Editor:
+    editor = Gen1Editor.from_pretrained("miniature", device, precision="fp32")
+    editor.unet.to(formats.unet)
+    editor.formats = formats
+    editor.coder = FrameCoder(editor.autoencoder, formats, editor.device)
+    return editor
+
+
+def ask_tiles(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
+    """Yields the PSNR in dB of a frame of 896x512 that is encoded or decoded in tiles of some size and overlap."""
+    autoencoder = Gen1Editor.from_pretrained("miniature", arguments.device, precision="fp32").autoencoder
+    frame = render_case(draw_case(FIRST_SEED + 1, 0).source(), 512, 896, supersample=1).frames[:1]
+    signed = to_signed(torch.from_numpy(frame)).to(arguments.device)
+
+    def latents() -> Tensor:
+        return autoencoder.encode_moments(signed).chunk(2, dim=1)[0] * autoencoder.scale
+
+    def decoded(latents: Tensor) -> np.ndarray:
+        return to_pixels(autoencoder.decode(latents)).cpu().numpy()
+
+    encoded = latents()
+    whole = decoded(encoded)
+    for tile in (256, 384, 512):
+        for overlap in (0.25, 0.5):
+            autoencoder.kl.enable_tiling()
+            autoencoder.kl.tile_sample_min_size = tile
+            autoencoder.kl.tile_latent_min_size = tile // autoencoder.factor
+            autoencoder.kl.tile_overlap_factor = overlap
+            tiled, from_tiles = decoded(encoded), latents()
+            autoencoder.kl.disable_tiling()
+            shares = {"decoded_psnr": psnr(tiled, whole), "encoded_psnr": psnr(decoded(from_tiles), whole)}
+            changed = np.abs(tiled.astype(int) - whole).max(-1) > 3
+            rounded = {name: round(value, 1) for name, value in shares.items()}
+            yield {"tile": tile, "overlap": overlap, **rounded, "changed_pixels": round(float(changed.mean()), 3)}
+
+
+def psnr(edit: np.ndarray, other: np.ndarray) -> float:
+    """Returns the peak signal-to-noise ratio of uint8 frames in dB."""
+    return float(10 * np.log10(255**2 / np.square(edit.astype(float) - other).mean()))
+
+
 def config_of(model: str) -> UNetConfig:
     config = composed(["stage=5", f"model={model}"])
     return stage_unet(config.model, config.stage)
 
 
-def random_unet(arguments: argparse.Namespace) -> SpatioTemporalUNet:
-    """Random weights, the temporal layers not the identity; or those of a checkpoint."""
+def load_unet(arguments: argparse.Namespace) -> SpatioTemporalUNet:
+    """Builds a UNet with random weights and temporal layers that are not the identity, or loads a checkpoint's."""
     torch.manual_seed(0)
     if arguments.checkpoint:
         checkpoint = find_checkpoint(Path(arguments.checkpoint))
@@ -169,22 +265,22 @@ def random_unet(arguments: argparse.Namespace) -> SpatioTemporalUNet:
     return unet.to(arguments.device).eval().requires_grad_(False)
 
 
-def made_scene(frames: int, window: int, height: int, width: int, device: str) -> Scene:
+def random_scene(frames: int, window: int, height: int, width: int, device: str) -> Scene:
     shape = (4, height, width)
     structure = torch.randn(frames, *shape, generator=torch.Generator().manual_seed(0))
     return Scene(shared_noise(frames, window, shape, 0).to(device), structure.to(device))
 
 
 def timed(run: Callable[[], object], arguments: argparse.Namespace) -> float:
-    """Seconds."""
+    """Runs a function and returns its seconds."""
     cuda = torch.device(arguments.device).type == "cuda"
     if cuda:
         torch.cuda.synchronize()
-    began = time.perf_counter()
+    start = time.perf_counter()
     run()
     if cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

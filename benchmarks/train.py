@@ -1,21 +1,23 @@
-"""What training costs beside the network. JSON lines on stdout, a table on stderr.
+"""Measures the cost of training in addition to the network. JSON lines on stdout, a table on stderr.
 
-    python benchmarks/train.py                                  # all that this device can answer
+    python benchmarks/train.py                                  # all questions for this device
     python benchmarks/train.py --suite overhead --rounds 8 --clips 4
-    python benchmarks/train.py --append                         # adds the tables to RESULTS.md, too
+    python benchmarks/train.py --append                         # also appends the tables to RESULTS.md
     python benchmarks/train.py --device cuda                    # Stable Diffusion 1.5's full size in bf16
 
 overhead    a step of a run as users start it (loader, draws, clipping, guard, averages, logging, clock, Lightning, and
-            under zero2 DeepSpeed) against a bare loop of the same forward, backward and fused AdamW, in turns within
-            that run: see turns.py. The ratio is that of wall or CPU seconds; a run makes no checkpoint and no
-            validation in this time, whose cost is not one of steps. With --processes 2 gradients are exchanged by the
-            run alone, which is then part of its overhead
-ema         the averages' share of a step at the paper's 448x256, and the bytes a second that they move: the rate
-            tells the share at other sizes, of which some are foretold
-checkpoint  seconds a GB of gathering, writing, syncing and hashing, in turns with torch.save and fsync of the same
-            tensors to the same disk, TMPDIR's; then for how long a run notices one: see saving.py
-cuda        runs at full size: MFU, frames a second and peak memory for batch sizes, and for each switch alone; the
-            numbers are the run's own, from its metrics.csv
+            with zero2 DeepSpeed) compared with a bare loop of the same forward, backward and fused AdamW, alternating
+            within that run: see turns.py. The ratio is of wall or CPU seconds, without checkpoints and validation.
+            With --processes 2 only the run exchanges gradients, which is then part of its overhead
+host        the same with the UNet's full depth at a tenth of its width on tiny frames, for every strategy but zero3,
+            whose weights no rank has as a whole: nearly all of such a step is the host's time, for which a GPU waits
+            where its own work is shorter
+ema         the averages' share of a step at the paper's 448x256, and their bytes per second, from which the share at
+            other sizes is predicted
+checkpoint  seconds per GB of gathering, writing, syncing and hashing, alternating with torch.save and fsync of the same
+            tensors to the same disk, that of TMPDIR; then the delay of a run by a checkpoint: see saving.py
+cuda        runs at full size: MFU, frames per second and peak memory for several batch sizes, and for each switch
+            alone; the numbers are from the run's metrics.csv
 """
 
 # ruff: noqa: E402
@@ -23,7 +25,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path[0] = str(ROOT)  # in place of this folder, for `benchmarks`
+sys.path[0] = str(ROOT)  # replaces this folder, so that `benchmarks` can be imported
 
 import argparse
 import functools
@@ -36,43 +38,47 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
 
-from benchmarks.made_runs import composed, prepared, rows_of, trained
 from benchmarks.questions import Row, answer, append_tables
 from benchmarks.ranks import in_ranks
 from benchmarks.saving import ask_checkpoint
+from benchmarks.synthetic_runs import composed, prepare_run, rows_of, run_training
 from benchmarks.turns import Turns
 from benchmarks.unet_step import Setting, commit, machine, ours, release_memory, stepper, timed
 from gen1_train.batch import Pool
-from gen1_train.cli import settings
-from gen1_train.config import TrainConfig
+from gen1_train.cli.app import settings
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
-from gen1_train.training import ema, run, state
-from gen1_train.training.counters import Counters
+from gen1_train.training import run
+from gen1_train.training.checkpoints import ema, state
+from gen1_train.training.checkpoints.counters import Counters
+from gen1_train.training.config import TrainConfig
+from gen1_train.training.planning.throughput import step_flops
+from gen1_train.training.session import Session
 from gen1_train.training.stages import stage_unet
-from gen1_train.training.throughput import step_flops
 
 PAPER_CLIP = Pool("video", 448, 256, 8)
-# a fifth of the time of model=small; per parameter it has as many FLOPs as at any width, so passes over the parameters
-# weigh what they weigh at full size
+# A fifth of the time of model=small. Its FLOPs per parameter are those of any width, so passes over the parameters have
+# the same share as at full size.
 NARROW = ["model=small", "model.layers=1", "model.channels=[32,64,128,128]", "model.heads=[2,4,8,8]"]
-BLOCK = 4  # steps that run and bare loop take in turn
-AFTER = 3  # steps after the last turn: no turn has a loader that is done, or the run's last checkpoint, in it
-WARM_UP = 5  # steps of a GPU run that are not counted: kernels are chosen, the caching allocator fills
+# The depth of Stable Diffusion 1.5, and so the number of its operations and weights, at a tenth of its width.
+TINY = ["model=sd15", "model.channels=[32,64,128,128]", "model.heads=[1,1,2,2]"]
+BLOCK = 4  # steps in a turn of the run or the bare loop
+EXTRA_STEPS = 3  # after the last turn, so that no turn includes a finished loader or the run's last checkpoint
+WARM_UP = 5  # uncounted steps of a GPU run, in which kernels are chosen and the caching allocator fills
 
-# of the H100 SXM, for what is foretold of it
-H100_BANDWIDTH = 3.0e12  # bytes a second that a pass over memory reaches
-H100_FLOPS = 0.4 * 800e12  # 40 % of what large products in bfloat16 reach
+# of the H100 SXM, for predictions
+H100_BANDWIDTH = 3.0e12  # bytes per second of a pass over memory
+H100_FLOPS = 0.4 * 800e12  # 40 % of the rate of large products in bfloat16
 
 
 def main() -> None:
     arguments = parsed()
     torch.set_num_threads(arguments.threads)
-    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # of the runs' processes: else Lightning chooses for some
-    if arguments.device == "cpu":  # before a process is started that imports DeepSpeed
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # for the runs; otherwise Lightning sets it for some
+    if arguments.device == "cpu":  # before any process that imports DeepSpeed starts
         os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    questions = {"overhead": ask_overhead, "ema": ask_ema, "checkpoint": ask_checkpoint}
+    questions = {"overhead": ask_overhead, "host": ask_host, "ema": ask_ema, "checkpoint": ask_checkpoint}
     if arguments.device == "cuda":
         questions["cuda"] = ask_cuda
     common = {
@@ -83,21 +89,21 @@ def main() -> None:
     }
     rows = answer(questions, arguments, common)
     if arguments.append:
-        append_tables(ROOT / "benchmarks" / "RESULTS.md", "Training beside the network", common, rows)
+        append_tables(ROOT / "benchmarks" / "RESULTS.md", "The overhead of training", common, rows)
 
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--suite", dest="only", choices=("overhead", "ema", "checkpoint", "cuda"))
+    parser.add_argument("--suite", dest="only", choices=("overhead", "host", "ema", "checkpoint", "cuda"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of each process")
     parser.add_argument("--append", action="store_true", help="add tables to benchmarks/RESULTS.md")
     parser.add_argument("--strategies", nargs="+", default=["single", "zero2"], help="overhead")
-    parser.add_argument("--processes", type=int, default=1, help="overhead: of strategies other than single")
+    parser.add_argument("--processes", type=int, default=1, help="overhead: for strategies other than single")
     parser.add_argument("--clip", type=int, nargs=2, default=[448, 256], metavar=("WIDTH", "HEIGHT"), help="overhead")
-    parser.add_argument("--clips", type=int, default=1, help="overhead: of a process in a step")
-    parser.add_argument("--settings", nargs="+", default=[], help="overhead: of gen1-train, such as model=tiny")
+    parser.add_argument("--clips", type=int, default=1, help="overhead: per process and step")
+    parser.add_argument("--settings", nargs="+", default=[], help="overhead: settings of gen1-train, e.g. model=tiny")
     arguments = parser.parse_args()
     if arguments.only == "cuda" and arguments.device == "cpu":
         parser.error("--suite cuda needs --device cuda")
@@ -112,10 +118,22 @@ def ask_overhead(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
     model = ["model=sd15"] if arguments.device == "cuda" else NARROW
     precision = "bf16-mixed" if arguments.device == "cuda" else "32-true"
     model = [*model, f"trainer.accelerator={arguments.device}", f"trainer.precision={precision}", *arguments.settings]
-    start = prepared(folder, clip, model)
-    for strategy in arguments.strategies:
+    yield from overheads(arguments, folder, clip, model, arguments.strategies)
+
+
+def ask_host(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
+    model = [*TINY, f"trainer.accelerator={arguments.device}", "trainer.precision=32-true", *arguments.settings]
+    strategies = ["single", "ddp", "zero1", "zero2"]
+    yield from overheads(arguments, folder, Pool("video", 64, 64, 8), model, strategies)
+
+
+def overheads(
+    arguments: argparse.Namespace, folder: Path, clip: Pool, model: list[str], strategies: list[str]
+) -> Iterator[Row]:
+    start = prepare_run(folder, clip, model)
+    for strategy in strategies:
         processes = 1 if strategy == "single" else arguments.processes
-        given = [
+        overrides = [
             *start,
             f"output={folder / strategy}",
             f"strategy={strategy}",
@@ -123,7 +141,7 @@ def ask_overhead(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
             f"data.batch_clips={arguments.clips * processes}",
             "data.workers=1",
             f"log.every={BLOCK}",
-            f"stage.steps={BLOCK * (arguments.rounds + 1) + AFTER}",
+            f"stage.steps={BLOCK * (arguments.rounds + 1) + EXTRA_STEPS}",
         ]
         yield {
             "strategy": strategy,
@@ -131,32 +149,32 @@ def ask_overhead(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
             "threads": arguments.threads,
             "clips": arguments.clips,
             "clip": f"{clip.frames}x{clip.width}x{clip.height}",
-            **launch(given, processes),
-            **phases(rows_of(composed(given))[1:-1]),
+            **launch(overrides, processes),
+            **phases(rows_of(composed(overrides))[1:-1]),
         }
 
 
-def launch(given: list[str], processes: int) -> Row:
-    """A run in processes of its own; the row of its rank 0."""
-    return in_ranks(take_turns, processes, given)[0]
+def launch(overrides: list[str], processes: int) -> Row:
+    """Runs training in separate processes and returns the row of rank 0."""
+    return in_ranks(take_turns, processes, overrides)[0]
 
 
-def take_turns(rank: int, given: list[str]) -> Row:
-    """One rank: `gen1-train` in this process, with Turns among its callbacks."""
+def take_turns(rank: int, overrides: list[str]) -> Row:
+    """Runs `gen1-train` in this process, one rank, with Turns as the last callback."""
     os.dup2(2, 1)  # standard output is for JSON lines
-    turns, build = Turns(BLOCK), run.build_trainer
+    turns = Turns(BLOCK)
+    build = Session.trainer
 
-    def with_turns(*known: Any) -> Trainer:
-        *others, callbacks = known
-        return build(*others, [*callbacks, turns])
+    def with_turns(session: Session, callbacks: list[Callback], *arguments: Any) -> Trainer:
+        return build(session, [*callbacks, turns], *arguments)
 
-    with patch.object(run, "build_trainer", with_turns):
-        run.train(composed(given))
+    with patch.object(Session, "trainer", with_turns):
+        run.train(composed(overrides))
     return turns.row()
 
 
 def phases(rows: list[dict[str, float]]) -> Row:
-    """Milliseconds a step of what a run's own clock says; the bare loop's time counts there as `other`."""
+    """Returns milliseconds per step by the run's own clock, in which the bare loop counts as `other`."""
     names = {"data_wait": "data_wait", "ema": "time_ema", "optimizer": "time_optimizer"}
     means = {
         phase: statistics.median(1e3 * row[name] * row["seconds"] / BLOCK for row in rows)
@@ -169,21 +187,23 @@ def phases(rows: list[dict[str, float]]) -> Row:
 
 
 def ask_ema(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
-    """One step, then an update of each number of averages: the step has emptied the caches."""
+    """Alternates a step, which empties the caches, with updates of 1, 2 and 4 averages."""
     device = torch.device(arguments.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     channels = [320, 640, 1280, 1280] if device.type == "cuda" else [64, 128, 256, 256]
     contender = ours(Setting(channels, None, 8, 32, 56, device, dtype))
-    # the averages are kept, and the masters are, in float32 as in a run
+    # averages and master weights are in float32, as in a run
     masters = [weight.detach().float() for weight in contender.unet.parameters()]
-    held = state.PlainState(torch.optim.AdamW(masters))
+    training_state = state.PlainState(torch.optim.AdamW(masters))
     decays = {count: [1 - 10.0 ** -(i + 2) for i in range(count)] for count in (1, 2, 4)}
     counters = Counters(averaged={ema.name_of(decay): 0 for decay in decays[4]})
     for name in counters.averaged:
-        held.create_average(name)
+        training_state.create_average(name)
     parameters = sum(master.numel() for master in masters)
     step = stepper(contender, Setting(channels, None, 8, 32, 56, device, dtype).inputs())
-    updates = {count: functools.partial(ema.update, held, counters, chosen) for count, chosen in decays.items()}
+    updates = {
+        count: functools.partial(ema.update, training_state, counters, values) for count, values in decays.items()
+    }
     steps: list[float] = []
     seconds: dict[int, list[float]] = {count: [] for count in decays}
     for _ in range(arguments.rounds + 1):
@@ -192,7 +212,7 @@ def ask_ema(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
         for count, update in updates.items():
             seconds[count].append(timed(update, device))
     for count in decays:
-        shares = [own / whole for own, whole in zip(seconds[count][1:], steps[1:])]
+        shares = [update / step for update, step in zip(seconds[count][1:], steps[1:])]
         yield {
             "averages": count,
             "parameters": parameters,
@@ -200,24 +220,24 @@ def ask_ema(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
             "step_s": round(statistics.median(steps[1:]), 3),
             "ema_ms": round(1e3 * statistics.median(seconds[count][1:]), 2),
             "share": round(statistics.median(shares), 5),
-            "GB_per_s": round(moved(parameters, count) / statistics.median(seconds[count][1:]) / 1e9, 1),
+            "GB_per_s": round(bytes_moved(parameters, count) / statistics.median(seconds[count][1:]) / 1e9, 1),
         }
-    yield from foretold()
+    yield from predict_shares()
 
 
-def moved(parameters: int, averages: int) -> int:
-    """Bytes: for each average a master and the average are read, and the average is written."""
+def bytes_moved(parameters: int, averages: int) -> int:
+    """Returns the bytes moved: for each average, the master and the average are read, and the average is written."""
     return 12 * parameters * averages
 
 
-def foretold() -> Iterator[Row]:
-    """A prediction for Stable Diffusion 1.5 on H100s: one average, of which each rank under ZeRO has its part."""
+def predict_shares() -> Iterator[Row]:
+    """Predicts the share for Stable Diffusion 1.5 on H100s: one average, partitioned over the ranks by ZeRO."""
     config = composed(["stage=4", "model=sd15"])
     unet = stage_unet(config.model, config.stage)
     parameters = parameters_of(unet)
     for clips, ranks in ((1, 1), (8, 1), (8, 8)):
         step = clips * step_flops(unet, 32, 56, 8).total / H100_FLOPS
-        update = moved(parameters, 1) / ranks / H100_BANDWIDTH
+        update = bytes_moved(parameters, 1) / ranks / H100_BANDWIDTH
         yield {
             "foretold, SD 1.5, H100, ranks": ranks,
             "clips of a rank": clips,
@@ -248,30 +268,30 @@ SWITCHES = [
 
 
 def ask_cuda(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
-    """Full size on one GPU; what does not fit is a row that says so."""
-    start = prepared(folder, PAPER_CLIP, ["model=sd15"])
-    known = settings(TrainConfig)  # of this version
-    tried = [(clips, switch) for switch in ("", EVERYWHERE) for clips in (1, 2, 4, 8)]
-    tried += [(4, switch) for switch in SWITCHES if switch.partition("=")[0] in known]
-    for clips, switch in tried:
-        given = [
+    """Runs full-size training on one GPU; a run that does not fit yields a row with its error."""
+    start = prepare_run(folder, PAPER_CLIP, ["model=sd15"])
+    known = settings(TrainConfig)  # in this version
+    cases = [(clips, switch) for switch in ("", EVERYWHERE) for clips in (1, 2, 4, 8)]
+    cases += [(4, switch) for switch in SWITCHES if switch.partition("=")[0] in known]
+    for clips, switch in cases:
+        overrides = [
             *start,
             f"output={folder / 'run'}",
             f"data.batch_clips={clips}",
             "data.workers=4",
             *filter(None, [switch]),
         ]
-        given += ["strategy=zero2", "trainer.accelerator=cuda", "trainer.devices=1", "log.every=5"]
-        given += [f"stage.steps={WARM_UP + 5 * arguments.rounds}", "checkpoint.every=100000"]
-        yield {"clips": clips, "switch": switch, **speed(given)}
-        shutil.rmtree(folder / "run", ignore_errors=True)  # its last checkpoint has 17 GB
+        overrides += ["strategy=zero2", "trainer.accelerator=cuda", "trainer.devices=1", "log.every=5"]
+        overrides += [f"stage.steps={WARM_UP + 5 * arguments.rounds}", "checkpoint.every=100000"]
+        yield {"clips": clips, "switch": switch, **speed(overrides)}
+        shutil.rmtree(folder / "run", ignore_errors=True)  # its last checkpoint takes 17 GB
 
 
-def speed(given: list[str]) -> Row:
+def speed(overrides: list[str]) -> Row:
     try:
-        rows = trained(given)
+        rows = run_training(overrides)
     except subprocess.CalledProcessError as error:
-        return {"failed": (error.stderr.strip().splitlines() or ["no word"])[-1][:200]}
+        return {"failed": (error.stderr.strip().splitlines() or ["no error message"])[-1][:200]}
     counted_rows = [row for row in rows if row["step"] > WARM_UP]
     return {
         "frames_per_s": round(statistics.median(row["frames_per_second"] for row in counted_rows), 2),

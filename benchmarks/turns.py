@@ -1,9 +1,9 @@
-"""A training run as users start it, and inside it, in turns with it, a bare loop of the same work.
+"""Alternates a training run, as users start it, with a bare loop of the same work inside the same process.
 
-The bare loop is the forward pass, the backward pass and fused AdamW on a copy of the UNet, on the UNet's inputs and
-targets of the run's first steps, which stay in memory: no loader, no draws, no clipping, no averages, no logging, no
-Lightning, no DeepSpeed. Both are in one process and have the same threads. The run's loader workers are stopped while
-it is the bare loop's turn, so that all their work falls into the run's own.
+The bare loop runs forward pass, backward pass and fused AdamW on a copy of the UNet, with the UNet's inputs and targets
+of the run's first steps, which stay in memory: no loader, draws, clipping, averages, logging, Lightning or DeepSpeed.
+Both use the same threads. The run's loader workers are stopped during the bare loop's turns, so that all their work
+counts toward the run.
 """
 
 import multiprocessing
@@ -24,9 +24,9 @@ from typing_extensions import override
 
 from gen1_train.batch import Batch
 from gen1_train.diffusion.loss import per_sample_loss
-from gen1_train.frozen import autocast
 from gen1_train.model.unet import SpatioTemporalUNet
-from gen1_train.training import module as module_of_training
+from gen1_train.system.device import autocast
+from gen1_train.training import module as training_module
 from gen1_train.training.module import Gen1Module
 
 
@@ -62,17 +62,18 @@ def stopped_workers() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Work:
-    """What the UNet is called with in a step, and what it should give."""
+    """The arguments of the UNet in a step, and its target."""
 
-    given: tuple[Any, ...]
-    named: dict[str, Any]
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
     target: Tensor
 
 
 class BareLoop:
     def __init__(self, module: Gen1Module, mixed: bool) -> None:
-        """Copies the weights: full ones, so not under ZeRO-3. `mixed`: float32 weights under autocast to bfloat16."""
-        self.device, self.mixed = module.device, mixed
+        """Copies the full weights, so ZeRO-3 is not supported. `mixed`: float32 weights under bfloat16 autocast."""
+        self.device = module.device
+        self.mixed = mixed
         self.unet = SpatioTemporalUNet(module.unet.config)
         self.unet.load_state_dict(module.unet.state_dict())
         self.unet.to(self.device).train()
@@ -83,33 +84,33 @@ class BareLoop:
 
     @torch.enable_grad()
     def run(self, steps: int) -> Moment:
-        """What so many steps take; the work is gone through again and again."""
-        begin = now(self.device)
+        """Runs and times this many steps, cycling through the recorded work."""
+        start = now(self.device)
         for _ in range(steps):
             work = self.work[self._done % len(self.work)]
             self.optimizer.zero_grad(set_to_none=True)
             with autocast(self.device, "bf16" if self.mixed else "fp32"):
-                prediction = self.unet(*work.given, **work.named)
+                prediction = self.unet(*work.arguments, **work.keywords)
             loss = per_sample_loss(prediction.float(), work.target).mean()
             loss.backward()
             self.optimizer.step()
             if self.first_loss is None:
                 self.first_loss = loss.item()
             self._done += 1
-        return begin.until(now(self.device))
+        return start.until(now(self.device))
 
 
 class Turns(Callback):
-    """To be the last callback: after each `block` optimizer steps it is the bare loop's turn, for as many.
+    """Runs the bare loop for `block` steps after every `block` optimizer steps. It must be the last callback.
 
-    The first turns of both are to warm up. Each later one of the run is held against the mean of the bare loop's before
-    and after it, so that a machine that becomes slower, or faster, favours neither.
+    The first turns of both warm up. Each later turn of the run is compared with the mean of the bare loop's turns
+    before and after it, so that a machine that becomes slower or faster favors neither.
     """
 
     def __init__(self, block: int) -> None:
         self.block = block
         self.ours: list[Moment] = []
-        self.bare: list[Moment] = []  # one more
+        self.bare: list[Moment] = []  # one more turn than `ours`
         self._loop: BareLoop | None = None
         self._recording = ExitStack()
         self._first_loss = float("nan")
@@ -122,16 +123,16 @@ class Turns(Callback):
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         work = self._loop.work
 
-        def called(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-            calls.append((given, named))
+        def record_call(_: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            calls.append((arguments, keywords))
 
-        def compared(prediction: Tensor, target: Tensor) -> Tensor:
+        def record_target(prediction: Tensor, target: Tensor) -> Tensor:
             work.append(Work(*calls.pop(), target.detach()))
             return per_sample_loss(prediction, target)
 
-        hook = pl_module.unet.register_forward_pre_hook(called, with_kwargs=True)
+        hook = pl_module.unet.register_forward_pre_hook(record_call, with_kwargs=True)
         self._recording.callback(hook.remove)
-        self._recording.enter_context(patch.object(module_of_training, "per_sample_loss", compared))
+        self._recording.enter_context(patch.object(training_module, "per_sample_loss", record_target))
 
     @override
     def on_train_batch_end(
@@ -156,24 +157,24 @@ class Turns(Callback):
         self._begin = now(pl_module.device)
 
     def _check(self, exact: bool) -> None:
-        """The bare loop does the work that the run does: from the same weights it comes to the same loss."""
+        """Checks that the bare loop does the work of the run: from the same weights, both have the same loss."""
         assert self._loop is not None and self._loop.first_loss is not None
         losses = [torch.tensor(loss) for loss in (self._loop.first_loss, self._first_loss)]
         torch.testing.assert_close(*losses, rtol=1e-4 if exact else 2e-2, atol=0)
 
     def row(self) -> dict[str, Any]:
-        """Seconds and milliseconds are of a step."""
+        """Returns the results; seconds and milliseconds are per step."""
         pairs = list(zip(self.bare, self.bare[1:]))
-        found: dict[str, Any] = {}
-        for what in ("wall", "cpu"):
-            ours = [getattr(turn, what) / self.block for turn in self.ours]
-            bare = [sum(getattr(turn, what) for turn in pair) / 2 / self.block for pair in pairs]
-            ratios = [own / its for own, its in zip(ours, bare, strict=True)]
-            found |= {
-                f"bare_{what}_s": round(statistics.median(bare), 4),
-                f"ours_{what}_s": round(statistics.median(ours), 4),
-                f"ratio_{what}": round(statistics.median(ratios), 4),
-                f"ratios_{what}": [round(ratio, 3) for ratio in ratios],
-                f"overhead_{what}_ms": round(1e3 * statistics.median(a - b for a, b in zip(ours, bare)), 1),
+        result: dict[str, Any] = {}
+        for clock in ("wall", "cpu"):
+            ours = [getattr(turn, clock) / self.block for turn in self.ours]
+            bare = [sum(getattr(turn, clock) for turn in pair) / 2 / self.block for pair in pairs]
+            ratios = [own / reference for own, reference in zip(ours, bare, strict=True)]
+            result |= {
+                f"bare_{clock}_s": round(statistics.median(bare), 4),
+                f"ours_{clock}_s": round(statistics.median(ours), 4),
+                f"ratio_{clock}": round(statistics.median(ratios), 4),
+                f"ratios_{clock}": [round(ratio, 3) for ratio in ratios],
+                f"overhead_{clock}_ms": round(1e3 * statistics.median(a - b for a, b in zip(ours, bare)), 1),
             }
-        return found
+        return result

@@ -1,15 +1,15 @@
-"""What a training step of the UNet costs: forward, backward, fused AdamW. JSON lines on stdout, a table on stderr.
+"""Measures a training step of the UNet: forward, backward, fused AdamW. JSON lines on stdout, a table on stderr.
 
-    python benchmarks/unet_step.py                     # against the video UNets of diffusers, side by side
-    python benchmarks/unet_step.py --head-width 64     # with Stable Diffusion 2.x's heads instead of 1.x's eight
-    python benchmarks/unet_step.py --device cuda       # that, and Stable Diffusion 1.5's full size in bf16
-    python benchmarks/unet_step.py --suite switches    # only each switch of our UNet alone (its second half)
+    python benchmarks/unet_step.py                     # compared with the video UNets of diffusers
+    python benchmarks/unet_step.py --head-width 64     # Stable Diffusion 2.x's heads instead of the eight of 1.x
+    python benchmarks/unet_step.py --device cuda       # also Stable Diffusion 1.5's full size in bf16
+    python benchmarks/unet_step.py --suite switches    # only our UNet with each switch alone (the second half)
 
-Contenders are in one process and take turns, each round in another order; a ratio is the median over the rounds of the
-time over the floor's in the same round. The floor is the image UNet on the frames as a batch: what a video model that
-did nothing about time would cost. FLOPs are those of forward and backward pass as torch counts them, what checkpointing
-computes again left out; "of GEMM" is their rate as a share of a large matrix product's on this machine (MFU).
-Activations are the bytes that autograd keeps for the backward pass, parameters left out.
+Contenders alternate in one process, each round in another order. A ratio is the median over the rounds of the time
+relative to the floor in the same round. The floor is the image UNet on the frames as a batch: the cost of a video model
+without any temporal layers. FLOPs are those of the forward and backward pass as torch counts them, without the
+recomputation of checkpointing; "of GEMM" is their rate as a share of that of a large matrix product on this machine
+(MFU). Activations are the bytes that autograd saves for the backward pass, without parameters.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gen1_train.model import SpatioTemporalUNet, UNetConfig
 from gen1_train.model import unet as unet_module
-from gen1_train.training.throughput import gemm_rate, step_flops
+from gen1_train.training.planning.throughput import gemm_rate, step_flops
 
 FLOOR = "image UNet (diffusers)"
 OURS = "gen1-train"
@@ -43,15 +43,15 @@ class Contender:
     name: str
     unet: nn.Module
     call: Callable[[Tensor, Tensor, Tensor], Tensor]  # latents (1, n, 4, h, w), timestep (1,), content (1, 1, 768)
-    flops: int = 0  # of a step; 0: to be counted
+    flops: int = 0  # of a step; 0: not counted yet
     activations: int = 0  # bytes
-    peak: int = 0  # bytes on the GPU in a step, weights and optimizer included
+    peak: int = 0  # bytes on the GPU in a step, including weights and optimizer
     seconds: list[float] = field(default_factory=list)  # of each round
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all contenders share."""
+    """The setting that all contenders share."""
 
     channels: list[int]
     head_width: int | None  # None: eight heads
@@ -80,7 +80,7 @@ def ours(setting: Setting, name: str = OURS, **changes: object) -> Contender:
     config = UNetConfig(channels=setting.channels, heads=setting.heads, context_dim=CONTENT, content_dim=CONTENT)
     config = replace(config, **changes)  # type: ignore[arg-type]
     unet = SpatioTemporalUNet(config).to(setting.device, setting.dtype)
-    # by our own count, which is torch's to the last FLOP, but without what checkpointing or padded heads add
+    # our own count, which equals torch's exactly, except for the FLOPs of checkpointing and padded heads
     plain = replace(config, checkpointing=[])
     flops = step_flops(plain, setting.height, setting.width, setting.frames, recomputed=True)
     return Contender(name, unet, unet, flops.total)
@@ -132,7 +132,7 @@ def svd(setting: Setting) -> Contender:
 def modelscope(setting: Setting) -> Contender:
     from diffusers import UNet3DConditionModel
 
-    # it knows heads of one width only: with eight heads for the others, as wide as those at its first resolution
+    # it supports only one head width: with eight heads for the others, the width at the first resolution
     unet = UNet3DConditionModel(
         block_out_channels=tuple(setting.channels),
         cross_attention_dim=CONTENT,
@@ -142,14 +142,14 @@ def modelscope(setting: Setting) -> Contender:
 
 
 def measure(contenders: list[Contender], setting: Setting, rounds: int) -> None:
-    """Fills in what each contender costs."""
+    """Measures each contender and stores the results in it."""
     inputs = setting.inputs()
     steps = []
     for contender in contenders:
         contender.unet.train()
         count(contender, inputs)
         steps.append(stepper(contender, inputs))
-        steps[-1]()  # warms up: kernels are chosen, the optimizer's state is made
+        steps[-1]()  # warm-up: kernels are chosen and the optimizer state is created
     for i in range(rounds):
         turn = i % len(contenders)
         for k in (*range(turn, len(contenders)), *range(turn)):
@@ -165,20 +165,20 @@ def measure(contenders: list[Contender], setting: Setting, rounds: int) -> None:
 
 
 def count(contender: Contender, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Fills in the bytes of activations, and the FLOPs of forward and backward as torch counts them."""
+    """Stores the bytes of activations, and the FLOPs of forward and backward pass as torch counts them."""
     parameters = {p.untyped_storage().data_ptr() for p in contender.unet.parameters()}
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def save(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with FlopCounterMode(display=False) as counter:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
             loss = contender.call(*inputs).square().mean()
-        contender.activations = sum(kept.values())
+        contender.activations = sum(saved.values())
         loss.backward()
     contender.flops = contender.flops or counter.get_total_flops()
 
@@ -198,16 +198,16 @@ def timed(step: Callable[[], None], device: torch.device) -> float:
     repeats = 5 if device.type == "cuda" else 1
     if device.type == "cuda":
         torch.cuda.synchronize()
-    began = time.perf_counter()
+    start = time.perf_counter()
     for _ in range(repeats):
         step()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return (time.perf_counter() - began) / repeats
+    return (time.perf_counter() - start) / repeats
 
 
 def release_memory() -> None:
-    """Gives freed memory back, so that no contender's step depends on which one ran before."""
+    """Returns freed memory to the system, so that a step does not depend on the contender before it."""
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -215,11 +215,12 @@ def release_memory() -> None:
 
 @contextmanager
 def memory_format(chosen: torch.memory_format) -> Iterator[None]:
-    usual, unet_module.MEMORY_FORMAT = unet_module.MEMORY_FORMAT, chosen
+    default = unet_module.MEMORY_FORMAT
+    unet_module.MEMORY_FORMAT = chosen
     try:
         yield
     finally:
-        unet_module.MEMORY_FORMAT = usual
+        unet_module.MEMORY_FORMAT = default
 
 
 def peers(setting: Setting, rounds: int) -> None:
@@ -230,13 +231,14 @@ def peers(setting: Setting, rounds: int) -> None:
 
 
 def switches(setting: Setting, rounds: int, compiles: bool) -> None:
-    """Our UNet with each switch alone; one after the other, since at full size they do not fit beside each other."""
-    done: list[Contender] = []
+    """Measures our UNet with each switch alone, one after the other: at full size only one fits into memory."""
+    measured: list[Contender] = []
 
     def run(contender: Contender) -> None:
         measure([contender], setting, rounds)
-        contender.unet, contender.call = nn.Identity(), lambda x, t, c: x  # the numbers stay, the memory goes
-        done.append(contender)
+        contender.unet = nn.Identity()  # keeps the results and frees the memory
+        contender.call = lambda x, t, c: x
+        measured.append(contender)
         release_memory()
         if setting.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -251,7 +253,7 @@ def switches(setting: Setting, rounds: int, compiles: bool) -> None:
         compiled = ours(setting, "compile")
         compiled.call = torch.compile(compiled.unet)
         run(compiled)
-    report("switches", done, setting)
+    report("switches", measured, setting)
 
 
 def report(suite: str, contenders: list[Contender], setting: Setting) -> None:
@@ -268,7 +270,7 @@ def report(suite: str, contenders: list[Contender], setting: Setting) -> None:
             "suite": suite,
             "name": contender.name,
             "seconds": statistics.median(contender.seconds),
-            "ratio": statistics.median(own / its for own, its in pairs),
+            "ratio": statistics.median(own / floor for own, floor in pairs),
             "flops": contender.flops,
             "of_gemm": contender.flops / statistics.median(contender.seconds) / rate,
             "activation_bytes": contender.activations,
@@ -306,22 +308,22 @@ def machine(device: torch.device) -> str:
 
 
 def commit() -> str:
-    done = subprocess.run(
+    result = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
     )
-    return done.stdout.strip() or "unknown"
+    return result.stdout.strip() or "unknown"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--suite", choices=["peers", "switches"], help="default: peers, and on cuda switches too")
+    parser.add_argument("--suite", choices=["peers", "switches"], help="default: peers, and on cuda also switches")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--head-width", type=int, help="channels of a head; default: eight heads, as in SD 1.x")
+    parser.add_argument("--head-width", type=int, help="channels per head; default: eight heads, as in SD 1.x")
     parser.add_argument("--latents", type=int, nargs=3, default=[8, 32, 56], metavar=("FRAMES", "HEIGHT", "WIDTH"))
     parser.add_argument("--channels", type=int, nargs="+", default=[64, 128, 256, 256])
-    parser.add_argument("--no-compile", action="store_true", help="leave out the slowest switch")
+    parser.add_argument("--no-compile", action="store_true", help="skip the slowest switch")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     import diffusers

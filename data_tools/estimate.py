@@ -1,5 +1,6 @@
 """The frozen networks of a recipe."""
 
+from collections.abc import Collection
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any
@@ -8,46 +9,54 @@ import numpy as np
 
 from data_tools.recipe import RecipeConfig
 from gen1_train.errors import UserError
-from gen1_train.estimators.clip import ClipEncoder
-from gen1_train.estimators.structure import build_structure
-from gen1_train.frozen import pick_device
-from gen1_train.model.autoencoder import Autoencoder
-from gen1_train.networks import Networks
+from gen1_train.frozen.autoencoder import Autoencoder
+from gen1_train.frozen.clip import ClipEncoder
+from gen1_train.frozen.networks import Networks
+from gen1_train.frozen.structure import build_structure
+from gen1_train.system.device import pick_device
 from gen1_train.video.geometry import parse_bucket
 
-LAYERS = ("structure", "clip", "latents")  # what can be computed anew by itself (gen1-data refresh)
+LAYERS = ("structure", "clip", "latents")  # layers that gen1-data refresh can recompute
 
 
 class Estimators(Networks):
-    """The networks of one recipe."""
+    """The autoencoder, the structure estimator and CLIP, as one recipe names them."""
 
-    def __init__(self, recipe: RecipeConfig, device: str, precision: str = "auto") -> None:
-        """Loads all three. Raises UserError when one cannot be loaded or does not fit the buckets."""
-        self.recipe, where = recipe, pick_device(device)
+    def __init__(
+        self, recipe: RecipeConfig, device: str, precision: str = "auto", recorded: Collection[str] = ()
+    ) -> None:
+        """Loads all three. Raises UserError if one cannot be loaded or does not fit the buckets.
+
+        `recorded`: those that a manifest names, not the user, see `frozen.plain`.
+        """
+        self.recipe = recipe
+        torch_device = pick_device(device)
         super().__init__(
-            Autoencoder(recipe.autoencoder).to(where),
+            Autoencoder(recipe.autoencoder, "autoencoder" in recorded).to(torch_device),
             recipe.structure,
-            build_structure(recipe.structure, recipe.structure_config, where),
-            ClipEncoder(recipe.clip, where),
-            where,
+            build_structure(recipe.structure, recipe.structure_config, torch_device, "structure" in recorded),
+            ClipEncoder(recipe.clip, torch_device, "clip" in recorded),
+            torch_device,
             precision,
         )
         factor = self.autoencoder.factor
         for bucket in (*recipe.video_buckets, *recipe.image_buckets):
             if any(side % factor for side in parse_bucket(bucket)):
-                raise UserError(f"bucket {bucket}: the autoencoder takes sides that are multiples of {factor}")
+                raise UserError(f"bucket {bucket}: the autoencoder needs sides that are multiples of {factor}")
 
     @cached_property
     def description(self) -> dict[str, dict[str, Any]]:
-        """How to load each network, its fingerprint, and what a reader of the shards must know of it."""
+        """How to load each network, its fingerprint, and what a reader of the shards must know about it."""
         width = self.clip.images(np.zeros((1, 8, 8, 3), np.uint8)).shape[-1]
         common = {"precision": self.precision}
         return {
             "autoencoder": {
                 "config": asdict(self.recipe.autoencoder),
                 "fingerprint": self.autoencoder.fingerprint,
+                "architecture": self.autoencoder.architecture,
                 "scale": self.autoencoder.scale,
                 "factor": self.autoencoder.factor,
+                "channels": self.autoencoder.channels,
                 "stored": self.recipe.latents,
                 **common,
             },
@@ -55,12 +64,14 @@ class Estimators(Networks):
                 "kind": self.recipe.structure,
                 "config": asdict(self.recipe.structure_config),
                 "fingerprint": self.structure.fingerprint,
+                "architecture": self.structure.architecture,
                 "normalise": self.structure.normalisation,
                 **common,
             },
             "clip": {
                 "config": asdict(self.recipe.clip),
                 "fingerprint": self.clip.fingerprint,
+                "architecture": self.clip.architecture,
                 "width": width,
                 **common,
             },
@@ -68,7 +79,7 @@ class Estimators(Networks):
 
     @property
     def batch(self) -> int:
-        """Clips of one size that go through the networks together."""
+        """Number of clips of one size that go through the networks together."""
         return 1 if self.device.type == "cpu" else 8
 
 
@@ -76,7 +87,7 @@ _loaded: dict[str, Estimators] = {}
 
 
 def load_estimators(recipe: RecipeConfig, device: str, precision: str = "auto") -> Estimators:
-    """The networks of a recipe, loaded once in each process."""
+    """Returns the networks of a recipe, loaded once in each process."""
     name = repr((recipe, device, precision))
     if name not in _loaded:
         _loaded[name] = Estimators(recipe, device, precision)

@@ -1,10 +1,10 @@
-"""Clips through the networks and into members of a tar, each network and the encoding in threads of their own.
+"""Runs clips through the networks into members of a tar, with threads for each network and for the encoding.
 
     reader threads -> structure ─┬─> encoder threads -> samples, in the order in which the clips came
                    -> latents  <─┘
                    -> CLIP
 
-So the slowest of them sets the pace. Nothing waits in long queues: memory is bounded by a few batches.
+So the slowest of them sets the pace. No queue is long: memory is bounded by a few batches.
 """
 
 from collections import deque
@@ -19,27 +19,27 @@ import torch
 
 from data_tools.estimate import LAYERS, Estimators
 from gen1_train.batch import Pool, Sample, SampleError, encode_sample, validate
-from gen1_train.children import cores
+from gen1_train.system.processes import cores
 
-AHEAD = 3  # batches that may be under way at a time
+AHEAD = 3  # batches that may be in progress at a time
 
 
 @dataclass
 class Clip:
-    """Frames on their way to a sample; an image is a clip of one frame."""
+    """Frames that become a sample; an image is a clip of one frame."""
 
     key: str
     pool: Pool
     frames: np.ndarray  # uint8 (n, h, w, 3), of the pool's size
     caption: str | None
     meta: dict[str, Any]
-    structure: np.ndarray | None = None  # uint16 (n, h, w), where it is not estimated but there already
-    kept: dict[str, bytes] = field(default_factory=dict)  # members that are there already and stay as they are
+    structure: np.ndarray | None = None  # uint16 (n, h, w); given if it is not to be estimated
+    kept: dict[str, bytes] = field(default_factory=dict)  # existing members that stay as they are
 
 
 @dataclass
-class Made:
-    """A clip that went through: its members as bytes, or what was wrong with it."""
+class ProcessedClip:
+    """A clip that went through the networks: its members as bytes, or the error."""
 
     clip: Clip
     members: dict[str, bytes] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Made:
 
 
 class Pipeline:
-    """Use as a context; it holds a thread for each network and some for encoding."""
+    """Context manager that holds a thread for each network and several for encoding."""
 
     def __init__(
         self,
@@ -56,14 +56,17 @@ class Pipeline:
         layers: Collection[str] = LAYERS,
         encoders: int | None = None,
     ) -> None:
-        """`layers`: what is to be made; the rest is not touched. `encoders`: threads; null: up to four."""
-        self.estimators, self.jpeg_quality = estimators, jpeg_quality
+        """`layers`: what to compute; the rest is not touched. `encoders`: number of threads; None: up to four."""
+        self.estimators = estimators
+        self.jpeg_quality = jpeg_quality
         self.layers = layers if estimators.recipe.latents else [name for name in layers if name != "latents"]
         self._encoders = encoders or min(4, cores())
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        self._structure, self._clip, self._latents = (self._threads(1) for _ in range(3))
+        self._structure = self._threads(1)
+        self._clip = self._threads(1)
+        self._latents = self._threads(1)
         self._encode = self._threads(self._encoders)
         return self
 
@@ -71,15 +74,17 @@ class Pipeline:
         self._stack.close()
 
     def _threads(self, count: int) -> ThreadPoolExecutor:
-        """Threads in which torch uses one core: sums then have one order, so the bytes are the same for any number of
-        workers; and threads that share cores do not wait for each other, which costs ten times the work.
+        """Returns threads in which torch uses one core each.
+
+        Sums then have one order, so the bytes are the same for any number of workers. Threads that share cores would
+        also wait for each other, which costs ten times the work.
         """
         pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
         self._stack.callback(pool.shutdown, cancel_futures=True)
         return pool
 
-    def run(self, items: Iterable[Clip | Any]) -> Iterator[Made | Any]:
-        """Yields a Made for every Clip, and everything else as it is, in the order in which it came."""
+    def run(self, items: Iterable[Clip | Any]) -> Iterator[ProcessedClip | Any]:
+        """Yields a ProcessedClip for every Clip and every other item as it is, in the order of the input."""
         waiting: deque[Callable[[], list[Any]]] = deque()
         batch: list[Clip] = []
 
@@ -105,8 +110,8 @@ class Pipeline:
         while waiting:
             yield from waiting.popleft()()
 
-    def _submit(self, clips: list[Clip]) -> list[Future[Made]]:
-        """Hands a batch of one pool to all threads."""
+    def _submit(self, clips: list[Clip]) -> list[Future[ProcessedClip]]:
+        """Submits a batch of one pool to all threads."""
         estimators = self.estimators
         frames = np.stack([clip.frames for clip in clips])
         shared: dict[str, Future[Any]] = {}
@@ -119,28 +124,30 @@ class Pipeline:
             shared["image_embedding"] = self._clip.submit(estimators.image_embeddings, frames)
             captions = sorted({clip.caption for clip in clips if clip.caption is not None})
             texts = {caption: self._clip.submit(estimators.text_embedding, caption) for caption in captions}
-        return [self._encode.submit(self._make, clip, row, shared, texts) for row, clip in enumerate(clips)]
+        return [self._encode.submit(self._process, clip, row, shared, texts) for row, clip in enumerate(clips)]
 
-    def _make(self, clip: Clip, row: int, shared: dict[str, Future[Any]], texts: dict[str, Future[Any]]) -> Made:
-        """Waits for the networks, checks the sample by the contract and encodes what is new in it."""
+    def _process(
+        self, clip: Clip, row: int, shared: dict[str, Future[Any]], texts: dict[str, Future[Any]]
+    ) -> ProcessedClip:
+        """Waits for the networks, checks the sample against the contract and encodes its new members."""
         try:
             sample = self._sample(clip, row, shared, texts)
             validate(replace(sample, frames=clip.frames), clip.pool)
-            return Made(clip, {**clip.kept, **encode_sample(sample, self.jpeg_quality)})
+            return ProcessedClip(clip, {**clip.kept, **encode_sample(sample, self.jpeg_quality)})
         except SampleError as error:
-            return Made(clip, error=error)
+            return ProcessedClip(clip, error=error)
 
     def _sample(self, clip: Clip, row: int, shared: dict[str, Future[Any]], texts: dict[str, Future[Any]]) -> Sample:
-        """The new fields of one sample. Raises SampleError."""
+        """Returns the new fields of one sample. Raises SampleError."""
         estimators = self.estimators
         sample = Sample(clip.key, None if clip.kept else clip.frames, meta=clip.meta)
         sample.caption = None if clip.kept else clip.caption
         structure = clip.structure
         if "structure" in shared:
-            found = shared["structure"].result()[row]
-            if isinstance(found, SampleError):
-                raise found
-            structure, extent = found
+            result = shared["structure"].result()[row]
+            if isinstance(result, SampleError):
+                raise result
+            structure, extent = result
             kind, normalise = estimators.recipe.structure, estimators.structure.normalisation
             sample.meta = {**clip.meta, "structure": kind, "normalise": normalise, "structure_range": extent}
             sample.structure = structure

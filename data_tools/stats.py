@@ -1,7 +1,7 @@
-"""Numbers of a prepared set: each task collects its own, freeze merges them into OUTPUT/stats.json.
+"""Statistics of a prepared set: each task collects its own, and freeze merges them into OUTPUT/stats.json.
 
-Everything in it is a count (seconds are kept as whole milliseconds), so that merging is exact and the order in which
-tasks are merged leaves no trace.
+Every value is a count (seconds are kept as whole milliseconds), so merging is exact and does not depend on the order of
+the tasks.
 """
 
 import json
@@ -15,7 +15,8 @@ from typing import Any
 
 from data_tools.failures import Failure
 from gen1_train.errors import UserError
-from gen1_train.files import write_atomically
+from gen1_train.system.files import write_atomically
+from gen1_train.system.records import read_json
 
 STATS = "stats.json"
 FORMAT = 1
@@ -30,10 +31,10 @@ MEMBER_KINDS = (
     "meta",
 )
 
-# Edges of the histograms (ours); they stand in stats.json too.
+# Edges of the histograms (ours); they are stored in stats.json too.
 DURATION_EDGES = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400)  # seconds of a video
-MOTION_EDGES = (0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64)  # mean absolute luma difference of neighbours, 0..255
-CLIPS_EDGES = (1, 2, 3, 5, 9, 17, 33, 65, 129, 257)  # clips of a video: 0, 1, 2, 3-4, 5-8, 9-16, ...
+MOTION_EDGES = (0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64)  # mean absolute luma difference of neighbors, 0..255
+CLIPS_EDGES = (1, 2, 3, 5, 9, 17, 33, 65, 129, 257)  # clips of a video; bins: 0, 1, 2, 3-4, 5-8, 9-16, ...
 
 
 @dataclass
@@ -57,11 +58,11 @@ class Histogram:
 
 @dataclass
 class Loss:
-    """What one category took from the set."""
+    """The files and spans that one category of failures or drops took from the set."""
 
     count: int = 0  # files, and spans of videos
-    milliseconds: int = 0  # of the spans; a whole file counts none
-    transient: int = 0  # of the count: what another try may save
+    milliseconds: int = 0  # of the spans; whole files count as 0
+    transient: int = 0  # files and spans that another try may recover
 
     def add(self, other: "Loss") -> None:
         self.count += other.count
@@ -71,7 +72,7 @@ class Loss:
 
 @dataclass
 class Stats:
-    """Numbers of a prepared set, or of a part of it."""
+    """Statistics of a prepared set, or of a part of it."""
 
     videos: int = 0  # files used
     images: int = 0  # files used
@@ -80,14 +81,14 @@ class Stats:
     samples: Counter[str] = field(default_factory=Counter)  # clips or images, by pool
     decoders: Counter[str] = field(default_factory=Counter)  # clips, by decoder
     bytes: Counter[str] = field(default_factory=Counter)  # of the members, by kind (MEMBER_KINDS)
-    drops: dict[str, Loss] = field(default_factory=dict)  # read and not wanted, by category
-    failures: dict[str, Loss] = field(default_factory=dict)  # something was wrong, by category
+    drops: dict[str, Loss] = field(default_factory=dict)  # read but not wanted, by category
+    failures: dict[str, Loss] = field(default_factory=dict)  # files and spans with an error, by category
     durations: Histogram = field(default_factory=lambda: Histogram(DURATION_EDGES))  # of the videos, in seconds
     motions: Histogram = field(default_factory=lambda: Histogram(MOTION_EDGES))  # of the clips
     clips_per_video: Histogram = field(default_factory=lambda: Histogram(CLIPS_EDGES))
 
     def add_video(self, seconds: float, clips: int, decoder: str | None) -> None:
-        """A video that was decoded: how long it is, how many clips came of it, and who decoded them."""
+        """Counts a video that was decoded: its length, its clips and the decoder."""
         self.videos += 1
         self.milliseconds += round(seconds * 1000)
         self.durations.add(seconds)
@@ -96,11 +97,11 @@ class Stats:
             self.decoders[decoder] += clips
 
     def add_image(self) -> None:
-        """An image file that was used."""
+        """Counts an image file that was used."""
         self.images += 1
 
     def add_clip(self, pool: str, motion: float | None, member_bytes: dict[str, int], captioned: bool) -> None:
-        """A sample of a video or image pool; `member_bytes` by the names in the tar (frame00.jpg) or by their kinds."""
+        """Counts a sample; the keys of `member_bytes` are names in the tar (frame00.jpg) or kinds (frame)."""
         self.samples[pool] += 1
         self.captioned += captioned
         if motion is not None:
@@ -109,14 +110,14 @@ class Stats:
             self.bytes[member_kind(name)] += size
 
     def add_failure(self, failure: Failure) -> None:
-        """A file or span of which nothing was made: a failure, or a drop if nothing was wrong with it."""
+        """Counts a lost file or span: as a failure, or as a drop if nothing was wrong with it."""
         spanned = failure.start is not None and failure.end is not None
         milliseconds = round((failure.end - failure.start) * 1000) if spanned else 0  # type: ignore[operator]
         losses = self.failures if failure.failed else self.drops
         losses.setdefault(failure.category, Loss()).add(Loss(1, milliseconds, int(failure.transient)))
 
     def merge(self, other: "Stats") -> None:
-        """Adds the numbers of another part of the set to these."""
+        """Adds the statistics of another part of the set."""
         for name, value in vars(other).items():
             mine = getattr(self, name)
             if isinstance(value, int):
@@ -130,7 +131,7 @@ class Stats:
                     mine.setdefault(category, Loss()).add(loss)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts with sorted keys; `from_json` gives the same Stats again."""
+        """Returns plain numbers, strings, lists and dicts with sorted keys; `from_json` restores the same Stats."""
         content: dict[str, Any] = {"format": FORMAT}
         for name, value in vars(self).items():
             if isinstance(value, Histogram):
@@ -145,38 +146,41 @@ class Stats:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Stats":
-        """What `to_json` gave. Raises ValueError for anything else."""
+        """Restores what `to_json` returned. Raises ValueError for anything else."""
         stats = cls()
         expected = {"format", *vars(stats)}
-        if not isinstance(content, dict) or set(content) != expected or content["format"] != FORMAT:
-            raise ValueError(f"not the numbers of a set in format {FORMAT}")
+        version = content.get("format") if isinstance(content, dict) else None
+        if type(version) is int and version > FORMAT:
+            raise ValueError(f"made by a newer gen1-train, format {version}: update gen1-train")
+        if not isinstance(content, dict) or set(content) != expected or version != FORMAT:
+            raise ValueError(f"not the statistics of a set in format {FORMAT}")
         try:
             for name, empty in list(vars(stats).items()):
                 setattr(stats, name, _read(empty, content[name]))
         except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"not the numbers of a set: {error}") from error
+            raise ValueError(f"not the statistics of a set: {error}") from error
         return stats
 
     def save(self, output: Path) -> None:
-        """Writes OUTPUT/stats.json in one step."""
+        """Writes OUTPUT/stats.json atomically."""
         write_atomically(output / STATS, (json.dumps(self.to_json(), indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, output: Path) -> "Stats":
-        """Reads OUTPUT/stats.json. Raises UserError when it is missing or damaged."""
+        """Reads OUTPUT/stats.json. Raises UserError if it is missing or damaged."""
         path = output / STATS
         try:
-            return cls.from_json(json.loads(path.read_bytes()))
+            return cls.from_json(read_json(path))
         except FileNotFoundError:
             raise UserError(
                 f"there is no {STATS} in {output}: the set was made elsewhere, or by an older version"
             ) from None
         except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read ({error}); freeze the set again with gen1-data") from error
+            raise UserError(f"{path} cannot be read ({error}): freeze the set again with gen1-data") from error
 
 
-def merged(parts: Iterable[Stats]) -> Stats:
-    """The numbers of all parts together."""
+def merge_stats(parts: Iterable[Stats]) -> Stats:
+    """Returns the statistics of all parts together."""
     total = Stats()
     for part in parts:
         total.merge(part)
@@ -184,13 +188,13 @@ def merged(parts: Iterable[Stats]) -> Stats:
 
 
 def member_kind(name: str) -> str:
-    """The kind of a member: frame00.jpg -> frame, moments.npy -> moments; a kind is its own."""
-    found = re.match(r"[a-z_]+", name)
-    return found.group() if found else name
+    """Returns the kind of a member: frame00.jpg -> frame, moments.npy -> moments; a kind is its own kind."""
+    match = re.match(r"[a-z_]+", name)
+    return match.group() if match else name
 
 
 def _read(empty: Any, value: Any) -> Any:
-    """A field's value from JSON, in the type of its empty value."""
+    """Returns a field's value from JSON in the type of its empty value."""
     if isinstance(empty, Histogram):
         edges, counts = tuple(value["edges"]), value["counts"]
         if edges != empty.edges or len(counts) != len(empty.counts):

@@ -1,33 +1,40 @@
-"""One idempotent unit of work: some files of the plan -> one tar a pool, in a folder that appears when all is done.
+"""A task, one idempotent unit of work: some files of the plan -> one tar per pool, in a folder that appears when done.
 
 OUTPUT/.staging/task-00012/video-448x256.tar
-OUTPUT/.staging/task-00012/video-448x256.index   a line a sample: where it lies in the tar, and its members' checksums
-OUTPUT/.staging/task-00012/done.json             failures, numbers, and the networks that made the samples
+OUTPUT/.staging/task-00012/video-448x256.index   a line per sample: its position in the tar, its members' checksums
+OUTPUT/.staging/task-00012/done.json             failures, statistics, networks; checksums of the indices and of itself
 """
 
+import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from data_tools.clips.read import FileEnd, Progress, ReaderPool
 from data_tools.estimate import Estimators
 from data_tools.failures import Failure
-from data_tools.pipeline import Made, Pipeline
+from data_tools.pipeline import Pipeline, ProcessedClip
 from data_tools.plan import Plan
-from data_tools.read import FileEnd, Progress, ReaderPool
 from data_tools.stats import Stats
 from gen1_train.data.index import Entry, index_path
+from gen1_train.data.manifest import KINDS
 from gen1_train.data.pack import TarPacker, open_tar, sample_range
 from gen1_train.errors import UserError
-from gen1_train.files import sync, write_atomically
+from gen1_train.system.files import open_regular, sync, write_atomically
+from gen1_train.system.names import plain_name, shown
+from gen1_train.system.records import check_format, make_record, parse_json, read_json, require
+from gen1_train.video.geometry import parse_bucket
 
 STAGING = ".staging"
 DONE = "done.json"
+FORMAT = 1  # of done.json; older ones have no format and no hash
 
 
 @dataclass
@@ -36,16 +43,54 @@ class TaskResult:
     estimators: dict[str, dict[str, Any]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     stats: Stats = field(default_factory=Stats)
+    indices: dict[str, str] | None = None  # pool -> sha256 of its index in the task's folder; None: made before these
 
     @property
     def transient(self) -> bool:
-        """Whether something failed that another try may bring."""
+        """Whether there is a failure that another try may fix."""
         return any(failure.transient for failure in self.failures)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the content of done.json, with a hash of all of it."""
+        content = {**asdict(self), "stats": self.stats.to_json(), "format": FORMAT}
+        return {**content, "hash": content_hash(content)}
+
+    @classmethod
+    def from_json(cls, content: Any, path: Path) -> "TaskResult":
+        """Restores what `to_json` returned. Raises ValueError for anything else, UserError for a newer format."""
+        if isinstance(content, dict) and "format" in content:
+            check_format(content["format"], FORMAT, path, f"remove {path.parent} and run the task again")
+        stored = make_record(_StoredResult, content)
+        if stored.hash is None:
+            require(stored.indices is None and stored.format is None, "its hash is missing")
+        else:
+            rest = {name: value for name, value in content.items() if name != "hash"}
+            require(content_hash(rest) == stored.hash, "its hash does not match")
+        stats = Stats.from_json(stored.stats)
+        return cls(stored.plan, stored.estimators, stored.failures, stats, stored.indices)
+
+
+@dataclass(frozen=True)
+class _StoredResult:
+    """The content of done.json; what is optional is not in older ones."""
+
+    plan: str
+    estimators: dict[str, dict[str, Any]]
+    failures: list[Failure]
+    stats: dict[str, Any]
+    indices: dict[str, str] | None = None
+    format: int | None = None
+    hash: str | None = None
+
+
+def content_hash(content: dict[str, Any]) -> str:
+    """sha256 over the canonical JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass
-class Step:
-    """What a task has done since the last word of it: for the progress line."""
+class TaskProgress:
+    """What a task has done since its last report, for the progress bar."""
 
     seconds: float = 0.0  # of video, as the plan counts them
     samples: int = 0
@@ -56,33 +101,63 @@ def task_folder(output: Path, number: int) -> Path:
     return output / STAGING / f"task-{number:05d}"
 
 
+def read_staged(output: Path, number: int, result: TaskResult) -> Iterator[tuple[str, bytes, int]]:
+    """Yields each pool of a finished task, with the lines of its index and the bytes of its tar.
+
+    Raises UserError if a file is not as the task wrote it.
+    """
+    folder = task_folder(output, number)
+    paths = {path.stem: path for path in sorted(folder.glob("*.index"))}
+    remedy = f"remove {folder} and run the task again"
+    if result.indices is not None and set(result.indices) != set(paths):
+        raise UserError(f"{folder} does not hold the indices that its task wrote: {remedy}")
+    for pool, path in paths.items():
+        try:
+            kind, _, bucket = pool.partition("-")
+            require(kind in KINDS and min(parse_bucket(bucket)) > 0, f"{shown(pool)} is not the name of a pool")
+            with open_regular(path) as stream:
+                lines = stream.read()
+            digest = hashlib.sha256(lines).hexdigest()
+            require(result.indices is None or digest == result.indices[pool], "its checksum differs")
+            size = path.with_suffix(".tar").stat().st_size
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} is not as its task wrote it ({error}): {remedy}") from error
+        yield pool, lines, size
+
+
+def parse_staged(line: bytes, limit: int) -> tuple[str, int, int, dict[str, Any]]:
+    """Returns key, offset, size and members of one line, for a tar of `limit` bytes. Raises ValueError."""
+    match parse_json(line):
+        case [key, int(start), int(size), dict(members)] if 0 <= start <= start + size <= limit:
+            return plain_name(key), start, size, members
+    raise ValueError(f"{shown(line)} does not describe a sample of its tar")
+
+
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def is_done(output: Path, number: int) -> bool:
     return (task_folder(output, number) / DONE).exists()
 
 
 def load_result(output: Path, number: int, plan: str) -> TaskResult | None:
-    """What a finished task left; None if it is not finished. Raises UserError if it belongs to another plan."""
+    """Returns the result of a finished task; None if it is not finished. Raises UserError if its plan differs."""
     path = task_folder(output, number) / DONE
     try:
-        content = json.loads(path.read_bytes())
-        result = TaskResult(
-            content["plan"],
-            content["estimators"],
-            [Failure(**failure) for failure in content["failures"]],
-            Stats.from_json(content["stats"]),
-        )
+        result = TaskResult.from_json(read_json(path), path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): remove {path.parent} and do the task again") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): remove {path.parent} and run the task again") from error
     if result.plan != plan:
         raise UserError(f"{path.parent} was made by another plan: remove {output / STAGING}")
     return result
 
 
-def forget(output: Path, number: int) -> None:
-    """Undoes a task, so that it will be done again."""
-    (task_folder(output, number) / DONE).unlink(missing_ok=True)  # first: a folder without it counts for nothing
+def discard_task(output: Path, number: int) -> None:
+    """Removes a task's results, so that it will be done again."""
+    (task_folder(output, number) / DONE).unlink(missing_ok=True)  # first: a folder without it is not a result
     shutil.rmtree(task_folder(output, number), ignore_errors=True)
 
 
@@ -92,38 +167,39 @@ def run_task(
     output: Path,
     readers: ReaderPool,
     estimators: Estimators,
-    on_step: Callable[[Step], object] = lambda step: None,
+    on_progress: Callable[[TaskProgress], object] = lambda progress: None,
 ) -> TaskResult:
-    """Does one task, unless it is done. A killed run leaves nothing that a later one would take for finished.
+    """Does one task, unless it is done. A killed run leaves nothing that a later run would take for finished.
 
-    Raises UserError when the output cannot be written or the source has gone.
+    Raises UserError if the output cannot be written or the source is gone.
     """
     plan_hash = plan.hash
     if done := load_result(output, number, plan_hash):
         return done
     folder = task_folder(output, number)
-    building = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    # containers and hosts may give several processes one process id
+    building = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(8)}.tmp")
     try:
-        shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         result = TaskResult(plan_hash, estimators.description)
-        fill(building, plan, number, output, readers, estimators, result, on_step)
-        content = {**asdict(result), "stats": result.stats.to_json()}
-        write_atomically(building / DONE, json.dumps(content, indent=1).encode())
-        if (done := give_name(building, folder, plan_hash)) is not None:
+        make_samples(building, plan, number, output, readers, estimators, result, on_progress)
+        result.indices = {index.stem: sha256_of(index) for index in sorted(building.glob("*.index"))}
+        write_atomically(building / DONE, json.dumps(result.to_json(), indent=1).encode())
+        if (done := publish(building, folder, plan_hash)) is not None:
             return done
     except OSError as error:
         raise UserError(
-            f"task {number} cannot write to output={output} ({error.strerror or error}); what is finished is kept"
+            f"task {number} cannot write to output={output} ({error.strerror or error}): run it again, finished tasks "
+            "are kept"
         ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return result
 
 
-def give_name(building: Path, folder: Path, plan: str) -> TaskResult | None:
-    """Makes a finished folder appear; or gives the result of another process that was quicker with the same task."""
-    if folder.exists() and not (folder / DONE).exists():  # what a killed `forget` left
+def publish(building: Path, folder: Path, plan: str) -> TaskResult | None:
+    """Makes a finished folder appear; or returns the result of another process that finished the same task first."""
+    if folder.exists() and not (folder / DONE).exists():  # left by a killed `discard_task`
         shutil.rmtree(folder, ignore_errors=True)
     try:
         os.replace(building, folder)
@@ -136,7 +212,7 @@ def give_name(building: Path, folder: Path, plan: str) -> TaskResult | None:
     return None
 
 
-def fill(
+def make_samples(
     building: Path,
     plan: Plan,
     number: int,
@@ -144,56 +220,56 @@ def fill(
     readers: ReaderPool,
     estimators: Estimators,
     result: TaskResult,
-    on_step: Callable[[Step], object],
+    on_progress: Callable[[TaskProgress], object],
 ) -> None:
-    """Makes all samples of the task's files."""
+    """Writes all samples of the task's files to tars in `building`, and counts them and the failures in `result`."""
     files = plan.read_task(output, number)
     with ExitStack() as stack:
         pipeline = stack.enter_context(Pipeline(estimators, int(plan.recipe["jpeg_quality"])))
         tars = stack.enter_context(Tars(building))
-        count = Count(on_step)
+        counter = FileCounter(on_progress)
         items = stack.enter_context(closing(readers.read(files)))  # a full disk must stop the readers too
         for item in pipeline.run(items):
             match item:
-                case Made(clip, members, None):
+                case ProcessedClip(clip, members, None):
                     tars.write(clip.pool.name, clip.key, members)
                     sizes = {name: len(data) for name, data in members.items()}
                     result.stats.add_clip(clip.pool.name, clip.meta.get("motion"), sizes, clip.caption is not None)
-                    count.sample(clip.pool.kind, clip.meta.get("decoder"))
-                case Made(clip, _, error):
+                    counter.sample(clip.pool.kind, clip.meta.get("decoder"))
+                case ProcessedClip(clip, _, error):
                     span = clip.meta.get("seconds", (None, None))
-                    lost = Failure(
+                    failure = Failure(
                         clip.meta["source"], "bad sample", f"{clip.key}: {error}", start=span[0], end=span[1]
                     )
-                    note(result, lost, count)
+                    add_failure(result, failure, counter)
                 case Failure():
-                    note(result, item, count)
+                    add_failure(result, item, counter)
                 case Progress():
-                    count.reach(item.seconds)
+                    counter.reach(item.seconds)
                 case FileEnd():
-                    end_of_file(result, item, count)
+                    end_file(result, item, counter)
 
 
-def note(result: TaskResult, failure: Failure, count: "Count") -> None:
+def add_failure(result: TaskResult, failure: Failure, counter: "FileCounter") -> None:
     result.failures.append(failure)
     result.stats.add_failure(failure)
-    count.lose(failure.category)
+    counter.lose(failure.category)
 
 
-def end_of_file(result: TaskResult, end: FileEnd, count: "Count") -> None:
+def end_file(result: TaskResult, end: FileEnd, counter: "FileCounter") -> None:
     """Counts a file that has been read, as far as it could be."""
-    made = count.made
+    samples = counter.samples
     if end.failure is not None:
-        note(result, replace(end.failure, clips=sum(made.values())), count)
-    if end.file.kind == "image" and made:
+        add_failure(result, replace(end.failure, clips=sum(samples.values())), counter)
+    if end.file.kind == "image" and samples:
         result.stats.add_image()
-    elif end.file.kind == "video" and (made or end.failure is None):
-        result.stats.add_video(end.file.seconds, made["video"], count.decoder)
-    count.end_file(end.file.seconds)
+    elif end.file.kind == "video" and (samples or end.failure is None):
+        result.stats.add_video(end.file.seconds, samples["video"], counter.decoder)
+    counter.end_file(end.file.seconds)
 
 
 class Tars:
-    """The tars of a task, a pool each; opened when the first sample comes."""
+    """The tars of a task, one per pool, each opened when its first sample comes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -216,7 +292,7 @@ class Tars:
 
 
 def staged_lines(entries: list[Entry]) -> bytes:
-    """A line a sample: (key, offset and size in the tar, members with offsets from the sample's start)."""
+    """Returns a line per sample: (key, offset and size in the tar, members with offsets from the sample's start)."""
     lines = []
     before = None
     for entry in entries:
@@ -227,30 +303,32 @@ def staged_lines(entries: list[Entry]) -> bytes:
     return "".join(lines).encode()
 
 
-class Count:
-    """What the file at hand has given, and how much of it has been told."""
+class FileCounter:
+    """Counts the samples of the current file and reports its progress."""
 
-    def __init__(self, on_step: Callable[[Step], object]) -> None:
-        self.made: Counter[str] = Counter()  # samples of this file, by kind
-        self.decoder: str | None = None  # that they came from
-        self._told = 0.0
-        self._on_step = on_step
+    def __init__(self, on_progress: Callable[[TaskProgress], object]) -> None:
+        self.samples: Counter[str] = Counter()  # samples of this file, by kind
+        self.decoder: str | None = None  # that its samples came from
+        self._reported = 0.0  # seconds
+        self._on_progress = on_progress
 
     def sample(self, kind: str, decoder: str | None) -> None:
-        self.made[kind] += 1
+        self.samples[kind] += 1
         self.decoder = decoder
-        self._on_step(Step(samples=1))
+        self._on_progress(TaskProgress(samples=1))
 
     def lose(self, category: str) -> None:
-        self._on_step(Step(lost=Counter([category])))
+        self._on_progress(TaskProgress(lost=Counter([category])))
 
     def reach(self, seconds: float) -> None:
-        """So many seconds of the file have been read."""
-        if seconds > self._told:
-            self._on_step(Step(seconds=seconds - self._told))
-            self._told = seconds
+        """Reports that the file was read up to this time."""
+        if seconds > self._reported:
+            self._on_progress(TaskProgress(seconds=seconds - self._reported))
+            self._reported = seconds
 
     def end_file(self, seconds: float) -> None:
-        """The file is done, whatever its header promised."""
-        self._on_step(Step(seconds=seconds - self._told))
-        self.made, self.decoder, self._told = Counter(), None, 0.0
+        """Reports that the file is done, whatever its header promised."""
+        self._on_progress(TaskProgress(seconds=seconds - self._reported))
+        self.samples = Counter()
+        self.decoder = None
+        self._reported = 0.0

@@ -1,7 +1,7 @@
 """THE CONTRACT: what a sample in a shard holds, and what a training batch holds.
 
-`data_tools` writes by `encode_sample`, the loader reads by `decode_member`, and both are checked by the one `validate`,
-so they cannot disagree. All samples of a pool have one shape; nothing is ever padded.
+`data_tools` writes samples with `encode_sample` and the loader reads them with `decode_sample`. Both sides check them
+with the same `validate`, so they cannot disagree. All samples of a pool have the same shape; nothing is ever padded.
 
 A sample is a group of members of one WebDataset tar that share a key (keys have no dots). For n frames of h x w pixels,
 an autoencoder with c latent channels and factor f, and CLIP width d:
@@ -9,10 +9,10 @@ an autoencoder with c latent channels and factor f, and CLIP width d:
 | member | content |
 |---|---|
 | `frame00.jpg` ... | uint8 RGB (h, w, 3), JPEG |
-| `structure00.png` ... | structure: lossless 16-bit grey PNG (h, w); depth: 0..65535 is farthest..nearest in the clip |
+| `structure00.png` ... | structure: lossless 16-bit gray PNG (h, w); depth: 0..65535 is farthest..nearest in the clip |
 | `moments.npy` | float16 (n, 2c, h/f, w/f): mean and log-variance of the frames' latents, before the latent scale |
 | `structure_latent.npy` | float16 (n, c, h/f, w/f): latent of the structure at t_s = 0, times the latent scale |
-| `image_embedding.npy` | float16 (n, d): CLIP image embedding of every frame, as the tower gives it |
+| `image_embedding.npy` | float16 (n, d): CLIP image embedding of every frame, as CLIP returns it |
 | `text_embedding.npy` | float16 (d,): CLIP text embedding of the caption; only with a caption |
 | `caption.txt` | UTF-8; only with a caption |
 | `meta.json` | where the sample comes from and how it was made |
@@ -35,20 +35,22 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 KEY = re.compile(r"[A-Za-z0-9_-]{1,200}")
+MAX_PIXELS = 1 << 25  # of a picture, which 8K has: no header of a hostile picture may take all memory; ours
+MAX_REASON = 300  # characters of the reason that a decoder gives; ours
 STRUCTURE_MAX = 65535  # 16 bits: 8 would cost 0.2 % of the range
 
 
-# why a sample cannot be used: a part of it is not there, cannot be read, has another crc32, cannot be decoded, is not
-# what its pool has, or holds values that are not finite
+# Why a sample cannot be used: a member does not exist, cannot be read, does not match its crc32, cannot be decoded,
+# does not have the shape of its pool, or holds values that are not finite.
 Reason = Literal["missing", "read", "checksum", "decode", "shape", "not_finite"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 
 
 class SampleError(ValueError):
-    """A sample that breaks the contract; the message names the member and what is wrong with it."""
+    """A sample that breaks the contract; the message names the member and the problem."""
 
     def __init__(self, message: str, reason: Reason) -> None:
-        super().__init__(message, reason)  # both, so that it can travel between processes
+        super().__init__(message, reason)  # both arguments, so that the error can be pickled between processes
         self.reason = reason
 
     def __str__(self) -> str:
@@ -57,7 +59,7 @@ class SampleError(ValueError):
 
 @dataclass(frozen=True)
 class Pool:
-    """All samples of one kind and one size; the unit from which batches are drawn."""
+    """All samples of one kind and one size. Each batch is drawn from one pool."""
 
     kind: str  # "image" or "video"
     width: int  # pixels
@@ -72,7 +74,7 @@ class Pool:
 
 @dataclass
 class Sample:
-    """One decoded sample; members that were not read, or that the sample does not have, are None."""
+    """One decoded sample. Members that were not read, or that the sample does not have, are None."""
 
     key: str
     frames: np.ndarray | None = None  # uint8 (n, h, w, 3)
@@ -94,7 +96,7 @@ def structure_members(frames: int) -> list[str]:
 
 
 def members_of(field: str, frames: int) -> list[str]:
-    """The tar members that carry one field of a Sample with n frames."""
+    """Returns the names of the tar members that hold one field of a Sample. Raises KeyError for an unknown field."""
     match field:
         case "frames":
             return frame_members(frames)
@@ -110,13 +112,13 @@ def members_of(field: str, frames: int) -> list[str]:
 
 
 def encode_sample(sample: Sample, jpeg_quality: int = 95) -> dict[str, bytes]:
-    """The members of a sample as bytes; absent fields are left out."""
+    """Encodes the members of a sample as bytes; fields that are None are left out."""
     members: dict[str, bytes] = {}
     for image, name in zip(_each(sample.frames), frame_members(99)):
-        # 4:4:4: chroma subsampling blurs exactly the colours that content is about
+        # 4:4:4, because chroma subsampling blurs the very colors that content describes
         members[name] = _encode_image(Image.fromarray(image), "JPEG", quality=jpeg_quality, subsampling=0)
     for plane, name in zip(_each(sample.structure), structure_members(99)):
-        # runs alone: in 16 bits there is little else to find, and a search would take three times as long
+        # run lengths only: 16-bit planes hardly compress otherwise, and a full search would take three times as long
         members[name] = _encode_image(Image.fromarray(plane), "PNG", compress_type=zlib.Z_RLE)
     for field in ("moments", "structure_latent", "image_embedding", "text_embedding"):
         array = getattr(sample, field)
@@ -131,14 +133,15 @@ def encode_sample(sample: Sample, jpeg_quality: int = 95) -> dict[str, bytes]:
     return members
 
 
-def decode_sample(key: str, members: dict[str, bytes]) -> Sample:
-    """A Sample from whichever of its members were read.
+def decode_sample(key: str, members: dict[str, bytes], pool: Pool | None = None) -> Sample:
+    """Decodes the members that were read into a Sample. With `pool`, larger pictures than its are not decoded.
 
-    Raises SampleError for a member that cannot be decoded.
+    Raises SampleError for a member that cannot be decoded, and for frames of different sizes.
     """
     sample = Sample(key)
+    pixels = pool.width * pool.height if pool else MAX_PIXELS
     try:
-        decoded = {name: decode_member(name, data) for name, data in members.items()}
+        decoded = {name: decode_member(name, data, pixels) for name, data in members.items()}
     except SampleError as error:
         raise SampleError(f"{key}: {error}", error.reason) from error
     frames = [decoded[name] for name in sorted(decoded) if name.startswith("frame")]
@@ -147,26 +150,31 @@ def decode_sample(key: str, members: dict[str, bytes]) -> Sample:
         sample.frames = np.stack(frames) if frames else None
         sample.structure = np.stack(planes) if planes else None
     except ValueError as error:
-        raise SampleError(f"{key}: its frames are of several sizes", "shape") from error
+        raise SampleError(f"{key}: its frames have different sizes", "shape") from error
     for field in ("moments", "structure_latent", "image_embedding", "text_embedding"):
         setattr(sample, field, decoded.get(f"{field}.npy"))
-    sample.caption, sample.meta = decoded.get("caption.txt"), decoded.get("meta.json")
+    sample.caption = decoded.get("caption.txt")
+    sample.meta = decoded.get("meta.json")
     return sample
 
 
-def decode_member(name: str, data: bytes) -> Any:
-    """One member's bytes as an array, a string or a dict. Nothing is ever unpickled.
+def decode_member(name: str, data: bytes, pixels: int = MAX_PIXELS) -> Any:
+    """Decodes one member into an array, a string or a dict. Nothing is ever unpickled. Raises SampleError.
 
-    Pictures by Pillow: OpenCV is quicker, but beside PyAV in one process its libpng may meet another zlib, and fails.
+    A picture is opened only in the format that the contract gives to its name, and only if it has no more than
+    `pixels`: Pillow chooses by the content otherwise, and would start Ghostscript for an EPS.
+
+    Images are decoded with Pillow. OpenCV is faster, but its libpng can pick up a different zlib when PyAV is loaded in
+    the same process, and then fails.
     """
     try:
         match name.rpartition(".")[2]:
             case "jpg":
-                return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+                return np.array(_open_image(data, "JPEG", pixels).convert("RGB"))
             case "png":
-                image = Image.open(io.BytesIO(data))
-                if image.mode != "I;16":  # 8 bits would be read as depth that is nearly flat
-                    raise ValueError(f"it is of mode {image.mode}, not 16-bit grey")
+                image = _open_image(data, "PNG", pixels)
+                if image.mode != "I;16":  # an 8-bit image would be read as depth that is nearly flat
+                    raise ValueError(f"its mode is {image.mode}, not 16-bit gray")
                 return np.array(image)
             case "npy":
                 return _decode_array(data)
@@ -174,36 +182,47 @@ def decode_member(name: str, data: bytes) -> Any:
                 return data.decode()
             case "json":
                 return json.loads(data)
-    except (OSError, ValueError, SyntaxError, RecursionError, Image.DecompressionBombError) as error:
-        raise SampleError(f"member {name} cannot be decoded: {error}", "decode") from error
-    raise SampleError(f"member {name} is none that a sample has", "shape")
+    except Exception as error:  # the decoders raise any error for hostile data: struct.error, OverflowError, …
+        reason = " ".join(str(error).split())[:MAX_REASON] or type(error).__name__
+        raise SampleError(f"member {name} cannot be decoded: {reason}", "decode") from error
+    raise SampleError(f"member {name} does not belong to the sample format", "shape")
+
+
+def _open_image(data: bytes, codec: str, pixels: int) -> Image.Image:
+    """Opens a picture, without decoding it. Raises ValueError if it has too many pixels, and errors of Pillow."""
+    image = Image.open(io.BytesIO(data), formats=(codec,))
+    if image.width * image.height > pixels:
+        raise ValueError(f"it has {image.width}x{image.height} pixels, more than {pixels}")
+    return image
 
 
 def _decode_array(data: bytes) -> np.ndarray:
-    """What `np.save` wrote. Raises ValueError.
+    """Decodes what `np.save` wrote. Raises ValueError.
 
-    Not by np.load, which takes pickles and zip archives too. A header is parsed once: all samples of a pool share it.
+    np.load is not used because it also accepts pickles and zip archives. Parsed headers are cached, since all samples
+    of a pool share theirs.
     """
     length = 10 + int.from_bytes(data[8:10], "little")
     shape, fortran_order, dtype = _parse_array_header(data[:length])
-    array = np.frombuffer(data, dtype, offset=length)  # refuses objects
-    return array.reshape(shape, order="F" if fortran_order else "C").copy()  # torch takes none that is read-only
+    array = np.frombuffer(data, dtype, offset=length)  # refuses object arrays
+    return array.reshape(shape, order="F" if fortran_order else "C").copy()  # torch needs a writable array
 
 
 @lru_cache(maxsize=64)
 def _parse_array_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
     stream = io.BytesIO(header)
     if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("np.save would have written version 1.0")
+        raise ValueError("its format version is not the 1.0 that np.save writes")
     return np.lib.format.read_array_header_1_0(stream)
 
 
 def validate(sample: Sample, pool: Pool) -> None:
-    """Checks every field that is there against its pool: shapes, dtypes, finite values. Raises SampleError."""
+    """Checks every present field against its pool: shapes, dtypes, finite values. Raises SampleError."""
     if not KEY.fullmatch(sample.key):
-        problem = "has characters outside of A-Z a-z 0-9 _ -, or is longer than 200"
+        problem = "must have 1 to 200 characters out of A-Z a-z 0-9 _ -"
         raise SampleError(f"key {sample.key!r} {problem}", "shape")
-    n, h, w = pool.frames, pool.height, pool.width
+    n = pool.frames
+    h, w = pool.height, pool.width
     _expect(sample, "frames", np.uint8, (n, h, w, 3))
     _expect(sample, "structure", np.uint16, (n, h, w))
     _expect(sample, "moments", np.float16, (n, None, None, None))
@@ -222,16 +241,18 @@ def _expect(sample: Sample, field: str, dtype: type, shape: tuple[int | None, ..
     fits = array.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, array.shape))
     if not fits or array.dtype != dtype:
         want = "x".join("*" if size is None else str(size) for size in shape)
-        raise SampleError(
-            f"{sample.key}: {field} is {array.dtype} {array.shape}, the pool has {np.dtype(dtype)} {want}", "shape"
-        )
+        problem = f"{field} is {array.dtype} {array.shape}, but the pool has {np.dtype(dtype)} {want}"
+        raise SampleError(f"{sample.key}: {problem}", "shape")
     if array.dtype == np.float16 and not _finite(array):
         raise SampleError(f"{sample.key}: {field} holds values that are not finite", "not_finite")
 
 
 def _finite(array: np.ndarray) -> bool:
-    """np.isfinite(array).all() of halves by their bits, in a tenth of its time: as numbers, infinities and NaNs are the
-    largest of those without a sign bit, and of all."""
+    """np.isfinite(array).all() for float16, in a tenth of its time.
+
+    Read as integers, infinities and NaNs are the largest bit patterns: from 0x7C00 on without the sign bit, and from
+    0xFC00 on with it.
+    """
     return not array.size or bool(array.view(np.int16).max() < 0x7C00 and array.view(np.uint16).max() < 0xFC00)
 
 
@@ -249,29 +270,34 @@ def _encode_image(image: Image.Image, codec: str, **options: int) -> bytes:
 class Batch:
     """One micro-batch of one pool, as a rank reads it. An image is a video of one frame (n = 1).
 
-    Until `to` brings it to a device, the tensors are as they are stored, float16 and uint16: half the bytes on their
-    way between processes and to a GPU.
+    The shapes and dtypes below are those after `to`, under every strategy and precision. Before it, tensors keep the
+    float16 and uint16 in which they are stored, which halves the bytes that are copied between processes and to a GPU.
     """
 
     kind: str  # "image" or "video"; the same on every rank in every step
     step: int  # the optimizer step that this batch belongs to
-    slots: list[int]  # b places in the global batch: with the step, the key of all randomness
+    slots: list[int]  # b positions in the global batch: with the step, the key of all randomness
     keys: list[str]  # b sample keys
     moments: Tensor | None  # float32 (b, n, 2c, h/f, w/f); None in a set without latents
     embeddings: Tensor  # float32 (b, n, d): CLIP image embedding of every frame
     structure_latents: Tensor | None = None  # float32 (b, n, c, h/f, w/f): latent of the structure at t_s = 0, scaled
-    structure: Tensor | None = None  # float32 (b, n, h, w) in [0, 1], for depth 1 is nearest; to be encoded now
-    frames: Tensor | None = None  # uint8 (b, n, h, w, 3), to be encoded now; None in a set with latents
-    # bad samples, in whose places others stand, and why they are bad
-    replaced: list[tuple[str, Reason]] = dataclasses.field(default_factory=list)
+    structure: Tensor | None = None  # float32 (b, n, h, w) in [0, 1], for depth 1 is nearest; encoded during training
+    frames: Tensor | None = None  # uint8 (b, n, h, w, 3), encoded during training; None in a set with latents
+    draws: Any = (
+        None  # the noise and other draws of a training step, gen1_train.training.draws.Draws; None: not yet made
+    )
+    # bad samples that were replaced by others: a description of each, and why it is bad
+    replaced_samples: list[tuple[str, Reason]] = dataclasses.field(default_factory=list)
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch as the model takes it, with its tensors on another device."""
-        return self._map(lambda tensor: _widen(tensor.to(device, non_blocking=True)))
+        """Returns the batch with its tensors on `device`; float16 becomes float32, and uint16 float32 in [0, 1]."""
+        moved = self._map(lambda tensor: _widen(tensor.to(device, non_blocking=True)))
+        return replace(moved, draws=None if self.draws is None else self.draws.to(device))
 
     def pin_memory(self) -> "Batch":
-        """The same batch in pinned memory; what DataLoader calls."""
-        return self._map(Tensor.pin_memory)
+        """Returns the batch in pinned memory; called by DataLoader."""
+        pinned = self._map(Tensor.pin_memory)
+        return replace(pinned, draws=None if self.draws is None else self.draws.pin_memory())
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         tensors = {name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
@@ -287,7 +313,7 @@ def _widen(tensor: Tensor) -> Tensor:
     return tensor
 
 
-# the Sample fields that a Batch is made of
+# Sample field -> the Batch field that stacks it
 BATCH_FIELDS = {
     "moments": "moments",
     "image_embedding": "embeddings",
@@ -298,12 +324,12 @@ BATCH_FIELDS = {
 
 
 def collate(kind: str, step: int, slots: list[int], samples: list[Sample]) -> Batch:
-    """Stacks samples of one pool into a Batch; fields that were not read stay None."""
+    """Stacks samples of one pool into a Batch. Fields that were not read stay None."""
     columns: dict[str, Tensor | None] = {"moments": None}
     for source, target in BATCH_FIELDS.items():
         arrays = [getattr(sample, source) for sample in samples]
         if arrays[0] is not None:
-            # torch's: in a loader worker it stacks straight into the memory that the training process will see
+            # in a loader worker, default_collate stacks directly into memory shared with the training process
             columns[target] = default_collate(list(map(torch.from_numpy, arrays)))
     keys = [sample.key for sample in samples]
     return Batch(kind=kind, step=step, slots=slots, keys=keys, **columns)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What the estimators are fitted on, in memory: rendered frames with truth, and generic random pictures."""
+"""Data for fitting the estimators, in memory: rendered frames with their truth, and generic random pictures."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from miniature.render import FRAME_RATE, render_frame
-from miniature.scene import Scene, sample_scene
+from miniature.world.render import FRAME_RATE, render_frame
+from miniature.world.scene import Scene, sample_scene
 
 HEIGHT, WIDTH = 64, 112
-FIT_SEED, HELD_OUT_SEED = 10_000_000, 20_000_000  # first scenes of the two sets; the worlds on disk use lower seeds
+# first scenes of the two sets; worlds on disk use lower seeds
+FIT_SEED = 10_000_000
+HELD_OUT_SEED = 20_000_000
 
 
 @dataclass(frozen=True)
 class Frames:
-    """`pixels` uint8 (n, 3, h, w), `inverse_depth` float32 (n, h, w) in 1 / world units, and the scene of each."""
+    """Frames and their truth, one entry per scene."""
 
-    pixels: torch.Tensor
-    inverse_depth: torch.Tensor
+    pixels: torch.Tensor  # uint8 (n, 3, h, w)
+    inverse_depth: torch.Tensor  # float32 (n, h, w) in 1 / world units
     scenes: list[Scene]
 
     @property
@@ -30,22 +32,22 @@ class Frames:
 
 
 def rendered_frames(count: int, first_seed: int, height: int = HEIGHT, width: int = WIDTH) -> Frames:
-    """One frame, at a random time of its first two seconds, of each of `count` scenes."""
+    """Renders one frame of each of `count` scenes, at a random time within the first two seconds."""
 
-    def one(seed: int) -> tuple[np.ndarray, np.ndarray, Scene]:
+    def render(seed: int) -> tuple[np.ndarray, np.ndarray, Scene]:
         scene = sample_scene(seed)
         time = int(np.random.default_rng([seed, 1]).integers(2 * FRAME_RATE)) / FRAME_RATE
         frame = render_frame(scene, time, height, width, supersample=2 if height < 128 else 1)
         return frame.pixels, frame.depth, scene
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        frames, depth, scenes = zip(*pool.map(one, range(first_seed, first_seed + count)), strict=True)
+        frames, depth, scenes = zip(*pool.map(render, range(first_seed, first_seed + count)), strict=True)
     pixels = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
     return Frames(pixels, 1 / torch.from_numpy(np.stack(depth)), list(scenes))
 
 
-def coloured_noise(count: int, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """Random fields with spectra between 1/f and 1/f^2.4, mixed into random colours: (n, 3, h, w) in 0..1."""
+def colored_noise(count: int, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Random fields with spectra between 1/f and 1/f^2.4, mixed into random colors: (n, 3, h, w) in 0..1."""
     fy, fx = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)
     radius = np.hypot(fy, fx) + 0.5 / max(height, width)
     power = rng.uniform(1.0, 2.4, (count, 1, 1, 1))
@@ -54,15 +56,16 @@ def coloured_noise(count: int, height: int, width: int, rng: np.random.Generator
     spectrum[..., 0, 0] = 0
     field = np.fft.irfft2(spectrum, s=(height, width))
     field /= field.std((2, 3), keepdims=True)
-    mix = 0.4 * rng.standard_normal((count, 3, 3)) + [1, 0, 0]  # channels mostly vary together, as in photographs
+    # channels vary together for the most part, as in photographs
+    mix = 0.4 * rng.standard_normal((count, 3, 3)) + [1, 0, 0]
     field = np.einsum("nij,njhw->nihw", mix * rng.uniform(0.05, 0.2, (count, 1, 1)), field)
     return np.clip(field + rng.uniform(0.15, 0.85, (count, 3, 1, 1)), 0, 1)
 
 
 def generic_images(count: int, seed: int, height: int = HEIGHT, width: int = WIDTH) -> torch.Tensor:
-    """Pictures without any subject: two noise fields with a sharp border between them; uint8 (n, 3, h, w)."""
+    """Pictures without a subject: two noise fields with a sharp border between them; uint8 (n, 3, h, w)."""
     rng = np.random.default_rng(seed)
-    first, second, border = (coloured_noise(count, height, width, rng) for _ in range(3))
+    first, second, border = (colored_noise(count, height, width, rng) for _ in range(3))
     level = np.quantile(border[:, :1], 0.7, (2, 3), keepdims=True)[0]
     pictures = np.where(border[:, :1] > level, first, second)
     return torch.from_numpy((pictures * 255).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""demo/index.html: the input, its structure and the edits, playing side by side, and what the run cost."""
+"""demo/index.html: the input, its structure and the edits, side by side, and the cost of the run."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import os
 from pathlib import Path
 
 from gen1_train.data.shards import ShardSet
-from gen1_train.training.metrics import read_metrics
-from miniature.results import PLAIN, TITLES, read_evaluations, shown
-from miniature.scene import COLOURS
+from gen1_train.reporting.rows import read_metrics
+from miniature.results import PLAIN, TITLES, format_mean, read_evaluations
+from miniature.world.scene import COLORS
 
-DEMO, RELEASED = "demo", "released"  # the two models, by the names of their evaluations
+# names of the two models' evaluations
+DEMO = "demo"
+RELEASED = "released"
 MODELS = {DEMO: "the demo's model", RELEASED: "the released model"}
 COMPARED = ("hit", "mask_iou", "structure_correlation", "frame_consistency")
 CLICK = "this.paused ? this.play() : this.pause()"
@@ -33,17 +35,17 @@ th:first-child, td:first-child { text-align: left; } th { font-weight: 600; }
 
 
 def write_page(
-    path: Path, work: Path, video: Path, timings: dict[str, float], training: str, numbers: Path | None
+    path: Path, work: Path, video: Path, timings: dict[str, float], training: str, comparison: Path | None
 ) -> Path:
-    """Writes the page for what lies in the work folder; media are linked, not copied.
+    """Writes the page about a work folder, with links to its media, and returns its path.
 
-    `training`: a sentence on how the two models were trained; `numbers`: the folder of their evaluations, if there are.
+    `training`: a sentence on how the two models were trained; `comparison`: the folder of their evaluations, if any.
     """
     edits = work / "edits"
     body = [
         "<h1>Gen-1 in miniature</h1>",
-        "<p class=quiet>A tiny model, minutes of training on a CPU: the road is real, the pictures are rough. "
-        "Content comes from a picture, structure from the input's depth.</p>",
+        "<p class=quiet>A tiny model, trained for minutes on a CPU: every step is real, and the pictures are rough. "
+        "Content comes from a picture, structure from the depth of the input.</p>",
         "<h2>Two models</h2>",
         _row(path, [
             (video, "<b>input</b> video"),
@@ -58,8 +60,8 @@ def write_page(
             (edits / "released-b.mp4", f"B by <b>{MODELS[RELEASED]}</b>"),
         ]),
         f"<p>{html.escape(training)}</p>",
-        _comparison(numbers) if numbers is not None else "",
-        "<p class=quiet>All that follows is of the demo's model.</p>",
+        _comparison(comparison) if comparison is not None else "",
+        "<p class=quiet>Everything below is about the demo's model.</p>",
         "<h2>Time: content A, &omega;<sub>t</sub></h2>",
         _row(path, [
             (edits / f"time-{value}.mp4", f"<b>&omega;<sub>t</sub> = {value}</b> {note}")
@@ -68,10 +70,10 @@ def write_page(
         "<h2>Structure: content B, t<sub>s</sub></h2>",
         _row(path, [
             (edits / f"structure-{level}.mp4", f"<b>t<sub>s</sub> = {level}</b> {note}")
-            for level, note in ((0, "all of the structure"), (3, ""), (7, "the freest"))
+            for level, note in ((0, "all of the structure"), (3, ""), (7, "the most freedom"))
         ]),
         _row(path, [
-            (edits / f"depth-{level}.mp4", f"what the model saw at t<sub>s</sub> = {level}")
+            (edits / f"depth-{level}.mp4", f"the model's structure input at t<sub>s</sub> = {level}")
             for level in (0, 3, 7)
         ]),
         "<h2>The run</h2>",
@@ -100,46 +102,48 @@ def _row(page: Path, items: list[tuple[Path, str]]) -> str:
     return f"<div class=row>{''.join(figures)}</div>"
 
 
-def compared(numbers: Path) -> list[list[str]]:
-    """What is measured of the models' edits, headings first: means with their 95 % intervals."""
-    found = read_evaluations(numbers)
-    cells = [[name, *(shown(found[key].mean(PLAIN, value)) for value in COMPARED)] for key, name in MODELS.items()]
-    return [["", *(TITLES[value] for value in COMPARED)], *cells]
+def comparison_table(comparison: Path) -> list[list[str]]:
+    """The rows of the table that compares the models, headings first: means with their 95 % intervals."""
+    evaluations = read_evaluations(comparison)
+    rows = [[""] + [TITLES[value] for value in COMPARED]]
+    for name, model in MODELS.items():
+        rows.append([model, *(format_mean(evaluations[name].mean(PLAIN, value)) for value in COMPARED)])
+    return rows
 
 
-def _comparison(numbers: Path) -> str:
-    head, *rows = compared(numbers)
-    edits = len(read_evaluations(numbers)[DEMO].rows[PLAIN])
+def _comparison(comparison: Path) -> str:
+    head, *rows = comparison_table(comparison)
+    edits = len(read_evaluations(comparison)[DEMO].rows[PLAIN])
     lines = [f"<tr>{''.join(f'<th>{cell}' for cell in head)}</tr>"]
     lines += [f"<tr>{''.join(f'<td>{cell}' for cell in row)}</tr>" for row in rows]
     return (
-        f"<table>{''.join(lines)}</table><p class=quiet>Means over {edits} edits of held-out clips, each of which "
-        f"gives one solid another colour, with 95 % intervals; by chance one in {len(COLOURS)} shows it.</p>"
+        f"<table>{''.join(lines)}</table><p class=quiet>Means over {edits} edits of held-out clips, with 95 % "
+        f"intervals. Each edit gives one solid another color, which one edit in {len(COLORS)} shows by chance.</p>"
     )
 
 
 def _stages(work: Path, timings: dict[str, float]) -> str:
-    columns = ("step", "steps", "first loss", "last loss", "", "training s", "samples/s", "frames/s", "in all, s")
+    columns = ("step", "steps", "first loss", "last loss", "", "training s", "samples/s", "frames/s", "total s")
     head = f"<tr>{''.join(f'<th>{column}' for column in columns)}</tr>"
     rows = []
     for title, seconds in timings.items():
         metrics = read_metrics(work / "runs" / "demo" / title.replace(" ", "") / "metrics.csv")
         cells = ["", "", "", "", "", "", ""]
         if metrics:
-            took = sum(float(row["seconds"]) for row in metrics)
-            samples = sum(float(row["samples_per_second"]) * float(row["seconds"]) for row in metrics) / took
-            frames = sum(float(row["frames_per_second"]) * float(row["seconds"]) for row in metrics) / took
+            training = sum(float(row["seconds"]) for row in metrics)
+            samples = sum(float(row["samples_per_second"]) * float(row["seconds"]) for row in metrics) / training
+            frames = sum(float(row["frames_per_second"]) * float(row["seconds"]) for row in metrics) / training
             losses = [float(row["loss"]) for row in metrics]
             cells = [metrics[-1]["step"], f"{losses[0]:.3f}", f"{losses[-1]:.3f}", _curve(losses)]
-            cells += [f"{took:.0f}", f"{samples:.1f}", f"{frames:.1f}"]
+            cells += [f"{training:.0f}", f"{samples:.1f}", f"{frames:.1f}"]
         filled = "".join(f"<td>{cell}" for cell in (*cells, f"{seconds:.0f}"))
         rows.append(f"<tr><td>{html.escape(title)}{filled}</tr>")
-    total = f"<tr><th>in all<th colspan=7><th>{sum(timings.values()):.0f}</tr>"
+    total = f"<tr><th>total<th colspan=7><th>{sum(timings.values()):.0f}</tr>"
     return f"<table>{head}{''.join(rows)}{total}</table>"
 
 
 def _curve(losses: list[float]) -> str:
-    """The loss over the stage as a small line."""
+    """The loss over a stage as a small line."""
     low, high = min(losses), max(losses)
     span = max(high - low, 1e-9)
     points = " ".join(
@@ -161,6 +165,6 @@ def _data(work: Path) -> str:
     failures = work / "shards" / "failures.jsonl"
     lines = [json.loads(line) for line in failures.read_text().splitlines()] if failures.exists() else []
     if not lines:
-        return table + "<p class=quiet>Every file could be used.</p>"
+        return table + "<p class=quiet>All files were used.</p>"
     rows = "".join(f"<tr><td>{html.escape(line['file'])}<td>{html.escape(line['reason'])}</tr>" for line in lines)
     return f"{table}<h3>Not used</h3><table class=wide><tr><th>file<th>reason</tr>{rows}</table>"

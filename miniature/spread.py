@@ -1,4 +1,4 @@
-"""The same work on many cases, by a process for each core."""
+"""The same function applied to many cases, in one process per core."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
-from tqdm import tqdm
 
-from gen1_train.children import cores, worker_pool
+from gen1_train.system.console import progress
+from gen1_train.system.processes import cores, worker_pool
 
 Job = TypeVar("Job")
-Made = TypeVar("Made")
-FEW = 4  # jobs for each core: fewer are done here, for a process takes seconds to start
+Result = TypeVar("Result")
+JOBS_PER_PROCESS = 4  # with fewer, all jobs run in this process: a new process takes seconds to start
 
 
-def spread(work: Callable[[Job], Made], jobs: Sequence[Job], title: str, unit: str) -> list[Made]:
-    """What `work`, a function of a module, makes of each job, in their order; progress goes to stderr.
+def spread(work: Callable[[Job], Result], jobs: Sequence[Job], title: str, unit: str) -> list[Result]:
+    """Returns the results of `work`, a module-level function, for each job, in order. Shows a progress bar.
 
-    An error of one job is raised, and the jobs that have not begun are left. UserError also when a process is killed.
+    Raises the first error of a job without starting the jobs that remain, and UserError if a process is killed.
     """
-    return list(tqdm(_made(work, jobs), title, len(jobs), unit=unit, mininterval=0.5))
+    return list(progress(_results(work, jobs), title=title, unit=unit, total=len(jobs)))
 
 
-def _made(work: Callable[[Job], Made], jobs: Sequence[Job]) -> Iterator[Made]:
-    if (processes := min(cores(), len(jobs) // FEW)) < 2:
+def _results(work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
+    if (processes := min(cores(), len(jobs) // JOBS_PER_PROCESS)) < 2:
         yield from map(work, jobs)
         return
-    mend = "call it again, on fewer cores (taskset)"
-    # one thread each: the other cores have processes of their own
-    with worker_pool(work, jobs, processes, mend, torch.set_num_threads, 1) as made:
-        yield from (future.result() for future in made)
+    remedy = "call it again, on fewer cores (taskset)"
+    # one thread per process: the other cores run processes of their own
+    with worker_pool(work, jobs, processes, remedy, torch.set_num_threads, 1) as futures:
+        yield from (future.result() for future in futures)

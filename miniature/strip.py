@@ -1,4 +1,4 @@
-"""A picture of edits side by side: a row for each case, from its input to what it became."""
+"""Pictures of edits side by side: one row per case, from the input to its edits."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from gen1_train.evaluation.methods import GEN1, PER_FRAME, Setting
-from gen1_train.files import write_atomically
+from gen1_train.system.files import write_atomically
 from miniature.cases import FRAMES, Case, read_cases
 from miniature.measure import edit_file, read_edit, read_rows, setting_of
-from miniature.references import SIZE, seen
+from miniature.references import SIZE, model_input
 
-ROWS = 8  # cases, the first ones
-ENLARGED, GAP, BAR = 2, 4, 18  # pixels: of a pixel, between pictures, of the headings
+ROWS = 8  # the first cases
+ZOOM = 2  # screen pixels per pixel
+GAP = 4  # pixels between pictures
+HEADING = 18  # height of the headings, in pixels
 Columns = tuple[tuple[str, str, Setting], ...]  # heading, evaluation, setting
 CONTENT: Columns = (
     ("by picture", "time", Setting(GEN1, 1.0, 0)),
@@ -33,16 +35,19 @@ TEXTURE: Columns = (
 
 
 def write_strip(path: Path, cases: Path, evaluations: Mapping[str, Path], wanted: Columns) -> None:
-    """Middle frames of the first cases: input, prompt picture, truth, and the edits there are. Raises UserError."""
+    """Writes the middle frames of the first cases: input, prompt picture, truth, and the edits that exist.
+
+    Raises UserError.
+    """
     chosen = read_cases(cases)[:ROWS]
-    columns = [("input", [middle(seen(case.source())) for case in chosen])]
+    columns = [("input", [middle(model_input(case.source())) for case in chosen])]
     columns += [("prompt", [prompt(cases, case) for case in chosen])]
-    columns += [("truth", [middle(seen(case.wanted())) for case in chosen])]
+    columns += [("truth", [middle(model_input(case.wanted())) for case in chosen])]
     for heading, name, setting in wanted:
         if name not in evaluations:
             continue
-        made = {Path(row["video"]).name: row for row in read_rows(evaluations[name]) if setting_of(row) == setting}
-        rows = [made.get(case.video) for case in chosen]
+        edits = {Path(row["video"]).name: row for row in read_rows(evaluations[name]) if setting_of(row) == setting}
+        rows = [edits.get(case.video) for case in chosen]
         if all(row is not None and edit_file(evaluations[name], row).is_file() for row in rows):
             columns.append((heading, [middle(read_edit(evaluations[name], row)) for row in rows if row]))
     file = io.BytesIO()
@@ -55,19 +60,20 @@ def middle(frames: np.ndarray) -> np.ndarray:
 
 
 def prompt(cases: Path, case: Case) -> np.ndarray:
-    with Image.open(cases / case.image) as picture:
+    """The prompt picture of a case at SIZE, uint8 (h, w, 3)."""
+    with Image.open(cases / case.image, formats=("PNG", "JPEG")) as picture:
         return np.asarray(picture.convert("RGB").resize(SIZE, Image.Resampling.BICUBIC))
 
 
 def draw(columns: list[tuple[str, list[np.ndarray]]]) -> Image.Image:
-    """Pictures of SIZE under their columns' headings."""
-    width, height = (side * ENLARGED for side in SIZE)
-    whole = (len(columns) * (width + GAP) - GAP, BAR + len(columns[0][1]) * (height + GAP) - GAP)
+    """Draws pictures of SIZE below the headings of their columns."""
+    width, height = (side * ZOOM for side in SIZE)
+    whole = (len(columns) * (width + GAP) - GAP, HEADING + len(columns[0][1]) * (height + GAP) - GAP)
     page = Image.new("RGB", whole, "white")
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(13)
     for x, (heading, pictures) in enumerate(columns):
-        pen.text((x * (width + GAP) + 2, BAR / 2), heading, "black", font, anchor="lm")
+        pen.text((x * (width + GAP) + 2, HEADING / 2), heading, "black", font, anchor="lm")
         for y, picture in enumerate(pictures):
             large = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
-            page.paste(large, (x * (width + GAP), BAR + y * (height + GAP)))
+            page.paste(large, (x * (width + GAP), HEADING + y * (height + GAP)))
     return page

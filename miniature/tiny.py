@@ -1,6 +1,7 @@
-"""Small models of the classes, parameter names and file formats of the large ones.
+"""Small models with the classes, parameter names and file formats of the large ones.
 
-Neighbouring widths differ wherever Stable Diffusion's do, or a shortcut convolution, and its keys, would be missing.
+Adjacent widths differ wherever those of Stable Diffusion differ. Otherwise a shortcut convolution, and its keys, would
+be missing.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ CLIP_CONFIG: dict[str, dict[str, Any]] = {
 
 
 def autoencoder() -> AutoencoderKL:
-    """Stable Diffusion's autoencoder, 8 times downsampling to 4 channels, with 0.7 M instead of 84 M weights.
+    """Stable Diffusion's autoencoder, downsampling 8 times to 4 channels, with 0.7 M instead of 84 M weights.
 
-    Few groups on purpose: one of only one or two narrow channels normalises brightness and colour away, and the fit
-    stalls (loss after 200 steps: 0.34 with 8 groups at rate 2e-3, 0.26 with 4 at 4e-3, 0.23 with 2 at 3e-3).
+    The number of groups is small on purpose: a group of one or two narrow channels normalizes brightness and color
+    away, and the fit stalls (loss after 200 steps: 0.34 with 8 groups at a learning rate of 2e-3, 0.26 with 4 at 4e-3,
+    0.23 with 2 at 3e-3).
     """
     widths = (8, 16, 32, 64)
     return AutoencoderKL(
@@ -51,8 +53,8 @@ def autoencoder() -> AutoencoderKL:
 def depth_estimator() -> DPTForDepthEstimation:
     """A DPT laid out like DPT-Large: a plain ViT, taps with readout projection, a pyramid from half the patch grid up.
 
-    Each tap doubles the size, and so does the head: with patches of 8 pixels three taps, not four, make the output as
-    large as the input, which is what DPT-Large gives with patches of 16.
+    Each tap doubles the size, and so does the head. With patches of 8 pixels, three taps instead of four make the
+    output as large as the input, as in DPT-Large with patches of 16.
     """
     config = DPTConfig(
         hidden_size=80,
@@ -71,21 +73,21 @@ def depth_estimator() -> DPTForDepthEstimation:
 
 
 def depth_processor() -> DPTImageProcessor:
-    """The resizing of MiDaS (aspect kept, sides multiples of two patches) and the normalisation of DPT-Large."""
+    """The resizing of MiDaS (aspect ratio kept, sides multiples of two patches) with DPT-Large's normalization."""
     half = [0.5, 0.5, 0.5]
     size = {"height": 64, "width": 64}
     return DPTImageProcessor(size=size, image_mean=half, image_std=half, keep_aspect_ratio=True, ensure_multiple_of=16)
 
 
 def clip_model() -> open_clip.CLIP:
-    """An open_clip model of `CLIP_CONFIG` with random weights."""
+    """An open_clip model as in `CLIP_CONFIG`, with random weights."""
     return open_clip.CLIP(**CLIP_CONFIG["model_cfg"])
 
 
 def save_clip(model: open_clip.CLIP, folder: str | Path) -> None:
-    """Write what `open_clip.create_model_and_transforms("local-dir:FOLDER")` reads; weights in half precision.
+    """Writes the files that `open_clip.create_model_and_transforms("local-dir:FOLDER")` reads, in half precision.
 
-    open_clip copies the weights into the model it has built, so they load as float32 all the same.
+    open_clip copies the weights into a float32 model, so they load as float32.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,9 +106,9 @@ def write_stable_diffusion(
     heads: int = 8,
     seed: int = 0,
 ) -> None:
-    """Write `folder/unet` as diffusers stores Stable Diffusion 1.x, with its 686 parameter names, random weights.
+    """Writes `folder/unet` with random weights, as diffusers stores Stable Diffusion 1.x, with its 686 parameter names.
 
-    Other numbers of resolutions than its four have other names.
+    The parameter names differ if the number of resolutions is not four.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -118,6 +120,6 @@ def write_stable_diffusion(
             layers_per_block=layers,
             norm_num_groups=groups,
             cross_attention_dim=cross_attention_dim,
-            attention_head_dim=heads,  # in Stable Diffusion 1.x: the number of heads
+            attention_head_dim=heads,  # in Stable Diffusion 1.x, this is the number of heads
         )
     unet.save_pretrained(Path(folder) / "unet")

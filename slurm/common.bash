@@ -1,5 +1,5 @@
-# What all scripts here share; sourced, with `script` (path of the script) and `stem` (its name) set.
-# In a job Slurm runs a copy of the script from its spool folder, so each asks Slurm where it was submitted from.
+# Shared by all scripts here; sourced with `script` (path of the script) and `stem` (its name) set.
+# In a job Slurm runs a copy of the script from its spool folder, so each script asks Slurm where it was submitted from.
 set -euo pipefail
 folder=$(cd "$(dirname "$script")" && pwd)
 
@@ -8,23 +8,23 @@ die() {
   exit 2
 }
 
-# facts of this site, see site.env.example
+# settings of this site, see site.env.example
 GEN1_OVERRIDES=() GEN1_RUN=()
 site=${GEN1_SITE:-$folder/site.env}
 if [ -f "$site" ]; then
   . "$site"
 elif [ -n "${GEN1_SITE:-}" ]; then
-  die "GEN1_SITE=$GEN1_SITE is not there"
+  die "GEN1_SITE=$GEN1_SITE does not exist: name the file of your site, or unset GEN1_SITE"
 fi
 
-# the checkout's own environment, else what is on the PATH that sbatch has handed on
+# the command in the checkout's own environment, or else on the PATH that sbatch has passed on
 program() {
   if [ ${#GEN1_RUN[@]} -eq 0 ] && [ -x "$folder/../.venv/bin/$1" ]; then
     echo "$folder/../.venv/bin/$1"
   elif [ ${#GEN1_RUN[@]} -gt 0 ] || command -v "$1" >/dev/null; then
     echo "$1"
   else
-    die "there is no $1: call make install in $(dirname "$folder"), or activate the environment that has it before sbatch"
+    die "there is no $1: run make install in $(dirname "$folder"), or activate the environment that has it before sbatch"
   fi
 }
 
@@ -34,7 +34,7 @@ need_sbatch() {
   command -v sbatch >/dev/null || die "there is no sbatch here: call this on a machine of the cluster (without Slurm: gen1-train, gen1-data)"
 }
 
-# called by hand instead of by sbatch: hands itself in; what begins with -- is sbatch's, the rest is Hydra's
+# submits this script when it is called without sbatch; options (--…) go to sbatch, the rest are Hydra's overrides
 submit() {
   local options=() overrides=() argument
   need_sbatch
@@ -44,19 +44,19 @@ submit() {
   exec sbatch "${options[@]}" "$folder/$(basename "$script")" "${overrides[@]}"
 }
 
-# Does not come back, unless Slurm refuses.
+# Does not return, unless Slurm refuses.
 requeue() {
-  echo "$stem: $1: job $SLURM_JOB_ID goes back into the queue"
-  trap - TERM # by which Slurm ends this script
+  echo "$stem: $1: job $SLURM_JOB_ID is requeued"
+  trap - TERM # the signal by which Slurm ends this script
   scontrol requeue "$SLURM_JOB_ID" || return 1
   sleep 3600
 }
 
-# Sets nodes, ranks on each, and CPUs of a rank: a rank for each GPU; without GPUs one for each task that was asked for.
-# layout NODES RANKS takes others than the job has.
+# Sets nodes, ranks per node, and CPUs per rank: a rank for each GPU; without GPUs, one for each requested task.
+# `layout NODES RANKS` uses these numbers instead of the job's.
 layout() {
   local gpus=${SLURM_GPUS_ON_NODE:-0}
-  unset SLURM_CPUS_PER_GPU # which srun would take with sbatch's other options, and refuse beside --cpus-per-task
+  unset SLURM_CPUS_PER_GPU # srun would take it with sbatch's other options, and refuse it together with --cpus-per-task
   ((gpus > 0)) || unset SLURM_GPUS_PER_NODE
   nodes=${1:-$SLURM_JOB_NUM_NODES}
   ranks=${2:-$((gpus > 0 ? gpus : ${SLURM_NTASKS_PER_NODE:-1}))}

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Customization: stage 5 tuned on 15 to 30 images of a subject (images=FOLDER data.root=SHARDS).
+# Customization: tunes stage 5 on 15 to 30 images of a subject (images=FOLDER data.root=SHARDS).
 #   sbatch [sbatch's options] slurm/customize.sh [gen1-train's settings]
 #SBATCH --job-name=gen1-customize
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=1
 #SBATCH --cpus-per-gpu=8
 #SBATCH --time=04:00:00
-# this long before the time limit a checkpoint is written, and the job goes back into the queue
+# this many seconds before the time limit, a checkpoint is written and the job is requeued
 #SBATCH --signal=B:USR1@300
 #SBATCH --requeue
 #SBATCH --open-mode=append

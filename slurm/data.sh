@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# gen1-data as Slurm jobs. This job plans, and submits what is missing: an array for the tasks, and a job that freezes.
+# gen1-data as Slurm jobs. This job plans, then submits what is missing: an array of tasks, and a job that freezes.
 #   sbatch [sbatch's options] slurm/data.sh source=VIDEOS output=SHARDS recipe=paper [of=16] [gen1-data's settings]
-# Those two go where this one went; the tasks get DATA_TASK of slurm/site.env beside. See docs/data.md.
+# Those two use this job's account and partition; the tasks also get DATA_TASK of slurm/site.env. See docs/data.md.
 #SBATCH --job-name=gen1-data
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
@@ -18,7 +18,7 @@ if [[ $0 == */slurm_script ]]; then
 fi
 . "$(dirname "$script")/common.bash"
 if ! in_job; then
-  [ "${SBATCH_GPUS_PER_NODE:-0}" = 0 ] || set -- --gpus-per-node=0 "$@" # planning takes none
+  [ "${SBATCH_GPUS_PER_NODE:-0}" = 0 ] || set -- --gpus-per-node=0 "$@" # planning needs none
   submit "$@"
 fi
 
@@ -28,30 +28,30 @@ for setting; do
   case $setting in
     step=*) step=${setting#*=}; continue ;;
     of=*) of=${setting#*=}; continue ;;
-    retry=*) retry=("$setting"); continue ;; # done once, by the plan: each task would undo what the others have done
+    retry=*) retry=("$setting"); continue ;; # for the plan alone: each task would discard what the others have done
     output=*) output=${setting#*=} ;;
     workers=*) workers=${setting#*=} ;;
   esac
   settings+=("$setting")
 done
-[[ $of =~ ^[1-9][0-9]*$ ]] || die "of=$of is not a number of shares, 1 or more"
+[[ $of =~ ^[1-9][0-9]*$ ]] || die "of=$of is not a number of shares: give 1 or more"
 cpus=${SLURM_CPUS_ON_NODE:-1} gpus=${SLURM_GPUS_ON_NODE:-0}
 data=("${GEN1_RUN[@]}" "$(program gen1-data)" "${settings[@]}")
 
 plan() {
   local mark id comment queue missing busy=()
   mark="gen1-data $(realpath -m "$output")"
-  queue=$(squeue --noheader --me --format='%F %k' | sort -nu) || die "squeue does not answer"
+  queue=$(squeue --noheader --me --format='%F %k' | sort -nu) || die "squeue does not answer: try again later"
   while read -r id comment; do
     [ "$comment" != "$mark" ] || busy+=("$id")
   done <<<"$queue"
-  [ ${#busy[@]} -eq 0 ] || die "jobs ${busy[*]} are at work on output=$output: wait for them, or end them: scancel ${busy[*]}"
+  [ ${#busy[@]} -eq 0 ] || die "jobs ${busy[*]} are working on output=$output: wait for them, or end them: scancel ${busy[*]}"
   "${data[@]}" step=plan "${retry[@]}" || exit $?
   missing=$("${data[@]}" step=missing of="$of") || exit $?
-  [ -z "$missing" ] || hand_in "$mark" "$missing"
+  [ -z "$missing" ] || submit_missing "$mark" "$missing"
 }
 
-hand_in() { # the jobs for what is missing
+submit_missing() { # submits the jobs for what is missing
   local mark=$1 missing=$2 name=$SLURM_JOB_NAME tasks=() same=() after=() fact value array freeze
   if declare -p DATA_TASK &>/dev/null; then
     tasks=("${DATA_TASK[@]}")
@@ -64,27 +64,27 @@ hand_in() { # the jobs for what is missing
     value=SLURM_JOB_${fact^^}
     [ -z "${!value:-}" ] || same+=("--$fact=${!value}")
   done
-  # sbatch hands on what it finds: nothing of this job, and no GPUs but those of DATA_TASK
+  # sbatch passes on its environment: remove the variables of this job, and the GPUs other than those of DATA_TASK
   for value in ${!SLURM_*} ${!SBATCH_GPUS*} SBATCH_CPUS_PER_GPU; do
     [ "$value" = SLURM_CONF ] || unset "$value"
   done
-  same+=(--parsable --comment="$mark" --mincpus=1) # in place of this script's own
+  same+=(--parsable --comment="$mark" --mincpus=1) # instead of this script's own
   if [ "$missing" != freeze ]; then
     array=$(sbatch "${same[@]}" --job-name="$name-task" --output=%x-%A_%a.log "${tasks[@]}" --array="$missing" \
-      "$folder/$stem.sh" step=task of="$of" "${settings[@]}") || die "sbatch refuses the tasks: see DATA_TASK in slurm/site.env"
-    array=${array%%;*} # the cluster's name may follow
+      "$folder/$stem.sh" step=task of="$of" "${settings[@]}") || die "sbatch refused the tasks: see DATA_TASK in slurm/site.env"
+    array=${array%%;*} # a federation appends the cluster's name
     echo "$stem: job $array does the tasks: shares $missing of $of"
     after=(--dependency="afterok:$array" --kill-on-invalid-dep=yes)
   fi
   freeze=$(sbatch "${same[@]}" --job-name="$name-freeze" --cpus-per-task="$cpus" "${after[@]}" \
-    "$folder/$stem.sh" step=freeze "${settings[@]}") || die "sbatch refuses the job that freezes: when the tasks are done, submit the same again"
+    "$folder/$stem.sh" step=freeze "${settings[@]}") || die "sbatch refused the job that freezes: when the tasks are done, submit the same command again"
   echo "$stem: job ${freeze%%;*} freezes the set${after:+ after it}"
 }
 
 case $step in
   plan) plan ;;
   task)
-    [ -n "${SLURM_ARRAY_TASK_ID:-}" ] || die "step=task goes with sbatch's --array=0-$((of - 1))"
+    [ -n "${SLURM_ARRAY_TASK_ID:-}" ] || die "step=task needs sbatch's --array=0-$((of - 1))"
     if [ -z "$workers" ]; then
       workers=$((gpus > 0 ? gpus : cpus))
       data+=(workers="$workers")
@@ -96,8 +96,8 @@ case $step in
     [ -n "$workers" ] || data+=(workers="$cpus")
     code=0
     "${data[@]}" step=freeze || code=$?
-    # a set that lacks some broken files is a set, and jobs that wait for it may begin
-    [ $code -ne 3 ] || echo "$stem: the set is whole; what did not become samples stands in failures.jsonl beside it"
+    # a set without some broken files is still a set, and jobs that wait for it may begin
+    [ $code -ne 3 ] || echo "$stem: the set is whole; failures.jsonl in its folder lists what did not become samples"
     exit $((code == 3 ? 0 : code))
     ;;
   *) die "step=$step is not one of plan, task, freeze" ;;

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The prior: CLIP image embeddings from CLIP text embeddings, for prompts. One process, so one GPU.
+# The prior: predicts CLIP image embeddings from CLIP text embeddings, for prompts. One process, so one GPU.
 #   sbatch [sbatch's options] slurm/prior.sh [gen1-train's settings]
 #SBATCH --job-name=gen1-prior
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=1
 #SBATCH --cpus-per-gpu=8
 #SBATCH --time=24:00:00
-# this long before the time limit a checkpoint is written, and the job goes back into the queue
+# this many seconds before the time limit, a checkpoint is written and the job is requeued
 #SBATCH --signal=B:USR1@300
 #SBATCH --requeue
 #SBATCH --open-mode=append

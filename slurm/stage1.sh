@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Stage 1: Stable Diffusion's weights, inflated, become the first checkpoint; one process, no GPU.
+# Stage 1: turns Stable Diffusion's weights, inflated, into the first checkpoint; one process, no GPU.
 #   sbatch [sbatch's options] slurm/stage1.sh [gen1-train's settings]
 #SBATCH --job-name=gen1-stage1
 #SBATCH --nodes=1

@@ -6,7 +6,7 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-gpu=8
 #SBATCH --time=24:00:00
-# this long before the time limit a checkpoint is written, and the job goes back into the queue
+# this many seconds before the time limit, a checkpoint is written and the job is requeued
 #SBATCH --signal=B:USR1@300
 #SBATCH --requeue
 #SBATCH --open-mode=append

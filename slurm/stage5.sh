@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Stage 5: structure degraded by t_s rounds.
+# Stage 5: degrades the structure by t_s rounds of blurring.
 #   sbatch [sbatch's options] slurm/stage5.sh [gen1-train's settings]
 #SBATCH --job-name=gen1-stage5
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-gpu=8
 #SBATCH --time=24:00:00
-# this long before the time limit a checkpoint is written, and the job goes back into the queue
+# this many seconds before the time limit, a checkpoint is written and the job is requeued
 #SBATCH --signal=B:USR1@300
 #SBATCH --requeue
 #SBATCH --open-mode=append

@@ -1,5 +1,41 @@
-"""One thread a process: the tests' tensors are small, and xdist already runs a process on every core."""
+"""One thread a process, since the tests' tensors are small and xdist runs a process on every core; quick commands."""
 
+import os
+import signal
+from pathlib import Path
+
+import pytest
 import torch
 
+from tests import forkserver
+
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
+if not torch.cuda.is_available():
+    os.environ["DS_ACCELERATOR"] = "cpu"
+forkserver.install()
+# A background job of a shell ignores SIGINT, and one under nohup SIGHUP; their children would do so, too.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts files with slow tests first, so that one worker does not end with a long file while the other is idle."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(scope="session")
+def run_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that runs of stage 3 start from: a shard set, a random Stable Diffusion, and stages 1 and 2."""
+    from tests.made import make_shard_set, make_stable_diffusion  # here: most tests do not need what these import
+    from tests.running import TRAIN, run_well
+    from tests.training.runs import stage
+
+    root = tmp_path_factory.mktemp("runs")
+    make_shard_set(root / "set")
+    make_stable_diffusion(root / "sd")
+    run_well("gen1_train.train", "stage=1", *TRAIN, f"init.from={root / 'sd'}", f"output={root / 'first'}")
+    run_well("gen1_train.train", *stage(root, 2, "first"), "stage.steps=2")
+    return root

@@ -1,20 +1,28 @@
-"""Small made things that several tests need: a shard set without any estimator, a random tiny Stable Diffusion."""
+"""Small random inputs that many tests need: samples, shard sets and Stable Diffusions."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from webdataset import TarWriter
 
 from gen1_train.batch import Pool, Sample, encode_sample
 from gen1_train.data.index import build_index, write_index
-from gen1_train.data.shards import Manifest, PoolShards, Shard
+from gen1_train.data.manifest import Manifest, PoolShards, Shard
 
 WIDTH = 64  # of the CLIP embeddings
 FACTOR = 8
+ESTIMATORS: dict[str, dict[str, Any]] = {  # of a manifest
+    "autoencoder": {"config": {"path": "none"}, "fingerprint": "made", "scale": 0.5, "factor": FACTOR},
+    "structure": {"kind": "depth", "config": {}, "fingerprint": "made"},
+    "clip": {"config": {}, "fingerprint": "made", "width": WIDTH},
+}
 
 
 def make_sample(key: str, pool: Pool, seed: int) -> Sample:
+    """A sample with all members."""
     rng = np.random.default_rng(seed)
     n, h, w = pool.frames, pool.height, pool.width
     latent = (h // FACTOR, w // FACTOR)
@@ -41,11 +49,11 @@ def make_shard_set(
     shards: int = 2,
     make: Callable[[str, Pool, int], Sample] = make_sample,
 ) -> Path:
-    """A frozen set of random samples: one video pool and one image pool, each in `shards` tars."""
+    """Writes a frozen set of random samples, one pool of videos and one of images, each in `shards` tars."""
     (root / "shards").mkdir(parents=True)
     pools = {}
     for pool, count in ((Pool("video", width, height, frames), clips), (Pool("image", width, height, 1), images)):
-        made = []
+        written = []
         for number, part in enumerate(np.array_split(np.arange(count), shards)):
             tar = root / "shards" / f"{pool.name}-{number:06d}.tar"
             with TarWriter(str(tar), mtime=0, user="gen1", group="gen1", mode=0o644) as writer:
@@ -54,12 +62,14 @@ def make_shard_set(
                     seed = int(i) + (1000 if pool.kind == "image" else 0)
                     writer.write({"__key__": key, **encode_sample(make(key, pool, seed))})
             entries = build_index(tar)
-            made.append(Shard(tar.name, len(entries), tar.stat().st_size, write_index(tar, entries)))
-        pools[pool.name] = PoolShards(pool.kind, pool.width, pool.height, pool.frames, tuple(made))
-    estimators = {
-        "autoencoder": {"config": {"path": "none"}, "fingerprint": "made", "scale": 0.5, "factor": FACTOR},
-        "structure": {"kind": "depth", "config": {}, "fingerprint": "made"},
-        "clip": {"config": {}, "fingerprint": "made", "width": WIDTH},
-    }
-    Manifest(pools=pools, recipe={}, estimators=estimators, plan="made").save(root)
+            written.append(Shard(tar.name, len(entries), tar.stat().st_size, write_index(tar, entries)))
+        pools[pool.name] = PoolShards(pool.kind, pool.width, pool.height, pool.frames, tuple(written))
+    Manifest(pools=pools, recipe={}, estimators=deepcopy(ESTIMATORS), plan="made").save(root)
     return root
+
+
+def make_stable_diffusion(folder: Path) -> None:
+    """Writes a random Stable Diffusion that stage 1 of `tests.running.TRAIN` starts from."""
+    from miniature.tiny import write_stable_diffusion  # it imports what few tests need
+
+    write_stable_diffusion(folder, widths=(32, 64), attention=(True, False), layers=1, heads=2)

@@ -1,5 +1,7 @@
-"""A stage 5 checkpoint without training: a tiny UNet with random weights, and the miniature's estimators."""
+"""Checkpoints without training: a tiny UNet or prior with random weights, and the miniature's estimators."""
 
+import json
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -8,26 +10,36 @@ from typing import Any
 import torch
 import yaml
 
-from gen1_train.cli import conf_dir
-from gen1_train.config import TrainConfig
+from gen1_train.cli.app import conf_dir
 from gen1_train.diffusion.prior import PriorSamplingConfig
-from gen1_train.estimators.clip import ClipConfig, ClipEncoder
-from gen1_train.estimators.depth import DepthConfig, DepthEstimator
-from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig
+from gen1_train.frozen.autoencoder import Autoencoder, AutoencoderConfig
+from gen1_train.frozen.clip import ClipConfig, ClipEncoder
+from gen1_train.frozen.depth import DepthConfig, DepthEstimator
 from gen1_train.model.prior import PriorConfig, PriorNetwork
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
-from gen1_train.training.checkpoint import PRIOR, UNET, CheckpointConfig, CheckpointInfo, begin, commit
-from gen1_train.training.prior_config import PriorStageConfig, PriorTrainConfig
+from gen1_train.training.checkpoints.checkpoint import (
+    INFO,
+    PRIOR,
+    UNET,
+    CheckpointConfig,
+    CheckpointInfo,
+    begin,
+    commit,
+    sha256,
+)
+from gen1_train.training.checkpoints.info import HASH, digest
+from gen1_train.training.config import TrainConfig
+from gen1_train.training.prior.config import PriorStageConfig, PriorTrainConfig
 from gen1_train.training.stages import StageConfig, stage_unet
-
-WEIGHTS = Path(__file__).parents[1] / "miniature" / "weights"
+from tests.running import WEIGHTS
 
 
 @cache
 def miniature_estimators() -> dict[str, Any]:
-    """What the manifest of a set of recipe=tiny says of its estimators."""
+    """Returns the estimators as the manifest of a shard set of recipe=tiny records them."""
     autoencoder = Autoencoder(AutoencoderConfig(str(WEIGHTS / "autoencoder")))
-    depth, clip = DepthConfig(str(WEIGHTS / "depth"), 64, 16), ClipConfig(f"local-dir:{WEIGHTS / 'clip'}", None)
+    depth = DepthConfig(str(WEIGHTS / "depth"), 64, 16)
+    clip = ClipConfig(f"local-dir:{WEIGHTS / 'clip'}", None)
     return {
         "autoencoder": {
             "config": {"path": str(WEIGHTS / "autoencoder"), "chunk": 16},
@@ -41,11 +53,17 @@ def miniature_estimators() -> dict[str, Any]:
 
 
 def write_checkpoint(
-    run: Path, seed: int = 0, temporal: float = 0.05, buckets: tuple[str, ...] = ("112x64",), stage: str = "5"
+    run: Path,
+    seed: int = 0,
+    temporal: float = 0.05,
+    buckets: tuple[str, ...] = ("112x64",),
+    stage: str = "5",
+    frames: int = 0,
 ) -> Path:
-    """A finished checkpoint of a stage in the run folder; `temporal`: how far its temporal layers are from identity.
+    """Writes a finished checkpoint of a stage to a run folder; returns the checkpoint's folder.
 
-    No weight is zero, so every input counts. Returns the checkpoint's own folder.
+    `temporal`: how far its temporal layers are from identity. No weight is zero, so that every input has an effect.
+    `frames`: of the clips that it was trained on; 0: not recorded.
     """
     names = (f"stage/{stage}", "model/tiny")
     recorded, model = (yaml.safe_load((conf_dir() / f"{name}.yaml").read_text()) for name in names)
@@ -53,12 +71,12 @@ def write_checkpoint(
     torch.manual_seed(seed)
     weights = SpatioTemporalUNet(stage_unet(config.model, config.stage)).state_dict()
     weights = {k: v + temporal * torch.randn_like(v) if ".temporal_" in k else v for k, v in weights.items()}
-    info = CheckpointInfo(stage, 10, True, {"step": 10}, miniature_estimators(), list(buckets))
+    info = CheckpointInfo(stage, 10, True, {"step": 10}, miniature_estimators(), list(buckets), frames)
     return commit(begin(run, 10), {UNET: weights}, config.to_yaml(), info, CheckpointConfig())
 
 
 def write_prior(run: Path, seed: int = 0) -> Path:
-    """A finished checkpoint of a small prior with random weights, for the miniature's CLIP, in the run folder."""
+    """Writes a finished checkpoint of a small prior for the miniature's CLIP to a run folder; returns its folder."""
     clip = miniature_estimators()["clip"]
     config = PriorTrainConfig(
         PriorStageConfig("prior", 10),
@@ -70,3 +88,13 @@ def write_prior(run: Path, seed: int = 0) -> Path:
     weights = {name: value + 0.1 * torch.randn_like(value) for name, value in weights.items()}
     info = CheckpointInfo("prior", 10, True, {"step": 10}, {"clip": clip}, weights=PRIOR)
     return commit(begin(run, 10), {PRIOR: weights}, config.to_yaml(), info, CheckpointConfig())
+
+
+def edit_info(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Changes the content of a checkpoint's checkpoint.json, with the right hashes of all files and of itself."""
+    content = json.loads((path / INFO).read_text())
+    del content[HASH]
+    for name, file in content["files"].items():
+        file.update(bytes=(path / name).stat().st_size, sha256=sha256(path / name))
+    change(content)
+    (path / INFO).write_text(json.dumps({**content, HASH: digest(content)}))

@@ -1,4 +1,4 @@
-"""The contract between data_tools and training: what goes in comes out, and what breaks it is refused by name."""
+"""The sample contract between data_tools and training: round trips are exact, and violations are refused by name."""
 
 import io
 import struct
@@ -40,49 +40,49 @@ def npy(array: np.ndarray, pickled: bool = False) -> bytes:
 
 
 @pytest.mark.parametrize("pool", [VIDEO, IMAGE])
-def test_encode_then_decode_gives_everything_back_exactly(pool: Pool) -> None:
+def test_arrays_caption_and_meta_round_trip_exactly(pool: Pool) -> None:
     sample = make_sample("clip_1-a", pool, 5)
-    back = decode_sample("clip_1-a", encode_sample(sample))
+    decoded = decode_sample("clip_1-a", encode_sample(sample))
     for field in ARRAYS:
-        written, read = getattr(sample, field), getattr(back, field)
+        written, read = getattr(sample, field), getattr(decoded, field)
         assert read.dtype == written.dtype and np.array_equal(read, written), field
-    assert (back.key, back.caption, back.meta) == (sample.key, sample.caption, sample.meta)
-    validate(back, pool)
+    assert (decoded.key, decoded.caption, decoded.meta) == (sample.key, sample.caption, sample.meta)
+    validate(decoded, pool)
 
 
-def test_frames_survive_jpeg_with_their_colours() -> None:
-    """Saturated colours of one pixel: with subsampled chroma they would be off by more than 100 levels."""
+def test_frames_keep_their_colors_in_jpeg() -> None:
+    """Neighboring pixels of saturated colors: with subsampled chroma they would be off by more than 100 levels."""
     frames = np.zeros((2, 16, 24, 3), np.uint8)
     frames[0, :, ::2, 0] = frames[0, :, 1::2, 1] = 255  # red, green, red, green ...
     frames[1] = np.linspace(0, 255, 24, dtype=np.uint8)[None, :, None]
-    back = decode_sample("k", encode_sample(Sample("k", frames=frames))).frames
-    assert back is not None and back.dtype == np.uint8 and back.shape == frames.shape
-    error = np.abs(back.astype(int) - frames)
+    decoded = decode_sample("k", encode_sample(Sample("k", frames=frames))).frames
+    assert decoded is not None and decoded.dtype == np.uint8 and decoded.shape == frames.shape
+    error = np.abs(decoded.astype(int) - frames)
     assert error.mean() < 4 and error.max() < 40
 
 
-def test_frames_and_structure_keep_their_order_beyond_nine() -> None:
+def test_ten_and_more_frames_keep_their_order() -> None:
     depth = (np.arange(12, dtype=np.uint16) * 5000)[:, None, None].repeat(8, 1).repeat(8, 2)
     frames = (np.arange(12, dtype=np.uint8) * 20)[:, None, None, None].repeat(8, 1).repeat(8, 2).repeat(3, 3)
     members = encode_sample(Sample("k", frames=frames, structure=depth))
-    back = decode_sample("k", dict(reversed(members.items())))
-    assert np.array_equal(back.structure, depth)
-    assert np.abs(back.frames.astype(int) - frames).max() <= 2
+    decoded = decode_sample("k", dict(reversed(members.items())))
+    assert np.array_equal(decoded.structure, depth)
+    assert np.abs(decoded.frames.astype(int) - frames).max() <= 2
 
 
-def test_members_are_those_of_the_docstring() -> None:
+def test_members_of_names_what_encode_sample_writes() -> None:
     members = encode_sample(make_sample("k", VIDEO, 0))
     assert list(members) == [name for field in FIELDS for name in members_of(field, 3)]
-    assert not any("." in name.rpartition(".")[0] for name in members)  # WebDataset cuts names at the first dot
+    assert not any("." in name.rpartition(".")[0] for name in members)  # WebDataset splits names at the first dot
     with pytest.raises(KeyError):
-        members_of("colour", 3)
+        members_of("color", 3)
 
 
-def test_fields_that_are_not_there_stay_none() -> None:
-    back = decode_sample("k", encode_sample(Sample("k", caption="größe, 大")))
-    assert back.caption == "größe, 大"
-    assert [field for field in FIELDS if getattr(back, field) is not None] == ["caption"]
-    validate(back, VIDEO)
+def test_absent_fields_stay_none() -> None:
+    decoded = decode_sample("k", encode_sample(Sample("k", caption="größe, 大")))
+    assert decoded.caption == "größe, 大"
+    assert [field for field in FIELDS if getattr(decoded, field) is not None] == ["caption"]
+    validate(decoded, VIDEO)
 
 
 def damaged(field: str, change: str) -> Sample:
@@ -102,19 +102,19 @@ def damaged(field: str, change: str) -> Sample:
 
 CASES = [(field, change) for field in ("frames", *ARRAYS) for change in ("shape", "rank", "dtype")]
 CASES += [(field, change) for field in ARRAYS[1:] for change in ("nan", "infinite")]
-CASES.remove(("text_embedding", "shape"))  # one caption's embedding is as wide as it is: the contract leaves d open
+CASES.remove(("text_embedding", "shape"))  # the contract does not fix d, and a single embedding cannot contradict it
 
 
 @pytest.mark.parametrize(("field", "change"), CASES)
-def test_validate_refuses_and_names_the_field(field: str, change: str) -> None:
+def test_validate_names_the_field_that_it_refuses(field: str, change: str) -> None:
     with pytest.raises(SampleError, match=field) as refused:
         validate(damaged(field, change), VIDEO)
     assert refused.value.reason == ("not_finite" if change in ("nan", "infinite") else "shape")
-    again = copy(refused.value)  # as pickle makes it, on its way from a worker
-    assert (str(again), again.reason) == (str(refused.value), refused.value.reason)
+    copied = copy(refused.value)  # rebuilt as pickle does when a worker sends the error
+    assert (str(copied), copied.reason) == (str(refused.value), refused.value.reason)
 
 
-def test_every_half_is_known_as_finite_or_not() -> None:
+def test_every_float16_is_classified_as_finite_or_not() -> None:
     for bits in range(0x10000):
         half = np.array([bits], np.uint16).view(np.float16)
         embedding = np.concatenate([np.ones(3, np.float16), half, -np.ones(3, np.float16)])
@@ -126,13 +126,13 @@ def test_every_half_is_known_as_finite_or_not() -> None:
 
 
 @pytest.mark.parametrize("field", ["frames", "structure"])
-def test_validate_refuses_pictures_of_another_size(field: str) -> None:
+def test_validate_refuses_images_of_another_size(field: str) -> None:
     sample = Sample("k", **{field: getattr(make_sample("k", VIDEO, 0), field)})
     with pytest.raises(SampleError, match=rf"{field} is .* the pool has"):
         validate(sample, replace(VIDEO, width=16, height=24))  # the same number of pixels
 
 
-def test_validate_refuses_latents_that_do_not_belong_together() -> None:
+def test_validate_refuses_moments_and_structure_latents_that_do_not_match() -> None:
     sample = make_sample("k", VIDEO, 0)
     for structure in (sample.structure_latent[:, :3], sample.structure_latent[..., :-1]):
         with pytest.raises(SampleError, match="moments"):
@@ -150,61 +150,61 @@ def test_nothing_is_unpickled() -> None:
         decode_member("moments.npy", npy(np.array([{"a": 1}], dtype=object), pickled=True))
 
 
-def picture(array: np.ndarray, codec: str, **options: Any) -> bytes:
+def encode_image(array: np.ndarray, codec: str, **options: Any) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(array).save(stream, codec, **options)
     return stream.getvalue()
 
 
 def png(array: np.ndarray) -> bytes:
-    return picture(array, "PNG")
+    return encode_image(array, "PNG")
 
 
 def huge_png(side: int) -> bytes:
-    """A file of a few bytes that says it holds side x side pixels."""
+    """A file of a few bytes that claims to hold side x side pixels."""
     small = png(np.zeros((1, 1), np.uint16))
     header = b"IHDR" + struct.pack(">II", side, side) + small[24:29]
     return small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:]
 
 
 NOISE = np.random.default_rng(0).integers(0, 65536, (32, 48, 3), np.uint16)
-JPEG = picture(NOISE.astype(np.uint8), "JPEG")
+JPEG = encode_image(NOISE.astype(np.uint8), "JPEG")
 
 
 BROKEN = {
-    "cut off npy": ("moments.npy", npy(np.zeros((2, 8, 2, 2), np.float16))[:-4]),
+    "truncated npy": ("moments.npy", npy(np.zeros((2, 8, 2, 2), np.float16))[:-4]),
     "empty npy": ("moments.npy", b""),
     "zip archive as npy": ("moments.npy", b"PK\x03\x04" + bytes(40)),
     "npy of a later version": ("moments.npy", b"\x93NUMPY\x02" + npy(np.zeros(3, np.float16))[7:]),
-    "npy that says it is larger": ("moments.npy", npy(np.zeros(8, np.float16)).replace(b"(8,)", b"(9,)")),
-    "no png": ("structure00.png", b"not a png"),
-    "cut off png": ("structure00.png", png(NOISE[..., 0])[:-60]),
-    "png of colours": ("structure00.png", png(NOISE.astype(np.uint8))),
-    "png as large as a disk": ("structure00.png", huge_png(60000)),
+    "npy with too large a shape": ("moments.npy", npy(np.zeros(8, np.float16)).replace(b"(8,)", b"(9,)")),
+    "not a png": ("structure00.png", b"not a png"),
+    "truncated png": ("structure00.png", png(NOISE[..., 0])[:-60]),
+    "color png": ("structure00.png", png(NOISE.astype(np.uint8))),
+    "decompression bomb": ("structure00.png", huge_png(60000)),
     "empty jpeg": ("frame00.jpg", b""),
-    "cut off jpeg": ("frame00.jpg", JPEG[:-200]),
+    "truncated jpeg": ("frame00.jpg", JPEG[:-200]),
     "half a jpeg": ("frame00.jpg", JPEG[: len(JPEG) // 2]),
-    "no utf-8": ("caption.txt", b"\xff\xfe"),
-    "no json": ("meta.json", b"{"),
-    "no member of a sample": ("caption.pickle", b"x"),
+    "not utf-8": ("caption.txt", b"\xff\xfe"),
+    "not json": ("meta.json", b"{"),
+    "unknown member": ("caption.pickle", b"x"),
 }
 
 
-@pytest.mark.parametrize("what", BROKEN)
-def test_a_member_that_cannot_be_decoded_is_named(what: str) -> None:
-    name, data = BROKEN[what]
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_member_that_cannot_be_decoded_is_named(case: str) -> None:
+    name, data = BROKEN[case]
     with pytest.raises(SampleError, match=name) as refused:
         decode_member(name, data)
     assert refused.value.reason == ("shape" if name == "caption.pickle" else "decode")
 
 
-def test_structure_of_eight_bits_is_refused() -> None:
-    """0..255 read as 0..65535 would be a depth map that is flat to one part in 256, and nobody would notice."""
+def test_eight_bit_structure_is_refused() -> None:
+    """Values 0..255 read as 0..65535 would silently give a nearly flat depth map."""
     with pytest.raises(SampleError, match="structure00"):
         decode_member("structure00.png", png(np.arange(64, dtype=np.uint8).reshape(8, 8)))
 
 
-def test_a_batch_is_stacked_and_its_structure_brought_to_0_1() -> None:
+def test_collate_stacks_samples_and_to_scales_structure_to_0_1() -> None:
     samples = [make_sample(f"k{i}", VIDEO, i) for i in range(2)]
     samples[0].structure[0, 0, :2] = (0, 65535)
     batch = collate("video", 7, [4, 9], samples).to(CPU)
@@ -223,15 +223,15 @@ def test_a_batch_is_stacked_and_its_structure_brought_to_0_1() -> None:
     )
 
 
-def test_a_batch_travels_as_it_is_stored() -> None:
-    """Half the bytes of what `to` makes of them."""
+def test_collate_keeps_the_stored_dtypes() -> None:
+    """Until `to` widens them, tensors take half the bytes."""
     sample = make_sample("k", VIDEO, 0)
     batch = collate("video", 0, [0], [sample])
     for source, target in BATCH_FIELDS.items():
         np.testing.assert_array_equal(getattr(batch, target)[0].numpy(), getattr(sample, source), strict=True)
 
 
-def test_collate_leaves_out_what_was_not_read() -> None:
+def test_collate_leaves_unread_fields_none() -> None:
     sample = make_sample("k", IMAGE, 0)
     batch = collate("image", 0, [0], [replace(sample, structure=None, structure_latent=None)])
     assert batch.structure is None and batch.structure_latents is None and batch.moments.shape[1] == 1
@@ -249,3 +249,52 @@ def test_to_moves_every_tensor_and_nothing_else() -> None:
             assert value.device.type == "meta" and value.shape == getattr(batch, name).shape
         else:
             assert value == getattr(batch, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("frame00.jpg", "EPS"), ("frame00.jpg", "PNG"), ("frame00.jpg", "TIFF"), ("structure00.png", "EPS")],
+)
+def test_a_picture_is_opened_only_in_the_format_of_its_name(
+    name: str, codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow would start Ghostscript for an EPS, whatever its name is."""
+
+    def started(*_: object, **__: object) -> None:
+        raise AssertionError("Ghostscript was started")
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", started)
+    stream = io.BytesIO()
+    Image.new("RGB", (24, 16)).save(stream, codec)
+    with pytest.raises(SampleError, match=rf"member {name} cannot be decoded: cannot identify image") as error:
+        decode_member(name, stream.getvalue())
+    assert error.value.reason == "decode"
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "mode"), [("frame00.jpg", "JPEG", "RGB"), ("structure00.png", "PNG", "I;16")]
+)
+def test_a_picture_larger_than_its_pool_is_not_decoded(name: str, codec: str, mode: str) -> None:
+    stream = io.BytesIO()
+    Image.new(mode, (25, 16)).save(stream, codec)
+    with pytest.raises(SampleError, match=r"it has 25x16 pixels, more than 384"):
+        decode_sample("k", {name: stream.getvalue()}, VIDEO)
+    assert decode_sample("k", {name: stream.getvalue()}).key == "k"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{'descr': '<f2', 'fortran_order': False, 'shape': (" + b"9" * 60 + b",), }",
+        b"{'descr': (), 'fortran_order': False, 'shape': (1,), }",
+        b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }",
+        b"{'descr': '<f2', 'fortran_order': False, 'shape': ((((((",
+        b"(" * 3000,
+    ],
+)
+def test_a_hostile_header_of_an_array_is_a_bad_sample(header: bytes) -> None:
+    padded = header.ljust(117) + b"\n"
+    data = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(padded)) + padded + bytes(2)
+    with pytest.raises(SampleError, match=r"moments\.npy cannot be decoded") as error:
+        decode_member("moments.npy", data)
+    assert "\n" not in str(error.value)

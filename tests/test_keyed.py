@@ -1,4 +1,4 @@
-"""Randomness by key: what every reproducibility promise rests on."""
+"""Keyed randomness, on which all reproducibility depends."""
 
 import subprocess
 import sys
@@ -16,14 +16,14 @@ def test_a_permutation_is_a_bijection_for_every_key(size: int) -> None:
         assert sorted(map(permutation(size, seed, "sample", "video-448x256", 3), range(size))) == list(range(size))
 
 
-def test_a_permutation_differs_by_each_part_of_its_key() -> None:
+def test_permutations_depend_on_every_part_of_their_key() -> None:
     keys = [(0, "pool", 0), (1, "pool", 0), (0, "loop", 0), (0, "pool", 1)]
     orders = {tuple(map(permutation(64, *parts), range(64))) for parts in keys}
     assert len(orders) == len(keys) and tuple(range(64)) not in orders
 
 
-def test_a_permutation_sends_a_position_everywhere() -> None:
-    """A network with too few rounds, or one that ignores a half, would leave places that a position never reaches."""
+def test_a_permutation_maps_a_position_anywhere() -> None:
+    """A network with too few rounds, or one that ignores a half, would never reach some positions."""
     counts = torch.zeros(7)
     for seed in range(1400):
         counts[permutation(7, seed)(3)] += 1
@@ -31,22 +31,22 @@ def test_a_permutation_sends_a_position_everywhere() -> None:
 
 
 @pytest.mark.parametrize("index", [-1, 7])
-def test_a_permutation_refuses_a_position_outside(index: int) -> None:
+def test_a_permutation_refuses_an_index_out_of_range(index: int) -> None:
     with pytest.raises(IndexError):
         permutation(7, 0)(index)
 
 
-def test_key_tells_types_and_borders_apart() -> None:
+def test_keys_distinguish_types_and_boundaries_of_parts() -> None:
     keys = [key(1), key("1"), key(1, 2), key(12), key("1", "2"), key("12"), key("a", "bc"), key("ab", "c"), key()]
     assert len(set(keys)) == len(keys)
-    assert all(0 <= k < 2**63 for k in keys)  # torch takes no larger seed
+    assert all(0 <= k < 2**63 for k in keys)  # torch accepts no larger seed
 
 
-def test_the_stream_is_the_one_that_it_was() -> None:
-    """Golden values on purpose: they are the meaning of every seed in every config that is around.
+def test_the_streams_never_change() -> None:
+    """Golden values on purpose: they define the meaning of every seed in every existing config.
 
-    Another hash or another network would pass all other tests and silently give other batches and other noise to a run
-    that is resumed after an update. Whoever changes these numbers changes the stream, and has to say so.
+    Another hash or network would pass all other tests, and would silently give other batches and other noise to a run
+    that is resumed after an update. A change of these numbers is a change of the stream and has to be announced.
     """
     assert key(0, "sample", "video-448x256", 3) == 1344311899318608002
     assert key(0) == 6711488920161924273
@@ -58,7 +58,7 @@ def test_the_stream_is_the_one_that_it_was() -> None:
 
 
 def test_key_is_the_same_in_another_process() -> None:
-    """Python's own hash() would not be: it is salted."""
+    """Python's own hash() is salted and would differ."""
     code = """
 import sys
 from types import ModuleType
@@ -73,19 +73,19 @@ print(key(5, "noise"))
     assert int(printed) == key(5, "noise")
 
 
-def test_normal_does_not_depend_on_what_was_drawn_before() -> None:
+def test_normal_does_not_depend_on_earlier_draws() -> None:
     first = normal((2, 3), 0, "a")
     torch.manual_seed(9)
     torch.randn(5)
     normal((4,), 0, "b")
     state = torch.get_rng_state()
     assert torch.equal(normal((2, 3), 0, "a"), first)
-    assert torch.equal(torch.get_rng_state(), state)  # nor does it touch the global generator
+    assert torch.equal(torch.get_rng_state(), state)  # the global generator is untouched
     assert not torch.equal(normal((2, 3), 0, "b"), first)
     assert torch.equal(torch.randn((2, 3), generator=generator(0, "a")), first)
 
 
-def test_draws_have_their_distributions() -> None:
+def test_draws_follow_their_distributions() -> None:
     uniforms = torch.tensor([uniform(0, i) for i in range(4000)])
     assert 0 <= uniforms.min() and uniforms.max() < 1
     assert abs(uniforms.mean() - 0.5) < 0.02 and abs(uniforms.var() - 1 / 12) < 0.005
@@ -95,9 +95,10 @@ def test_draws_have_their_distributions() -> None:
     assert noise.dtype == torch.float32 and abs(noise.mean()) < 0.06 and abs(noise.std() - 1) < 0.05
 
 
-def test_a_row_of_uniforms_has_its_distribution_and_no_start() -> None:
-    row = uniforms(0, 40_000, 3, "kind")
-    assert 0 <= row.min() and row.max() < 1 and abs(row.mean() - 0.5) < 0.01 and abs(row.var() - 1 / 12) < 0.002
-    assert abs(np.corrcoef(row[1:], row[:-1])[0, 1]) < 0.02  # neighbours are strangers
-    assert (uniforms(39_990, 10, 3, "kind") == row[-10:]).all()
-    assert (uniforms(0, 10, 4, "kind") != row[:10]).all()
+def test_a_stream_of_uniforms_is_uniform_and_can_be_entered_anywhere() -> None:
+    stream = uniforms(0, 40_000, 3, "kind")
+    assert 0 <= stream.min() and stream.max() < 1
+    assert abs(stream.mean() - 0.5) < 0.01 and abs(stream.var() - 1 / 12) < 0.002
+    assert abs(np.corrcoef(stream[1:], stream[:-1])[0, 1]) < 0.02  # neighboring numbers are uncorrelated
+    assert (uniforms(39_990, 10, 3, "kind") == stream[-10:]).all()
+    assert (uniforms(0, 10, 4, "kind") != stream[:10]).all()

@@ -1,22 +1,25 @@
-"""The index beside a tar: where each sample lies, in rows of one size, so that any row is one positioned read.
+"""The index next to a tar: the location of each sample, in rows of equal size, so that any row takes one read.
 
-All numbers are little-endian, nothing is padded or aligned:
+All numbers are little-endian, and nothing is padded or aligned:
 
     header  8 bytes    "gen1idx1"
-            u32        R: rows, one a sample, in the order of the tar
+            u32        R: rows, one per sample, in the order of the tar
             u16        K: bytes of a key
-            u16        M: members, those of all samples together
-            u32        N: bytes of the members' names
-            u32        crc32 of the R checks of the rows, one after another
-            N bytes    the M names in UTF-8, sorted, a line feed between two
-            u32        crc32 of the header up to here; the manifest holds it too
-    R rows  K bytes    the key in UTF-8 (ASCII by the contract), filled up with zeros
+            u16        M: distinct member names of all samples
+            u32        N: bytes of the member names
+            u32        crc32 of the R row checks, concatenated
+            N bytes    the M names in UTF-8, sorted, separated by line feeds
+            u32        crc32 of the header up to here; also stored in the manifest
+    R rows  K bytes    the key in UTF-8 (ASCII by the contract), padded with zero bytes; K is at most 200
             M times    u64 offset in the tar, u32 size, u32 crc32 of the member; the offset is 0 if the sample lacks it
-            u32        check: zlib's crc32 of the row up to here, begun with the row's number in place of 0
+            u32        check: zlib's crc32 of the row up to here, with the row number as the initial value
 
-So the one number in the manifest answers for all: manifest -> header -> checks -> row -> member; and a row that is read
-alone is held against its own check. (It is not the crc32 of the file: a crc32 over data that each have their crc32
-behind them is the same whatever the data.)
+The one number in the manifest thus covers everything: manifest -> header -> checks -> row -> member. A row that is read
+on its own is verified by its own check. (The crc32 of the whole file would be useless: a crc32 over blocks that are
+each followed by their own crc32 does not depend on the data.)
+
+Checksums show that a file is as it was written, not that it is harmless. An index may come from others, so names, keys
+and offsets are checked as well.
 """
 
 import tarfile
@@ -27,29 +30,32 @@ from pathlib import Path
 from struct import Struct
 
 from gen1_train.batch import SampleError
-from gen1_train.data.opened import OpenFile
+from gen1_train.data.open_files import OpenFile
 from gen1_train.errors import UserError
-from gen1_train.files import write_atomically
+from gen1_train.system.files import open_regular, write_atomically
+from gen1_train.system.names import member_name, plain_name
 
-BLOCK = 512  # a tar's headers and members start at multiples of it
+BLOCK = 512  # the headers and members of a tar start at multiples of it
 MAGIC = b"gen1idx1"
 HEADER = Struct("<8sIHHII")
 CHECK = Struct("<I")
-FIRST_READ = 4096  # bytes: more than any header of ours has, so that it is one read
+MAX_KEY = 200  # bytes, by the contract
+MAX_OFFSET = 1 << 62  # bytes; no file is that long, and the size of a member on top still fits into an offset
+FIRST_READ = 4096  # bytes; more than any header that gen1-data writes, so that one read suffices
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where one sample's members lie in its tar: member -> (offset, size, crc32)."""
+    """The locations of one sample's members in its tar: member -> (offset, size, crc32)."""
 
     key: str
     members: dict[str, tuple[int, int, int]]
 
 
 def build_index(tar: Path) -> list[Entry]:
-    """Reads a whole tar once and returns an Entry a sample, in the order of the tar."""
+    """Reads a whole tar once and returns one Entry per sample, in the order of the tar."""
     entries: dict[str, dict[str, tuple[int, int, int]]] = {}
-    with tarfile.open(tar) as archive:
+    with tarfile.open(tar, "r:") as archive:  # never compressed
         for info in archive:
             key, _, member = info.name.partition(".")
             stream = archive.extractfile(info)
@@ -59,7 +65,7 @@ def build_index(tar: Path) -> list[Entry]:
 
 
 def padded(end: int) -> int:
-    """Where the next header of a tar stands if a member's bytes stop at `end`."""
+    """Rounds up to the next block boundary: the offset of the header that follows a member ending at `end`."""
     return -(-end // BLOCK) * BLOCK
 
 
@@ -68,32 +74,33 @@ def index_path(tar: Path) -> Path:
 
 
 def write_index(tar: Path, entries: list[Entry]) -> int:
-    """Writes the index beside its tar and returns the crc32 for the manifest. Equal entries give equal bytes."""
+    """Writes the index next to its tar and returns the crc32 for the manifest. Equal entries give equal bytes."""
     names = sorted({name for entry in entries for name in entry.members})
     keys = [entry.key.encode() for entry in entries]
     width = max(map(len, keys), default=0)
-    layout = _row(width, len(names))
+    layout = _row_layout(width, len(names))
     rows, checks = [], []
     for number, (key, entry) in enumerate(zip(keys, entries)):
-        places = (value for name in names for value in entry.members.get(name, (0, 0, 0)))
-        rows.append(layout.pack(key, *places))
+        locations = (value for name in names for value in entry.members.get(name, (0, 0, 0)))
+        rows.append(layout.pack(key, *locations))
         checks.append(CHECK.pack(zlib.crc32(rows[-1], number)))
-    listed = "\n".join(names).encode()
-    head = HEADER.pack(MAGIC, len(rows), width, len(names), len(listed), zlib.crc32(b"".join(checks))) + listed
-    crc32 = zlib.crc32(head)
+    joined = "\n".join(names).encode()
+    header = HEADER.pack(MAGIC, len(rows), width, len(names), len(joined), zlib.crc32(b"".join(checks))) + joined
+    crc32 = zlib.crc32(header)
     body = b"".join(row + check for row, check in zip(rows, checks))
-    write_atomically(index_path(tar), head + CHECK.pack(crc32) + body)
+    write_atomically(index_path(tar), header + CHECK.pack(crc32) + body)
     return crc32
 
 
 def read_index(tar: Path, crc32: int | None = None) -> list[Entry]:
-    """All of the index beside a tar, every row checked, and the whole against the manifest's crc32 if that is given.
+    """Reads the whole index next to a tar, and checks every row, and the manifest's `crc32` if it is given.
 
-    Raises UserError when it is missing, damaged or another one.
+    Raises UserError if the index is missing, damaged, or the index of another tar.
     """
     path = index_path(tar)
     try:
-        data = path.read_bytes()
+        with open_regular(path) as stream:
+            data = stream.read()
         header = Header.parse(data, len(data), crc32)
         return [header.entry(row) for row in header.checked_rows(data)]
     except OSError as error:
@@ -101,7 +108,7 @@ def read_index(tar: Path, crc32: int | None = None) -> list[Entry]:
             f"{path} cannot be read ({error.strerror}); the shard set is not complete: copy it again"
         ) from error
     except IndexDamage as error:
-        raise _foreign(path, error) from error
+        raise _not_frozen(path, error) from error
 
 
 def check_index(data: bytes, crc32: int) -> None:
@@ -110,17 +117,17 @@ def check_index(data: bytes, crc32: int) -> None:
 
 
 class IndexDamage(ValueError):
-    """Bytes that are not the index that was frozen; the message says what is wrong with them."""
+    """Bytes that are not the index that was frozen; the message names the difference."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What stands before the rows, and with it how to read them."""
+    """The part of an index before the rows, which says how to read them."""
 
     rows: int
     names: list[str]  # of the members
     layout: Struct  # of a row, without its check
-    start: int  # of the first row in the file
+    start: int  # offset of the first row in the file
     checks: int  # crc32 of the checks of all rows
     crc32: int  # of this header
 
@@ -131,53 +138,63 @@ class Header:
 
     @staticmethod
     def length(data: bytes) -> int:
-        """Bytes of the whole header, of which these are the first. Raises IndexDamage."""
+        """Returns the bytes of the whole header, which begins with `data`. Raises IndexDamage."""
         if len(data) < HEADER.size or not data.startswith(MAGIC):
-            raise IndexDamage("it has another format")
+            raise IndexDamage("it has an unknown format")
         *_, names, _ = HEADER.unpack_from(data)
         return HEADER.size + names + CHECK.size
 
     @classmethod
     def parse(cls, data: bytes, size: int, crc32: int | None = None) -> "Header":
-        """The header at the beginning of `data`, from a file of `size` bytes. Raises IndexDamage."""
+        """Parses the header at the beginning of `data`, from a file of `size` bytes. Raises IndexDamage."""
         start = cls.length(data)
         _, rows, width, members, _, checks = HEADER.unpack_from(data)
-        wanted = start + rows * (_row(width, members).size + CHECK.size)
-        if size != wanted:
-            raise IndexDamage(f"it has {size} bytes, not {wanted}")
+        if width > MAX_KEY:
+            raise IndexDamage(f"its keys have {width} bytes, more than {MAX_KEY}")
+        layout = _row_layout(width, members)
+        expected_size = start + rows * (layout.size + CHECK.size)
+        if size != expected_size:
+            raise IndexDamage(f"it has {size} bytes, not {expected_size}")
         end = start - CHECK.size
-        found = zlib.crc32(data[:end])
-        if CHECK.unpack_from(data, end) != (found,) or crc32 not in (None, found):
+        actual = zlib.crc32(data[:end])
+        if CHECK.unpack_from(data, end) != (actual,) or crc32 not in (None, actual):
             raise IndexDamage("its crc32 differs")
-        names = data[HEADER.size : end].decode().split("\n")
-        return cls(rows, names, _row(width, members), start, checks, found)
+        names = _member_names(data[HEADER.size : end])
+        if len(names) != members:
+            raise IndexDamage(f"it names {len(names)} members, not {members}")
+        return cls(rows, names, layout, start, checks, actual)
 
     def checked_rows(self, data: bytes) -> list[bytes]:
-        """All rows of a whole file. Raises IndexDamage."""
+        """Returns all rows of a whole file. Raises IndexDamage."""
         rows = [data[i : i + self.stride] for i in range(self.start, len(data), self.stride)]
-        whole = all(self.holds(row, number) for number, row in enumerate(rows))
-        if not whole or zlib.crc32(b"".join(row[-CHECK.size :] for row in rows)) != self.checks:
+        intact = all(self.is_intact(row, number) for number, row in enumerate(rows))
+        if not intact or zlib.crc32(b"".join(row[-CHECK.size :] for row in rows)) != self.checks:
             raise IndexDamage("its crc32 differs")
         return rows
 
-    def holds(self, row: bytes, number: int) -> bool:
+    def is_intact(self, row: bytes, number: int) -> bool:
         """Whether these are all the bytes of row `number`, undamaged."""
         end = self.layout.size
         return len(row) == self.stride and CHECK.unpack_from(row, end) == (zlib.crc32(row[:end], number),)
 
     def entry(self, row: bytes) -> Entry:
-        """What a row says; its members in the order of the tar."""
+        """Decodes a row; the members are in the order of the tar. Raises IndexDamage for what no writer writes."""
         key, *numbers = self.layout.unpack_from(row)
-        places = zip(numbers[::3], numbers[1::3], numbers[2::3])
-        found = sorted((place, name) for name, place in zip(self.names, places) if place[0])
-        return Entry(key.rstrip(b"\0").decode(), {name: place for place, name in found})
+        locations = zip(numbers[::3], numbers[1::3], numbers[2::3])
+        present = sorted((location, name) for name, location in zip(self.names, locations) if location[0])
+        if present and present[-1][0][0] >= MAX_OFFSET:
+            raise IndexDamage("a member is beyond the end of any file")
+        try:
+            return Entry(plain_name(key.rstrip(b"\0").decode()), {name: location for location, name in present})
+        except ValueError as error:
+            raise IndexDamage(f"the key {error}") from error
 
 
 class Index(OpenFile):
-    """The index beside a tar, open: its header is in memory, a row is read when it is asked for."""
+    """The open index of a tar: its header is in memory, and each row is read on demand."""
 
     def __init__(self, tar: Path, crc32: int | None = None) -> None:
-        """Raises UserError when it is damaged or not that of `crc32` (if given), OSError when it cannot be read."""
+        """Raises UserError if the index is damaged or does not match `crc32`, OSError if it cannot be read."""
         super().__init__(index_path(tar))
         data, size = self.read(FIRST_READ, 0), self.size
         try:
@@ -185,24 +202,38 @@ class Index(OpenFile):
                 data = self.read(Header.length(data), 0)
             self.header = Header.parse(data, size, crc32)
         except IndexDamage as error:
-            raise _foreign(self.path, error) from error
+            raise _not_frozen(self.path, error) from error
 
     def entry(self, row: int) -> Entry:
-        """One row, by one read. Raises SampleError when it is damaged (its neighbours may be whole), OSError."""
+        """Reads one row with one read. Raises SampleError if it is damaged (other rows may be intact), OSError."""
         header = self.header
         if not 0 <= row < header.rows:
-            raise IndexError(f"row {row} of {self.path}, which has {header.rows}")
+            raise IndexError(f"row {row} of {self.path} does not exist: it has {header.rows} rows")
         data = self.read(header.stride, header.start + row * header.stride)
-        if not header.holds(data, row):
+        if not header.is_intact(data, row):
             raise SampleError(f"{self.path.name}: row {row} is damaged (its crc32 differs)", "checksum")
-        return header.entry(data)
+        try:
+            return header.entry(data)
+        except IndexDamage as error:
+            raise SampleError(f"{self.path.name}: row {row} was never written so ({error})", "decode") from error
 
 
-def _foreign(path: Path, damage: IndexDamage) -> UserError:
-    return UserError(f"{path} is not the index that was frozen ({damage}); restore it or freeze again")
+def _member_names(data: bytes) -> list[str]:
+    """Returns the names in a header. Raises IndexDamage unless they are names of members, each once."""
+    try:
+        names = [member_name(name) for name in data.decode().split("\n")] if data else []
+    except ValueError as error:
+        raise IndexDamage(f"the name {error}") from error
+    if len(set(names)) < len(names):
+        raise IndexDamage("it names a member twice")
+    return names
+
+
+def _not_frozen(path: Path, damage: IndexDamage) -> UserError:
+    return UserError(f"{path} is not the index that was frozen ({damage}): restore it, or freeze the set again")
 
 
 @lru_cache
-def _row(width: int, members: int) -> Struct:
-    """A row without its check; kept, since the shards of a pool have few forms."""
+def _row_layout(width: int, members: int) -> Struct:
+    """The layout of a row without its check; cached, because the shards of a pool share a few layouts."""
     return Struct(f"<{width}s" + members * "QII")

@@ -1,4 +1,4 @@
-"""Images of one set and clips of another, read as one set: what a customization trains on."""
+"""The images of one set and the clips of another, read as one set. A customization trains on it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,25 +8,29 @@ from typing_extensions import override
 
 from gen1_train.batch import Sample
 from gen1_train.data.index import Entry
-from gen1_train.data.shards import Shard, ShardSet
+from gen1_train.data.manifest import Shard
+from gen1_train.data.shards import ShardSet
 
 
 class MergedShards(ShardSet):
-    """The image pools of `images` and the video pools of `prior`, if there is one. Both lie on this machine.
+    """The image pools of `images` and the video pools of `prior`; without `prior`, all pools of `images`.
 
-    A step reads one pool, so nothing of the schedule changes: image steps read these images, video steps those clips.
+    Both sets are on this machine. As a step reads a single pool, the schedule needs no change: image steps read these
+    images, video steps those clips.
     """
 
-    repeats = True
+    allow_repeats = True
 
     def __init__(self, images: str | Path, prior: str | Path | None = None) -> None:
-        self.images, self.prior = ShardSet(images), ShardSet(prior) if prior is not None else None
+        self.images = ShardSet(images)
+        self.prior = ShardSet(prior) if prior is not None else None
         clips = self.prior or self.images
-        self.root, self.patience = clips.root, 0.0
+        self.root = clips.root
+        self.patience = 0.0
         pools = {pool.pool.name: pool for pool in (*self.images.pools("image"), *clips.pools("video"))}
         plan = " ".join(shards.manifest.hash for shards in (self.images, clips))
         self.manifest = replace(clips.manifest, pools=pools, plan=plan)
-        self._own = {shard.name for pool in self.images.pools("image") for shard in pool.shards}
+        self._image_shards = {shard.name for pool in self.images.pools("image") for shard in pool.shards}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"images": self.images.root, "prior": self.prior.root if self.prior else None}
@@ -34,18 +38,18 @@ class MergedShards(ShardSet):
     @property
     @override
     def buckets(self) -> list[str]:
-        """Those that the model was trained on before, also where no image and no clip has them."""
+        """The buckets that the model was trained on before, including those without any image or clip here."""
         return list(self.images.manifest.recipe["buckets"])
 
     @override
     def entry(self, shard: Shard, row: int) -> Entry:
-        return self._of(shard).entry(shard, row)
+        return self._set_of(shard).entry(shard, row)
 
     @override
     def read(self, pool: str, index: int, fields: tuple[str, ...]) -> Sample:
         shard, _ = self.locate(pool, index)
-        return self._of(shard).read(pool, index, fields)
+        return self._set_of(shard).read(pool, index, fields)
 
-    def _of(self, shard: Shard) -> ShardSet:
-        """The set that a shard lies in."""
-        return self.images if shard.name in self._own or self.prior is None else self.prior
+    def _set_of(self, shard: Shard) -> ShardSet:
+        """The set that a shard belongs to."""
+        return self.images if shard.name in self._image_shards or self.prior is None else self.prior

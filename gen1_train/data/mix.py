@@ -1,4 +1,7 @@
-"""Which steps are image steps: pure functions of (seed, step), and of how many came before, without counting them."""
+"""Chooses the image steps: pure functions of (seed, step), and of how many image steps come before, without iterating.
+
+Counting matters because a run resumes at any step.
+"""
 
 from bisect import bisect_left
 from fractions import Fraction
@@ -10,7 +13,7 @@ import numpy as np
 from gen1_train.errors import UserError
 from gen1_train.keyed import permutation, uniforms
 
-FINEST = 1000  # largest denominator of a share
+MAX_DENOMINATOR = 1000  # of a share; ours
 CHUNK = 1 << 16  # steps that are counted at once
 
 
@@ -18,15 +21,19 @@ class Mix(Protocol):
     def is_image(self, step: int) -> bool: ...
 
     def images_before(self, step: int) -> int:
-        """How many of the steps 0..step-1 are image steps."""
+        """The number of image steps among steps 0 to step - 1."""
         ...
 
 
 class ExactMix:
-    """Aligned blocks, as long as the share's denominator (8 for 12.5 %), each with just its share at keyed places."""
+    """Aligned blocks as long as the share's denominator (8 for 12.5 %), each with exactly its share of image steps.
+
+    Their positions in a block are keyed.
+    """
 
     def __init__(self, seed: int, share: Fraction) -> None:
-        self.seed, self.share = seed, share
+        self.seed = seed
+        self.share = share
 
     def is_image(self, step: int) -> bool:
         block, position = divmod(step, self.share.denominator)
@@ -34,21 +41,22 @@ class ExactMix:
 
     def images_before(self, step: int) -> int:
         block, position = divmod(step, self.share.denominator)
-        return block * self.share.numerator + bisect_left(_places(self.seed, self.share, block), position)
+        return block * self.share.numerator + bisect_left(_image_positions(self.seed, self.share, block), position)
 
 
 @lru_cache(maxsize=4)
-def _places(seed: int, share: Fraction, block: int) -> list[int]:
-    """Where in a block the image steps are, ascending."""
+def _image_positions(seed: int, share: Fraction, block: int) -> list[int]:
+    """The positions of a block's image steps, ascending."""
     permuted = permutation(share.denominator, seed, "kind", block)
     return [position for position in range(share.denominator) if permuted(position) < share.numerator]
 
 
 class IndependentMix:
-    """Every step by itself, with the share as its probability: the paper's words taken literally."""
+    """Each step is drawn independently, with the share as its probability: the literal reading of the paper."""
 
     def __init__(self, seed: int, share: Fraction) -> None:
-        self.seed, self.share = seed, float(share)
+        self.seed = seed
+        self.share = float(share)
         self._before = [0]  # image steps before each chunk: a million steps are counted in milliseconds
 
     def is_image(self, step: int) -> bool:
@@ -68,8 +76,10 @@ MIXES: dict[str, type[ExactMix] | type[IndependentMix]] = {"exact": ExactMix, "i
 
 
 def share_of(ratio: float) -> Fraction:
-    """A ratio as the nearest fraction of at most 1000 parts. Raises UserError where that would drop a kind."""
-    share = Fraction(ratio).limit_denominator(FINEST)
+    """Returns the nearest fraction with a denominator of at most 1000. Raises UserError if that would drop a kind."""
+    share = Fraction(ratio).limit_denominator(MAX_DENOMINATOR)
     if share in (0, 1) and ratio not in (0, 1):
-        raise UserError(f"data.image_ratio={ratio} is finer than 1 in {FINEST}: give 0, 1, or something between")
+        raise UserError(
+            f"data.image_ratio={ratio} is finer than 1 in {MAX_DENOMINATOR}: give 0, 1, or a share in between"
+        )
     return share

@@ -1,9 +1,12 @@
-"""Tars that webdataset reads, byte for byte the same whenever they hold the same.
+"""Writes tars that webdataset can read; equal contents give equal bytes.
 
-temp file -> fsync -> reopened and verified -> rename: a tar that has its name is whole, and was read back once.
+A tar is written under a temporary name, synced, read back, verified, and then renamed. A tar that has its final name is
+therefore complete and was readable.
 """
 
 import os
+import secrets
+import tarfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,25 +17,26 @@ from typing import BinaryIO
 from webdataset import TarWriter
 
 from gen1_train.data.index import Entry, Index, build_index, padded, write_index
-from gen1_train.data.shards import Shard
+from gen1_train.data.manifest import Shard
 from gen1_train.errors import UserError
-from gen1_train.files import sync
+from gen1_train.system.files import sync
 
 Checksums = dict[str, dict[str, tuple[int, int]]]  # key -> member -> (size, crc32)
 PADDING = bytes(1024)  # a tar ends with two empty blocks
 
 
 class PackError(OSError):
-    """What was read back is not what was written: the disk, or something between, is at fault."""
+    """A tar that was read back differs from what was written: the disk, or something in between, is at fault."""
 
 
 @contextmanager
-def place(path: Path) -> Iterator[tuple[BinaryIO, Checksums, list[Entry]]]:
-    """Gives a stream, the checksums that the block fills in, and a list that holds the index once the block has ended.
+def verified_tar(path: Path) -> Iterator[tuple[BinaryIO, Checksums, list[Entry]]]:
+    """Opens a new tar for raw bytes, which gets its name only after the block has succeeded and all was read back.
 
-    The file has its name once the block has ended well and every member was read back, and not before. Raises OSError.
+    Yields the stream, the checksums, which the block fills in, and a list that holds the index after the block. Raises
+    OSError.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(8)}.tmp")
     checksums: Checksums = {}
     entries: list[Entry] = []
     try:
@@ -40,7 +44,10 @@ def place(path: Path) -> Iterator[tuple[BinaryIO, Checksums, list[Entry]]]:
             yield stream, checksums, entries
             stream.flush()
             os.fsync(stream.fileno())
-        entries += build_index(temporary)
+        try:
+            entries += build_index(temporary)
+        except tarfile.TarError as error:
+            raise PackError(None, f"{path.name}: it was read back as no tar ({error})") from error
         verify(path, entries, checksums)
         os.replace(temporary, path)
         sync(path.parent)
@@ -49,10 +56,10 @@ def place(path: Path) -> Iterator[tuple[BinaryIO, Checksums, list[Entry]]]:
 
 
 def verify(path: Path, entries: list[Entry], checksums: Checksums) -> None:
-    """Compares what a tar holds with what was put into it. Raises PackError."""
-    found = {entry.key: {name: member[1:] for name, member in entry.members.items()} for entry in entries}
-    if found != checksums:
-        wrong = next((key for key in checksums if found.get(key) != checksums[key]), "one more")
+    """Compares the index that was read back with the checksums of what was written. Raises PackError."""
+    read = {entry.key: {name: member[1:] for name, member in entry.members.items()} for entry in entries}
+    if read != checksums:
+        wrong = next(key for key in (*checksums, *read) if read.get(key) != checksums.get(key))
         raise PackError(None, f"{path.name}: sample {wrong} was read back with other bytes than were written")
 
 
@@ -62,7 +69,7 @@ class TarPacker:
 
     writer: TarWriter
     checksums: Checksums
-    entries: list[Entry]  # where the samples lie; filled in when the tar is finished
+    entries: list[Entry]  # the index; filled in when the tar is finished
 
     def write(self, key: str, members: dict[str, bytes]) -> None:
         """Adds one sample."""
@@ -72,35 +79,35 @@ class TarPacker:
 
 @contextmanager
 def open_tar(path: Path) -> Iterator[TarPacker]:
-    """A tar to write samples into. It has its name once the block has ended well, and not before. Raises OSError."""
-    with place(path) as (stream, checksums, entries):
-        # a fixed time, owner and mode, or two runs would differ
+    """Opens a new tar for samples. It gets its name only after the block has succeeded. Raises OSError."""
+    with verified_tar(path) as (stream, checksums, entries):
+        # a fixed time, owner and mode: otherwise two runs would differ
         writer = TarWriter(stream, user="gen1", group="gen1", mode=0o644, mtime=0, encoder=False)
         try:
             yield TarPacker(writer, checksums, entries)
         except BaseException:
-            with suppress(OSError):  # tarfile would write to the closed stream later, and complain
+            with suppress(OSError):  # otherwise tarfile would write to the closed stream later
                 writer.close()
             raise
         writer.close()
 
 
 def seal(tar: Path, entries: list[Entry]) -> Shard:
-    """Ends a shard by writing its index: with that it is whole. Raises OSError."""
+    """Completes a shard by writing its index. Raises OSError."""
     crc32 = write_index(tar, entries)
     return Shard(tar.name, len(entries), os.path.getsize(tar), crc32)
 
 
-def sealed(tar: Path) -> Shard | None:
-    """A shard that was ended before; None if there is none, or none of this version. Raises OSError."""
+def sealed_shard(tar: Path) -> Shard | None:
+    """Returns the shard if it is complete, with an index of this version; otherwise None. Raises OSError."""
     with suppress(FileNotFoundError, UserError), Index(tar) as index:
         return Shard(tar.name, index.header.rows, os.path.getsize(tar), index.header.crc32)
     return None
 
 
-def sample_range(entry: Entry, before: Entry | None) -> tuple[int, int]:
-    """Where a sample lies in its tar with its headers and padding: (offset, size), given the sample before it."""
-    start = _end(before) if before else 0
+def sample_range(entry: Entry, previous: Entry | None) -> tuple[int, int]:
+    """Returns (offset, size) of a sample in its tar, with headers and padding, given the sample before it."""
+    start = _end(previous) if previous else 0
     return start, _end(entry) - start
 
 

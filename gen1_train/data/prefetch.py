@@ -1,16 +1,18 @@
-"""The process that copies coming shards to a node's own disk; `gen1_train.data.cache` starts it.
+"""The process that copies upcoming shards to a node's own disk; `gen1_train.data.cache` starts it.
 
-It walks the steps ahead of the trainer and asks of each which shards it reads. What is missing is copied in the order
-of first need; what no step between the trainer's and the last one walked reads may be evicted, and only when room is
-needed. It walks on only when nothing known is missing, so a shard is evicted at most for one that is needed earlier.
+It looks at the steps ahead of the trainer's and at the shards that each of them reads. Missing shards are copied in the
+order of first need. Shards that no step from the trainer's to the last known one reads may be evicted, and are only
+when room is needed. It looks further ahead only when no known shard is missing, so a shard is evicted only for one that
+is needed earlier.
 """
 
 import errno
+import logging
 import os
+import secrets
 import signal
 import threading
 import time
-import traceback
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -21,69 +23,76 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from gen1_train.data.index import check_index, index_path
-from gen1_train.data.shards import PREFETCH_ERROR, Shard
+from gen1_train.data.manifest import Shard
+from gen1_train.data.shards import PREFETCH_ERROR
 from gen1_train.errors import UserError
-from gen1_train.files import sync, write_atomically
-from gen1_train.remote import copy_file, join, read_bytes, reason_of, without_secrets
+from gen1_train.system.console import EVERY_RANK, Console
+from gen1_train.system.files import sync, write_atomically
+from gen1_train.system.remote import copy_file, join, read_bytes, reason_of, without_secrets
 
-AHEAD = 2000  # steps that are walked before the trainer at most, where the budget would take more; ours
-POLL = 0.1  # seconds from one look at the trainer's step to the next; ours
-PAUSES = (1.0, 4.0, 16.0)  # seconds before each new try of a file that could not be copied; ours
+LOOK_AHEAD = 2000  # steps ahead of the trainer's, at most, even if the budget has room for more; ours
+POLL_SECONDS = 0.1  # between checks of the trainer's step; ours
+PAUSES = (1.0, 4.0, 16.0)  # seconds before each new attempt to copy a file; ours
 
-Needs = Callable[[int], list[Shard]]  # a step -> the shards that this node reads in it, in order, each once
+StepShards = Callable[[int], list[Shard]]  # a step -> the shards that this node reads in it, in order, each once
 Result = TypeVar("Result")
 
+logger = logging.getLogger(__name__)
 
-class Number(Protocol):
+
+class SharedInt(Protocol):
     """An integer in memory that two processes share."""
 
     value: int
 
 
 @dataclass(frozen=True)
-class Job:
-    """All that the process has to know, as it is sent to it."""
+class PrefetchJob:
+    """Everything that the process has to know; sent to it when it starts."""
 
     root: str  # of the frozen set: a folder or a URL
-    folder: Path  # of the partly filled set on this node's disk
-    needs: Needs
+    folder: Path  # of the partial copy of the set on this node's disk
+    step_shards: StepShards
     start: int
     stop: int
     budget: int  # bytes of the files in FOLDER/shards
-    present: dict[str, int]  # bytes of the shards that are whole on the disk, the first to be evicted first
+    present: dict[str, int]  # bytes of the complete shards on the disk, in the order of eviction
     copies: int  # at the same time
     pauses: tuple[float, ...]
+    console: Console | None = None  # of the process that starts this one
 
 
-class Plan:
-    """Which shard comes next, and which may go. Bookkeeping only: it touches no file."""
+class CopyPlan:
+    """Decides which shard to copy next, and which ones may be evicted. It does not touch any file."""
 
-    def __init__(self, needs: Needs, start: int, stop: int, budget: int, present: dict[str, int]) -> None:
-        self.needs, self.stop, self.budget = needs, stop, budget
+    def __init__(self, step_shards: StepShards, start: int, stop: int, budget: int, present: dict[str, int]) -> None:
+        self.step_shards = step_shards
+        self.stop = stop
+        self.budget = budget
         self.step = start  # the trainer's
-        self.horizon = start  # the steps from `step` to the one before this are walked
-        self._steps: deque[list[Shard]] = deque()  # what each of them reads
+        self.horizon = start  # the plan knows the shards of the steps from `step` to the one before this
+        self._steps: deque[list[Shard]] = deque()  # the shards of each of these steps
         self._uses: Counter[str] = Counter()  # by how many of them each shard is read
-        self._missing: dict[str, Shard] = {}  # what they read and is neither there nor on its way, by first need
-        self._held = dict(present)  # bytes of what is there or on its way
-        self._idle = dict.fromkeys(present)  # what of that no walked step reads, longest unneeded first
-        self._coming: set[str] = set()  # what of that is on its way
+        self._missing: dict[str, Shard] = {}  # those of them that are neither present nor being copied, by first need
+        self._held = dict(present)  # bytes of the shards that are present or being copied
+        self._idle = dict.fromkeys(present)  # those of them that no known step reads, longest unneeded first
+        self._in_flight: set[str] = set()  # those of them that are being copied
 
     @property
     def used(self) -> int:
-        """Bytes of what is there or on its way."""
+        """Bytes of the shards that are present or being copied."""
         return sum(self._held.values())
 
     @property
-    def missing(self) -> Shard | None:
-        """The next one to copy."""
+    def next_missing(self) -> Shard | None:
+        """The next shard to copy."""
         return next(iter(self._missing.values()), None)
 
-    def walk(self) -> bool:
-        """Looks one step further; False if that is far enough. Raises UserError for a step beyond the budget."""
-        if self.horizon >= min(self.stop, self.step + AHEAD):
+    def look_ahead(self) -> bool:
+        """Looks one step further, unless that is far enough. Raises UserError for a step that exceeds the budget."""
+        if self.horizon >= min(self.stop, self.step + LOOK_AHEAD):
             return False
-        shards = affordable(self.needs, self.horizon, self.budget)
+        shards = shards_within_budget(self.step_shards, self.horizon, self.budget)
         for shard in shards:
             self._uses[shard.name] += 1
             self._idle.pop(shard.name, None)
@@ -94,7 +103,7 @@ class Plan:
         return True
 
     def advance(self, step: int) -> None:
-        """The trainer is at `step` now: what only earlier ones have read is needed no more."""
+        """Notes that the trainer is at `step`: shards that only earlier steps read are not needed any more."""
         while self.step < step:
             for shard in self._steps.popleft() if self._steps else ():
                 self._uses[shard.name] -= 1
@@ -106,183 +115,189 @@ class Plan:
             self.step += 1
         self.horizon = max(self.horizon, self.step)
 
-    def begin(self, shard: Shard, size: int) -> list[str] | None:
-        """Takes `size` bytes for a missing shard and returns what has to be evicted first; None: no room yet.
+    def begin_copy(self, shard: Shard, size: int) -> list[str] | None:
+        """Reserves `size` bytes for a missing shard and returns the shards to evict first, or None if it has to wait.
 
-        Raises UserError when there will never be room.
+        Raises UserError if there will never be enough room.
         """
         free = self.budget - self.used
         evicted = []
         for name in self._idle:
             if free >= size:
                 break
-            if name not in self._coming:
+            if name not in self._in_flight:
                 evicted.append(name)
                 free += self._held[name]
         if free < size:
-            if self.horizon == self.step + 1 and not self._coming:  # all that is held is read by the trainer's step
-                raise too_small(self.step, len(self._steps[0]), self.budget - free + size, self.budget)
+            if self.horizon == self.step + 1 and not self._in_flight:  # the trainer's step reads all that is held
+                raise budget_error(self.step, len(self._steps[0]), self.budget - free + size, self.budget)
             return None
         for name in evicted:
-            del self._held[name], self._idle[name]
+            del self._held[name]
+            del self._idle[name]
         self._held[shard.name] = size
-        self._coming.add(shard.name)
+        self._in_flight.add(shard.name)
         del self._missing[shard.name]
         return evicted
 
-    def arrived(self, name: str) -> int:
-        """A shard on its way is there; its bytes."""
-        self._coming.remove(name)
+    def end_copy(self, name: str) -> int:
+        """Notes that a shard has arrived, and returns its bytes."""
+        self._in_flight.remove(name)
         return self._held[name]
 
 
-def affordable(needs: Needs, step: int, budget: int) -> list[Shard]:
-    """The shards that a step reads. Raises UserError when they alone are larger than the budget."""
-    shards = needs(step)
-    if (wanted := sum(shard.bytes for shard in shards)) > budget:
-        raise too_small(step, len(shards), wanted, budget)
+def shards_within_budget(step_shards: StepShards, step: int, budget: int) -> list[Shard]:
+    """Returns the shards that a step reads. Raises UserError if they alone exceed the budget."""
+    shards = step_shards(step)
+    if (needed := sum(shard.bytes for shard in shards)) > budget:
+        raise budget_error(step, len(shards), needed, budget)
     return shards
 
 
-def too_small(step: int, shards: int, wanted: int, budget: int) -> UserError:
-    """The error for a step whose shards alone do not fit the budget."""
+def budget_error(step: int, shards: int, needed: int, budget: int) -> UserError:
+    """Makes the error for a step whose shards alone exceed the budget."""
     return UserError(
-        f"step {step} reads {shards} shards of {wanted / 1e9:.3g} GB on one node, more than "
-        f"data.cache_gigabytes={budget / 1e9:.3g} can hold: set data.cache_gigabytes={ceil(wanted / 1e8) / 10} or "
+        f"step {step} reads {shards} shards ({needed / 1e9:.3g} GB) on one node, more than "
+        f"data.cache_gigabytes={budget / 1e9:.3g} can hold: set data.cache_gigabytes={ceil(needed / 1e8) / 10} or "
         "more, or lower data.window or data.lanes"
     )
 
 
 class Copier:
-    """Does what the plan says, several copies at a time. Every file comes whole: hidden name, check, fsync, rename."""
+    """Executes the plan, several copies at a time. Files arrive whole: hidden name, check, fsync, rename."""
 
-    def __init__(self, job: Job, step: Number, copied: Number) -> None:
-        """`step` is read: the trainer's; `copied` is written: bytes of the shards that have come so far."""
-        self.job, self.step, self.copied = job, step, copied
-        self.plan = Plan(job.needs, job.start, job.stop, job.budget, job.present)
+    def __init__(self, job: PrefetchJob, step: SharedInt, copied: SharedInt) -> None:
+        """`step`, the trainer's, is read; `copied`, the bytes of the shards that have arrived, is written."""
+        self.job = job
+        self.step = step
+        self.copied = copied
+        self.plan = CopyPlan(job.step_shards, job.start, job.stop, job.budget, job.present)
+        self.in_flight: dict[Future[None], str] = {}  # running copies -> the shard's name
         self._threads = ThreadPoolExecutor(job.copies)
-        self.coming: dict[Future[None], str] = {}  # the copies on their way, and of which shard
-        self._index = ("", b"")  # of the shard that comes next: its name and its index, which waits for room
+        self._index = ("", b"")  # name and index of the next shard, kept while it waits for room
 
-    def turn(self) -> bool:
-        """Does one thing; False when there is nothing to do until a copy ends or the trainer goes on.
+    def run_once(self) -> bool:
+        """Does one thing. Returns False if there is nothing to do until a copy ends or the trainer advances.
 
-        Raises UserError when a file cannot be copied, or the budget is too small.
+        Raises UserError if a file cannot be copied, or the budget is too small.
         """
-        for copy in [copy for copy in self.coming if copy.done()]:
-            name = self.coming.pop(copy)
+        for copy in [copy for copy in self.in_flight if copy.done()]:
+            name = self.in_flight.pop(copy)
             copy.result()
-            self.copied.value += self.plan.arrived(name)
+            self.copied.value += self.plan.end_copy(name)
         self.plan.advance(self.step.value)
-        if len(self.coming) == self.job.copies:
+        if len(self.in_flight) == self.job.copies:
             return False
-        shard = self.plan.missing
-        return self.plan.walk() if shard is None else self._begin(shard)
+        shard = self.plan.next_missing
+        return self.plan.look_ahead() if shard is None else self._begin(shard)
 
     def wait(self) -> None:
-        """Until a copy ends, and no longer than until the next look at the trainer's step."""
-        if self.coming:
-            wait(self.coming, POLL, FIRST_COMPLETED)
+        """Waits until a copy ends or it is time to check the trainer's step."""
+        if self.in_flight:
+            wait(self.in_flight, POLL_SECONDS, FIRST_COMPLETED)
         else:
-            time.sleep(POLL)
+            time.sleep(POLL_SECONDS)
 
     def _begin(self, shard: Shard) -> bool:
-        """Starts the copy of a shard if there is room. The index is there before the tar: readers wait for the tar."""
+        """Starts to copy a shard if there is room. The index is written first, because readers wait for the tar."""
         if self._index[0] != shard.name:
             self._index = (shard.name, self._read_index(shard))
         index = self._index[1]
-        evicted = self.plan.begin(shard, shard.bytes + len(index))
+        evicted = self.plan.begin_copy(shard, shard.bytes + len(index))
         if evicted is None:
             return False
         for name in evicted:
             self._tar(name).unlink(missing_ok=True)
             index_path(self._tar(name)).unlink(missing_ok=True)
-        self._stubbornly(shard.name, lambda: write_atomically(index_path(self._tar(shard.name)), index))
-        self.coming[self._threads.submit(self._copy, shard)] = shard.name
+        self._retry(shard.name, lambda: write_atomically(index_path(self._tar(shard.name)), index))
+        self.in_flight[self._threads.submit(self._copy, shard)] = shard.name
         return True
 
     def _tar(self, name: str) -> Path:
         return self.job.folder / "shards" / name
 
-    def _place(self, name: str) -> str:
+    def _source(self, name: str) -> str:
         return join(self.job.root, f"shards/{name}")
 
     def _read_index(self, shard: Shard) -> bytes:
         name = index_path(Path(shard.name)).name
 
         def read() -> bytes:
-            data = read_bytes(self._place(name))
+            data = read_bytes(self._source(name))
             check_index(data, shard.crc32)
             return data
 
-        return self._stubbornly(name, read)
+        return self._retry(name, read)
 
     def _copy(self, shard: Shard) -> None:
         target = self._tar(shard.name)
-        temporary = target.with_name(f".{target.name}.tmp")
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
 
         def copy() -> None:
             try:
-                copy_file(self._place(shard.name), temporary)
-                if (found := temporary.stat().st_size) != shard.bytes:
-                    raise ValueError(f"it came with {found} bytes and should have {shard.bytes}")
+                copy_file(self._source(shard.name), temporary, most=shard.bytes)
+                if (size := temporary.stat().st_size) != shard.bytes:
+                    raise ValueError(f"it arrived with {size} bytes instead of {shard.bytes}")
                 sync(temporary)
                 os.replace(temporary, target)
                 sync(target.parent)
             finally:
                 temporary.unlink(missing_ok=True)
 
-        self._stubbornly(shard.name, copy)
+        self._retry(shard.name, copy)
 
-    def _stubbornly(self, name: str, do: Callable[[], Result]) -> Result:
-        full = f"the disk of {self.job.folder} is full: free some of it, or lower data.cache_gigabytes"
-        return stubbornly(without_secrets(self._place(name)), do, self.job.pauses, full)
+    def _retry(self, name: str, action: Callable[[], Result]) -> Result:
+        disk_full = f"the disk of {self.job.folder} is full: free some of it, or lower data.cache_gigabytes"
+        return retry(without_secrets(self._source(name)), action, self.job.pauses, disk_full)
 
 
-def stubbornly(what: str, do: Callable[[], Result], pauses: tuple[float, ...], full: str = "") -> Result:
-    """What `do` returns, which is tried again after each pause. Raises UserError that names `what` and the reason.
+def retry(what: str, action: Callable[[], Result], pauses: tuple[float, ...], disk_full: str = "") -> Result:
+    """Returns the result of `action`, which is tried again after each pause.
 
-    A UserError of `do` is raised at once, and a full disk too, with `full` as its line.
+    Raises UserError that names `what` and the reason if all attempts fail. A UserError of `action` is raised at once,
+    and so is the message `disk_full`, if given, when a disk is full.
     """
     for pause in (*pauses, None):
         try:
-            return do()
+            return action()
         except UserError:
             raise
         except Exception as error:  # each file system has errors of its own, and not all are OSErrors
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) and full:
-                raise UserError(full) from error
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) and disk_full:
+                raise UserError(disk_full) from error
             reason = reason_of(error)
             if pause is None:
-                tries = f", tried {len(pauses) + 1} times" if pauses else ""
+                attempts = f", tried {len(pauses) + 1} times" if pauses else ""
                 raise UserError(
-                    f"{what} cannot be copied ({reason}{tries}): mend data.root, then run the same command again"
+                    f"{what} cannot be copied ({reason}{attempts}): fix data.root, then run the same command again"
                 ) from error
-        print(f"gen1-train: warning: {what} is tried again in {pause:g} s: {reason}", flush=True)
+        logger.warning(f"copying {what} is retried in {pause:g} s: {reason}", extra=EVERY_RANK)
         time.sleep(pause)
-    raise AssertionError("the last try returns or raises")
+    raise AssertionError("the last attempt returns or raises")
 
 
-def serve(job: Job, step: Number, copied: Number) -> None:
-    """The whole life of the process: until it is killed, its parent is gone, or something cannot be mended.
+def run_prefetcher(job: PrefetchJob, step: SharedInt, copied: SharedInt) -> None:
+    """Runs the process until it is killed, its parent is gone, or there is an error.
 
-    The last writes its line to FOLDER/prefetch.error, and the exit code is 1.
+    An error is written to FOLDER/prefetch.error, in one line, and the exit code is 1.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # they are meant for the trainer, which may still want to save
+    if job.console is not None:
+        job.console.open()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # they are meant for the trainer, which may still have to save
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         copier = Copier(job, step, copied)
         while True:
-            if not copier.turn():
+            if not copier.run_once():
                 copier.wait()
     except UserError as error:
         line = str(error)
     except Exception as error:
-        traceback.print_exc()
+        logger.exception("the prefetcher failed", extra=EVERY_RANK)
         line = f"the prefetcher of {job.folder} failed ({type(error).__name__}: {reason_of(error)})"
     write_atomically(job.folder / PREFETCH_ERROR, line.encode())
-    os._exit(1)  # the other copies may take minutes to see that nobody wants them
+    os._exit(1)  # a normal exit would wait for the other copies, possibly for minutes
 
 
 def _end_with_parent() -> None:

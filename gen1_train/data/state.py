@@ -1,7 +1,9 @@
-"""What a checkpoint keeps of the data: under a kilobyte, the same on every rank, taken when an optimizer step is done.
+"""The data state in a checkpoint: the same on every rank, captured after an optimizer step. It takes about half a
+kilobyte, and 30 bytes more for each pool.
 
-A run that goes on with the same global batch, mix and shard set reads on bit for bit, whatever its ranks, workers and
-micro-batches are now. With others it reads on from the cursors, and the history says what was changed at which step.
+A run that resumes with the same global batch, mix and shard set reads exactly the samples that it would have read
+without the interruption, whatever its ranks, workers and micro-batches are now. With other ones it continues from the
+cursors, and the history says what was changed at which step.
 """
 
 import json
@@ -9,55 +11,70 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from gen1_train.data.mix import MIXES
 from gen1_train.data.schedule import Schedule, Settings, Start
 from gen1_train.data.shards import ShardSet
 from gen1_train.errors import UserError
+from gen1_train.system.records import make_record, require
 
-LIMIT = 1000  # bytes of a state as JSON; the oldest changes give way
-FIXED = ("seed", "order", "window", "lanes")  # with another one, samples of the epoch would come twice or not at all
+ORDERS = ("global", "blocks")
+LIMIT = 1000  # bytes of a state as JSON, beyond which the oldest changes are dropped
+FIXED = ("seed", "order", "window", "lanes")  # after a change, samples of the epoch would come twice or not at all
 
 
 @dataclass(frozen=True)
 class DataState:
     manifest: str  # hash of the shard set's manifest
-    schedule: str  # hash of all else that decides the stream
-    step: int  # optimizer steps done: the next one to read
-    cursors: Mapping[str, int]  # pool -> samples read of it so far
+    schedule: str  # hash of everything else that decides the stream
+    step: int  # optimizer steps done, which is the next step to read
+    cursors: Mapping[str, int]  # pool -> samples of it that have been read
     settings: Mapping[str, Any]  # of the schedule, see Settings
     start: Mapping[str, Any]  # of the schedule, see Start
-    history: tuple[str, ...] = field(default=())  # what was changed in the course of the run, and at which step
+    history: tuple[str, ...] = field(default=())  # what was changed during the run, and at which step
 
     @classmethod
-    def load(cls, content: Mapping[str, Any], place: str) -> "DataState":
-        """The state from a checkpoint's JSON. Raises UserError that names `place` when it is none."""
+    def load(cls, content: Mapping[str, Any], source: str) -> "DataState":
+        """Parses the state in a checkpoint's JSON. Raises UserError that names `source` if it is invalid."""
         try:
-            state = cls(**{**content, "history": tuple(content["history"])})
-            state.make_settings()
-            Start(**state.start)
+            state = make_record(cls, content)
+            settings, start = make_record(Settings, state.settings), make_record(Start, state.start)
+            counts = (state.step, start.step, start.round or 0, *state.cursors.values(), *start.cursors.values())
+            require(min(counts) >= 0 and start.step <= state.step, "a count is below 0, or the start is after the step")
+            sizes = (settings.clips, settings.frames, settings.window, settings.lanes)
+            require(min(sizes) > 0 and 0 <= settings.image_ratio <= 1, "a setting is out of its range")
+            require(settings.mix in MIXES and settings.order in ORDERS, "its mix or its order is unknown")
             return state
-        except (TypeError, KeyError, ValueError) as error:
-            raise UserError(f"{place} holds no data state of this version ({error}); use another checkpoint") from error
+        except ValueError as error:
+            problem = f"{source} holds no data state of this version ({error}): use another checkpoint"
+            raise UserError(problem) from error
 
     def make_settings(self) -> Settings:
         return Settings(**self.settings)
 
 
 def capture(schedule: Schedule, step: int, history: tuple[str, ...] = ()) -> DataState:
-    """The state after `step` optimizer steps of a run."""
-    manifest, settings, start = schedule.shards.manifest.hash, asdict(schedule.settings), asdict(schedule.start)
-    state = DataState(manifest, schedule.hash, step, schedule.cursors(step), settings, start, history)
+    """Returns the state after `step` optimizer steps of a run."""
+    state = DataState(
+        manifest=schedule.shards.manifest.hash,
+        schedule=schedule.hash,
+        step=step,
+        cursors=schedule.cursors(step),
+        settings=asdict(schedule.settings),
+        start=asdict(schedule.start),
+        history=history,
+    )
     while state.history and len(json.dumps(asdict(state), separators=(",", ":"))) > LIMIT:
         state = replace(state, history=state.history[1:])
     return state
 
 
 def resume(state: DataState, shards: ShardSet, settings: Settings) -> tuple[Schedule, tuple[str, ...]]:
-    """The schedule of a run that goes on from a state, and its history, longer by a line if something was changed.
+    """Returns the schedule of a run that resumes from a state, and its history, with a new line for any change.
 
-    Raises UserError for a change that cannot be made within a run, and as Schedule does.
+    Raises UserError for a change that cannot be made within a run, and those of Schedule.
     """
     before = state.make_settings()
-    _refuse(before, settings)
+    _check_fixed(before, settings)
     schedule = Schedule(shards, settings, Start(**state.start))
     if (schedule.hash, shards.manifest.hash) == (state.schedule, state.manifest):
         return schedule, state.history
@@ -73,18 +90,19 @@ def resume(state: DataState, shards: ShardSet, settings: Settings) -> tuple[Sche
     return Schedule(shards, settings, start), (*state.history, line)
 
 
-def _refuse(before: Settings, now: Settings) -> None:
+def _check_fixed(before: Settings, now: Settings) -> None:
+    """Raises UserError if a setting that is fixed within a run was changed."""
     names = FIXED if "blocks" in (before.order, now.order) else ("seed", "order")
     for name in names:
         old, new = getattr(before, name), getattr(now, name)
         if old != new:
             change = "" if name == "seed" else f"={new}, but was {old}, and"
             raise UserError(
-                f"{_config_name(name)}{change} cannot be changed within a run, samples would come twice or not at all: "
-                "set it as it was, or start a new run with name="
+                f"{_config_name(name)}{change} cannot be changed within a run, because samples would come twice or not "
+                "at all: restore it, or start a new run with name="
             )
 
 
 def _config_name(name: str) -> str:
-    """How the user sets a field of Settings."""
+    """The setting of the config that a field of Settings comes from."""
     return {"seed": "seed", "clips": "data.batch_clips", "frames": "frames of a clip"}.get(name, f"data.{name}")

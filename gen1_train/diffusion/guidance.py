@@ -1,17 +1,28 @@
-"""Guidance with two dials: omega for the content, omega_t for consistency over time (paper Eq. 8).
+"""Guidance with two scales: omega for the content, omega_t for consistency over time (paper Eq. 8).
 
     mu~ = mu_pi(z, 0) + omega_t [mu(z, 0) - mu_pi(z, 0)] + omega [mu(z, c) - mu(z, 0)]
 
-mu is the video model, mu_pi the same weights with the temporal layers off, 0 no content; the structure is in all terms.
+mu is the video model, mu_pi the same weights with the temporal layers off, and 0 stands for no content. The structure
+is an input of all terms.
 """
 
 from dataclasses import dataclass
+
+from gen1_train.errors import UserError
+
+MAX_SCALE = 100
 
 
 @dataclass
 class GuidanceConfig:
     omega: float = 7.5  # content: > 1 follows the prompt harder; the paper gives no default, ours
     omega_t: float = 1.0  # time: 1 is the video model, < 1 flickers like hand-drawn, > 1 is smoother
+
+    def check(self) -> None:
+        """Raises UserError for a scale that is out of its range."""
+        for name, value in vars(self).items():
+            if not 0 <= value <= MAX_SCALE:
+                raise UserError(f"{name}={value} is out of range: give 0 to {MAX_SCALE}")
 
 
 @dataclass(frozen=True)
@@ -24,10 +35,10 @@ class Term:
 
 
 def terms(config: GuidanceConfig, temporal: bool = True) -> list[Term]:
-    """Eq. 8 with equal passes taken together; what has no weight is not there. The weights sum to one.
+    """Returns the terms of Eq. 8, with equal passes combined and terms of weight zero left out.
 
-    omega = omega_t = 1 leaves one pass, omega_t = 1 two. With temporal=False all passes are mu_pi, each frame alone,
-    and omega_t has nothing to act on.
+    The weights sum to one. omega = omega_t = 1 leaves one pass, omega_t = 1 leaves two. With temporal=False all passes
+    are mu_pi, each frame alone, and omega_t has no effect.
     """
     if temporal:
         weights = {
@@ -37,4 +48,8 @@ def terms(config: GuidanceConfig, temporal: bool = True) -> list[Term]:
         }
     else:
         weights = {(True, False): config.omega, (False, False): 1 - config.omega}
-    return [Term(weight, *passed) for passed, weight in weights.items() if weight]
+    return [
+        Term(weight=weight, content=content, temporal=temporal)
+        for (content, temporal), weight in weights.items()
+        if weight
+    ]

@@ -1,7 +1,7 @@
-"""What the network predicts, and how one form turns into another.
+"""Conversions between the forms of a prediction: x0, eps and v.
 
-With z = alpha x + sigma eps and v = alpha eps - sigma x (Salimans & Ho 2022), any of x0, eps and v gives the others.
-The paper trains v, since it keeps the colours of video samples consistent (section 3.3).
+With z = alpha x + sigma eps and v = alpha eps - sigma x (Salimans & Ho 2022), z and any one of x0, eps and v determine
+the others. The paper trains v because it keeps the colors of video samples consistent.
 """
 
 from torch import Tensor

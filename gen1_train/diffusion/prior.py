@@ -1,4 +1,4 @@
-"""Sampling from the prior: guidance by the text, and the best of several by CLIP similarity (as in unCLIP, 2.2)."""
+"""Sampling from the prior: guidance by the text, then the best candidate by CLIP similarity (as in unCLIP, 2.2)."""
 
 import math
 from collections.abc import Callable
@@ -11,8 +11,9 @@ from typing_extensions import override
 
 from gen1_train.diffusion.prediction import v_from_x
 from gen1_train.diffusion.sampler import ddim
-from gen1_train.diffusion.sampler import timesteps as spaced
+from gen1_train.diffusion.sampler import timesteps as spaced_timesteps
 from gen1_train.diffusion.schedule import NoiseSchedule
+from gen1_train.errors import check_not_negative, check_positive
 
 # predict(z, timesteps (b,), with_text) -> x0 of z's shape; z may hold the batch twice, `with_text` has a flag for each
 Predict = Callable[[Tensor, Tensor, list[bool]], Tensor]
@@ -20,17 +21,25 @@ Predict = Callable[[Tensor, Tensor, list[bool]], Tensor]
 
 @dataclass
 class PriorSamplingConfig:
-    """All values are ours, but for the 64 steps, which are unCLIP's; it takes the better of two."""
+    """All values are ours, except for unCLIP's 64 steps; unCLIP keeps the better of two candidates."""
 
     steps: int = 64  # of DDIM
-    omega: float = 1.0  # guidance by the text: 1 takes one pass a step; more is closer to the text, and less varied
-    candidates: int = 4  # of which the one with the larger cosine to the text embedding is kept
+    omega: float = 1.0  # guidance by the text: 1 takes one pass per step; more is closer to the text and less varied
+    candidates: int = 4  # the one with the largest cosine to the text embedding is kept
+
+    def check(self) -> None:
+        """Raises UserError for a setting that is out of its range."""
+        check_positive(sampling__candidates=self.candidates, sampling__steps=self.steps)
+        check_not_negative(sampling__omega=self.omega)
 
 
 class CosineSchedule(NoiseSchedule):
-    """alpha_t^2 = cos^2(pi/2 (u + s) / (1 + s)), u = (t + 1) / T (Nichol & Dhariwal 2021, Eq. 17), as in unCLIP.
+    """alpha_t^2 = cos^2(pi/2 (u + s) / (1 + s)), u = (t + 1) / T: the cosine schedule, which unCLIP uses for its prior.
 
-    The last step is pure noise, to float32: Stable Diffusion's keeps a hint of the image, which sampling does not have.
+    Nichol & Dhariwal (2021, Eq. 17) also divide by the value at u = 0, which is 0.9998.
+
+    In float32 the last step is pure noise. Stable Diffusion's schedule keeps a trace of the image, which sampling does
+    not have.
     """
 
     @override
@@ -43,7 +52,7 @@ class CosineSchedule(NoiseSchedule):
 
 
 def guided_x(predict: Predict, z: Tensor, timesteps: Tensor, omega: float) -> Tensor:
-    """x(z, 0) + omega [x(z, text) - x(z, 0)]; a term of weight zero is not computed, so omega = 1 costs one pass."""
+    """x(z, 0) + omega [x(z, text) - x(z, 0)]. Terms of weight zero are not computed: omega = 1 costs one pass."""
     weights = {flag: weight for flag, weight in ((True, omega), (False, 1 - omega)) if weight}
     k = len(weights)
     parts = predict(torch.cat([z] * k), torch.cat([timesteps] * k), list(weights)).chunk(k)
@@ -51,16 +60,16 @@ def guided_x(predict: Predict, z: Tensor, timesteps: Tensor, omega: float) -> Te
 
 
 def sample_embeddings(predict: Predict, noise: Tensor, schedule: NoiseSchedule, steps: int, omega: float) -> Tensor:
-    """Noise (b, d) -> image embeddings (b, d) in the network's scale, by DDIM."""
+    """Samples image embeddings (b, d), in the network's scale, from noise (b, d) by DDIM."""
 
     def denoise(z: Tensor, timesteps: Tensor) -> Tensor:
         alpha, sigma = schedule.at(timesteps, z)
         return v_from_x(z, guided_x(predict, z, timesteps, omega), alpha, sigma)
 
-    return ddim(denoise, noise, schedule, spaced(schedule, steps))
+    return ddim(denoise, noise, schedule, spaced_timesteps(schedule, steps))
 
 
 def best_of(candidates: Tensor, texts: Tensor) -> Tensor:
-    """The image embedding (b, d), of each n in (b, n, d), that is closest to its text embedding (b, d)."""
+    """Picks from each n candidates (b, n, d) the one that is closest to its text embedding (b, d): (b, d)."""
     closest = cosine_similarity(candidates, texts[:, None], dim=-1).argmax(1)
     return candidates[torch.arange(len(candidates), device=closest.device), closest]

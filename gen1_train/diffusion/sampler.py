@@ -1,9 +1,9 @@
-"""Samplers over any denoiser in v form, all with one signature: deterministic given their first noise.
+"""Samplers for any denoiser in v form. All are deterministic given the initial noise and share one signature.
 
-    sampler(denoise, z, schedule, times, after) -> clean latents
+    sampler(denoise, z, schedule, times, after_step) -> clean latents
 
-`denoise(z, timesteps (b,)) -> v` is called once for each of `times`, which descend. `after(z, t)` may change the
-latents that have been brought to timestep t (None: to clean ones), and is told of every step that way.
+`denoise(z, timesteps (b,)) -> v` is called once for each of `times`, in descending order. `after_step(z, t)` is called
+after every step with the latents at the new timestep t (None: clean latents); its result replaces them.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,15 +15,16 @@ from gen1_train.diffusion.prediction import noise_from_v, x_from_v
 from gen1_train.diffusion.schedule import NoiseSchedule
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
-After = Callable[[Tensor, int | None], Tensor]
-Sampler = Callable[[Denoise, Tensor, NoiseSchedule, Sequence[int], After], Tensor]
+AfterStep = Callable[[Tensor, int | None], Tensor]
+Sampler = Callable[[Denoise, Tensor, NoiseSchedule, Sequence[int], AfterStep], Tensor]
 
 
 def timesteps(schedule: NoiseSchedule, steps: int, share: float = 1.0) -> list[int]:
-    """`steps` timesteps, T / steps apart, down from T - 1: always from pure noise, none twice for steps <= T.
+    """Returns `steps` timesteps, about T / steps apart, from T - 1 down; for steps <= T none occurs twice.
 
-    `share`: only the last of them, that share of the steps and at least one, for sampling that begins in noised latents
-    (SDEdit, Meng et al. 2022).
+    Sampling starts from pure noise at T - 1, where Stable Diffusion's schedule would still have a trace of the video.
+    `share` keeps only the last ones, that share of the steps and at least one: for sampling that starts from noised
+    latents (SDEdit, Meng et al. 2022).
     """
     times = [schedule.steps - 1 - i * schedule.steps // steps for i in range(steps)]
     return times[-max(1, round(share * steps)) :]
@@ -34,25 +35,25 @@ def unchanged(z: Tensor, t: int | None) -> Tensor:
 
 
 def ddim(
-    denoise: Denoise, z: Tensor, schedule: NoiseSchedule, times: Sequence[int], after: After = unchanged
+    denoise: Denoise, z: Tensor, schedule: NoiseSchedule, times: Sequence[int], after_step: AfterStep = unchanged
 ) -> Tensor:
-    """DDIM (Song et al. 2021, Eq. 12 with eta = 0): latents z (b, ...) at timestep times[0] -> clean ones."""
-    for t, to in zip(times, [*times[1:], None]):
+    """DDIM (Song et al. 2021, Eq. 12 with eta = 0): latents z (b, ...) at timestep times[0] -> clean latents."""
+    for t, next_t in zip(times, [*times[1:], None]):
         now = torch.full((len(z),), t, device=z.device)
         alpha, sigma = schedule.at(now, z)
         v = denoise(z, now)
         x, eps = x_from_v(z, v, alpha, sigma), noise_from_v(z, v, alpha, sigma)
-        if to is not None:
-            alpha, sigma = schedule.at(torch.full_like(now, to), z)
+        if next_t is not None:
+            alpha, sigma = schedule.at(torch.full_like(now, next_t), z)
             x = alpha * x + sigma * eps
-        z = after(x, to)
+        z = after_step(x, next_t)
     return z
 
 
 def dpm_solver(
-    denoise: Denoise, z: Tensor, schedule: NoiseSchedule, times: Sequence[int], after: After = unchanged
+    denoise: Denoise, z: Tensor, schedule: NoiseSchedule, times: Sequence[int], after_step: AfterStep = unchanged
 ) -> Tensor:
-    """DPM-Solver++ (Lu et al. 2022), second order, multistep, by diffusers: as `ddim`, in fewer steps."""
+    """DPM-Solver++ (Lu et al. 2022), second order, multistep, from diffusers: the quality of `ddim` in fewer steps."""
     from diffusers import DPMSolverMultistepScheduler
 
     solver = DPMSolverMultistepScheduler(
@@ -64,9 +65,9 @@ def dpm_solver(
         final_sigmas_type="zero",
     )
     solver.set_timesteps(timesteps=list(times), device=z.device)
-    for t, to in zip(times, [*times[1:], None]):
+    for t, next_t in zip(times, [*times[1:], None]):
         v = denoise(z, torch.full((len(z),), t, device=z.device))
-        z = after(solver.step(v, t, z, return_dict=False)[0], to)
+        z = after_step(solver.step(v, t, z, return_dict=False)[0], next_t)
     return z
 
 

@@ -1,7 +1,7 @@
-"""Videos longer than the model takes at once: overlapping windows, which are blended in every sampling step.
+"""Overlapping windows over videos that are longer than the model's clips, blended in every sampling step.
 
-All of it is ours: the paper edits clips of one length. Each frame has one latent; a step predicts it in every window
-that holds it and takes the weighted mean, so that windows cannot drift apart and no seam is cut (MultiDiffusion,
+All of this is ours. Each frame has one latent. A step predicts it in every window
+that contains it and takes the weighted mean, so that windows cannot drift apart and there are no seams (MultiDiffusion,
 Bar-Tal et al. 2023, along time).
 """
 
@@ -9,20 +9,23 @@ import torch
 from torch import Tensor
 
 
-def window_starts(frames: int, window: int, overlap: int) -> list[int]:
-    """Where the windows over a video begin; the last one is moved back so that it is full."""
+def window_starts(frames: int, window: int, overlap: int | None = None) -> list[int]:
+    """Returns the first frame of each window over a video; the last window is moved back so that it is full.
+
+    `overlap` is less than `window`; None: half a window, rounded down.
+    """
     if frames <= window:
         return [0]
-    starts = list(range(0, frames - window + 1, window - overlap))
+    starts = list(range(0, frames - window + 1, window - (window // 2 if overlap is None else overlap)))
     if starts[-1] + window < frames:
         starts.append(frames - window)
     return starts
 
 
 def window_weights(starts: list[int], window: int, frames: int) -> Tensor:
-    """The weight of each window's frames, (windows, min(window, frames)); over each frame of the video they sum to one.
+    """Returns the weights of each window's frames, (windows, min(window, frames)); they sum to one in each frame.
 
-    A window counts most in its middle and least at its ends, where the model sees the fewest neighbours.
+    A window has the most weight in its middle and the least at its ends, where the model sees the fewest neighbors.
     """
     length = min(window, frames)
     position = torch.arange(length, dtype=torch.float64)

@@ -1,1 +1,1 @@
-"""`gen1-eval`: edits of many (video, prompt) pairs over the dials, measured, compared with baselines, and drawn."""
+"""`gen1-eval`: edits of many (video, prompt) pairs over the dials, measured, compared with baselines, and plotted."""

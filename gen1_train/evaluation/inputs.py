@@ -1,42 +1,43 @@
-"""The input of a pair: checked before the run, read while it lasts."""
+"""The inputs of pairs: checked before the run, and read during it."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from gen1_train.errors import UserError
 from gen1_train.evaluation.pairs import Pair
+from gen1_train.system.console import progress
+from gen1_train.video.decoding.probe import VideoInfo
+from gen1_train.video.errors import VideoError
 from gen1_train.video.geometry import nearest_bucket, parse_bucket
 from gen1_train.video.image import read_image
-from gen1_train.video.probe import VideoError, VideoInfo
 from gen1_train.video.stream import Selection, output_fps, probe_input, read_selected
 
-SMALL = "32x32"  # what frames are thrown away at
+SMALL = "32x32"  # the size of frames that are decoded only as a check
 
 
 def check_inputs(pairs: Iterable[Pair]) -> None:
-    """Reads every image and decodes all the frames that are wanted of every video.
+    """Reads every image and decodes all selected frames of every video, so that hours on GPUs do not end at a bad row.
 
-    Before the first edit, since hours on GPUs should not end at a last row. Raises UserError, naming the row.
+    Raises UserError, which names the row.
     """
-    wanted = list({(pair.video, pair.image, pair.start, pair.frames, pair.fps): pair for pair in pairs}.values())
-    for pair in tqdm(wanted, desc="checking the inputs", unit="row", mininterval=0.5):
+    distinct = list({(pair.video, pair.image, pair.start, pair.frames, pair.fps): pair for pair in pairs}.values())
+    for pair in progress(distinct, title="checking the inputs", unit="row"):
         if pair.image is not None:
             read_example(pair)
-        for _ in _decoded(pair, SMALL):
+        for _ in _decode(pair, SMALL):
             pass
 
 
 def read_frames(pair: Pair, buckets: Sequence[str]) -> tuple[np.ndarray, float]:
-    """The frames to edit as gen1-edit takes them, uint8 (n, h, w, 3) at the nearest bucket's size, and their rate."""
-    info = _probed(pair)
-    frames = list(_decoded(pair, nearest_bucket(info.width, info.height, buckets)))
+    """Reads the frames to edit as gen1-edit does, uint8 (n, h, w, 3) of the nearest bucket, and their rate."""
+    info = _probe(pair)
+    frames = list(_decode(pair, nearest_bucket(info.width, info.height, buckets)))
     return np.stack(frames), output_fps(info, _selection(pair))
 
 
 def read_example(pair: Pair) -> np.ndarray:
-    """The picture of the content, uint8 (h, w, 3)."""
+    """Reads the example image, uint8 (h, w, 3)."""
     try:
         return read_image(str(pair.image_path))
     except VideoError as error:
@@ -50,21 +51,21 @@ def _selection(pair: Pair) -> Selection:
         raise UserError(f"line {pair.line} of data=: {error}") from error
 
 
-def _probed(pair: Pair) -> VideoInfo:
+def _probe(pair: Pair) -> VideoInfo:
     try:
         return probe_input(pair.video_path)
     except VideoError as error:
-        raise _refused(pair, error) from error
+        raise _user_error(pair, error) from error
 
 
-def _decoded(pair: Pair, bucket: str) -> Iterator[np.ndarray]:
-    """Frames (h, w, 3)."""
+def _decode(pair: Pair, bucket: str) -> Iterator[np.ndarray]:
+    """Yields frames (h, w, 3)."""
     try:
         for frame in read_selected(pair.video_path, _selection(pair), *parse_bucket(bucket)):
             yield frame.pixels
     except VideoError as error:
-        raise _refused(pair, error) from error
+        raise _user_error(pair, error) from error
 
 
-def _refused(pair: Pair, error: VideoError) -> UserError:
+def _user_error(pair: Pair, error: VideoError) -> UserError:
     return UserError(f"line {pair.line} of data=: the video {pair.video} cannot be decoded: {error}")

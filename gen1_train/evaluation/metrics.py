@@ -1,7 +1,7 @@
-"""The numbers: the paper's two consistencies, structure fidelity, and flicker. None where a metric says nothing.
+"""The metrics: the paper's two consistencies, structure fidelity, and flicker. None where a metric is undefined.
 
-Cosines, correlation and absolute errors are torchmetrics', optical flow is OpenCV's; its CLIPScore takes networks of
-transformers alone, and is the same cosine.
+Cosines, correlation and absolute errors are from torchmetrics, optical flow is from OpenCV. The CLIPScore of
+torchmetrics is the same cosine, but takes networks of transformers only.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from torch import Tensor
 from torchmetrics import MeanAbsoluteError
 from torchmetrics.functional import cosine_similarity, mean_absolute_error, pairwise_cosine_similarity, pearson_corrcoef
 
-DIGITS = 6  # of a result: what is below comes from the order of sums
+DIGITS = 6  # of a result: smaller differences come from the order of sums
 
 
 @dataclass(frozen=True)
@@ -36,26 +36,27 @@ METRICS = {
 
 
 def frame_consistency(embeddings: Tensor) -> float | None:
-    """CLIP image embeddings of the frames (n, d) -> mean cosine of consecutive ones; None for a single frame."""
+    """Returns the mean cosine of CLIP image embeddings (n, d) of consecutive frames; None for a single frame."""
     if len(embeddings) < 2:
         return None
     return _rounded(cosine_similarity(embeddings[1:].double(), embeddings[:-1].double(), reduction="mean"))
 
 
 def prompt_consistency(embeddings: Tensor, prompt: Tensor) -> float | None:
-    """CLIP image embeddings of the frames (n, d), text embedding of the prompt (d,) -> mean cosine over the frames."""
+    """Returns the mean cosine of the frames' CLIP image embeddings (n, d) with the prompt's text embedding (d,)."""
     return _rounded(pairwise_cosine_similarity(embeddings.double(), prompt.double()[None]).mean())
 
 
 def structure_fidelity(output: Tensor, reference: Tensor) -> tuple[float | None, float | None]:
-    """Structure of output and input as the estimator gives it, raw (n, h, w) -> (correlation, relative error).
+    """Returns the correlation and the relative error between the structure of output and input, both raw (n, h, w).
 
-    Estimated depth is known up to a scale and a shift: least squares over the whole clip brings the output's to the
-    input's (a negative scale, depth turned inside out, is not allowed), and the relative error is the mean absolute
-    difference in shares of the input's range. Both None where the input's structure is flat, the first where the
-    output's is. The paper measures no such thing: ours.
+    Estimated depth is known up to a scale and a shift, so the output's is aligned with the input's by least squares
+    over the whole clip. A negative scale, which would invert the depth, is not allowed. The relative error is the mean
+    absolute difference divided by the input's range. Both are None if the input's structure is flat; the correlation
+    is None if the output's is. The paper has no such metric: ours.
     """
-    x, y = output.double().flatten(), reference.double().flatten()
+    x = output.double().flatten()
+    y = reference.double().flatten()
     span = y.max() - y.min()
     if span <= 1e-9:
         return None, None
@@ -68,50 +69,51 @@ def structure_fidelity(output: Tensor, reference: Tensor) -> tuple[float | None,
 
 
 def warp_error(frames: np.ndarray, reference: np.ndarray) -> float | None:
-    """Flicker: each frame against the one before it, moved along the optical flow of the input.
+    """Returns the flicker: each frame compared with the one before, warped along the optical flow of the input.
 
-    uint8 output and input, both (n, h, w, 3) -> mean absolute difference of pixels in [0, 1] wherever the input's flow
-    is certain, see `flows`; None for a single frame, or if it is nowhere. Warp error with occlusions masked as in Lai
-    et al. (arXiv 1808.00449); the paper does not measure it: ours.
+    Output and input are uint8 (n, h, w, 3). The result is the mean absolute difference of pixels in [0, 1] where the
+    input's flow is reliable, see `flows`; None for a single frame, or if the flow is reliable nowhere. It is the warp
+    error of Lai et al. (arXiv 1808.00449), with occlusions masked; the paper does not measure it: ours.
     """
-    error, places = MeanAbsoluteError().set_dtype(torch.float64), 0
-    for t, (flow, certain) in enumerate(flows(reference)):
-        # cv2 interpolates 8 bits in 8 bits
-        before, now = (frames[i].astype(np.float32) / 255 for i in (t, t + 1))
-        difference = torch.from_numpy(_moved(before, flow)[certain]).double(), torch.from_numpy(now[certain]).double()
-        if certain.any():
-            error.update(*difference)
-            places += 1
-    return _rounded(error.compute()) if places else None
+    error = MeanAbsoluteError().set_dtype(torch.float64)
+    compared = False
+    for t, (flow, reliable) in enumerate(flows(reference)):
+        if reliable.any():
+            before, now = (frames[i].astype(np.float32) / 255 for i in (t, t + 1))  # cv2 would interpolate 8 bits in 8
+            warped = torch.from_numpy(_warped(before, flow)[reliable]).double()
+            error.update(warped, torch.from_numpy(now[reliable]).double())
+            compared = True
+    return _rounded(error.compute()) if compared else None
 
 
 def flows(frames: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For each frame of uint8 (n, h, w, 3) but the first: where its pixels were in the frame before, and if that holds.
+    """Yields, for each frame of uint8 (n, h, w, 3) but the first, the flow back to the frame before it.
 
-    Yields (flow float32 (h, w, 2) in pixels, bool (h, w)). Flow by DIS (Kroeger et al. 2016); certain is a pixel that
-    was inside the frame, and comes back to its place by the flow the other way (bounds of Sundaram et al. 2010).
+    Yields (flow float32 (h, w, 2) in pixels, reliable bool (h, w)). Flow is DIS (Kroeger et al. 2016). A pixel is
+    reliable if it was inside the frame before, and if the forward flow brings it back (bounds of Sundaram et al. 2010).
     """
     dis: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    grey = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in frames]
-    for before, now in pairwise(grey):
-        back, forth = dis.calc(now, before, None), dis.calc(before, now, None)
-        returned = back + _moved(forth, back)
-        size = (back**2).sum(-1) + (forth**2).sum(-1)
-        x, y = _places(back)
+    gray = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in frames]
+    for before, now in pairwise(gray):
+        backward = dis.calc(now, before, None)
+        forward = dis.calc(before, now, None)
+        returned = backward + _warped(forward, backward)
+        size = (backward**2).sum(-1) + (forward**2).sum(-1)
+        x, y = _targets(backward)
         inside = (x >= 0) & (y >= 0) & (x <= now.shape[1] - 1) & (y <= now.shape[0] - 1)
-        yield back, inside & ((returned**2).sum(-1) < 0.01 * size + 0.5)
+        yield backward, inside & ((returned**2).sum(-1) < 0.01 * size + 0.5)
 
 
-def _places(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _targets(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     y, x = np.mgrid[: flow.shape[0], : flow.shape[1]].astype(np.float32)
     return x + flow[..., 0], y + flow[..., 1]
 
 
-def _moved(values: np.ndarray, flow: np.ndarray) -> np.ndarray:
-    """Values (h, w, c) at the places that the flow points to."""
-    return cv2.remap(values, *_places(flow), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+def _warped(values: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    """Samples values (h, w, c) at the pixels that the flow points to."""
+    return cv2.remap(values, *_targets(flow), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def _rounded(value: Tensor) -> float | None:
-    """None for what is not finite: a network that gave the same for everything."""
+    """None if not finite, as for a network whose outputs are all the same."""
     return round(float(value), DIGITS) if bool(value.isfinite()) else None

@@ -1,20 +1,20 @@
-"""OUTPUT/index.html: the plots, the table, and the edits if they were kept."""
+"""The page of an evaluation, OUTPUT/index.html: the plots, the table, and the edits if they were kept."""
 
 from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gen1_train import page
+from gen1_train import html
 from gen1_train.evaluation.methods import Setting
 from gen1_train.evaluation.metrics import METRICS
 from gen1_train.evaluation.pairs import Pair
 from gen1_train.evaluation.plots import PLOTS
 from gen1_train.evaluation.results import Unit
 from gen1_train.evaluation.summary import cells, headings
-from gen1_train.page import Html, Number, element
+from gen1_train.html import Html, Number, element
 
-SHOWN = 12  # pairs whose edits are on the page; the others' files are named
+MAX_PAIRS = 12  # whose edits are on the page
 
 STYLE = """
 main { max-width: 84rem; }
@@ -39,40 +39,40 @@ def render(
     settings: Sequence[Setting],
     kept: bool,
 ) -> bytes:
-    """The page's bytes; it holds the plots and strips of the folder, and links to the videos beside it."""
+    """Returns the page's bytes. It embeds plots and strips, and links to the videos in the folder."""
     about = [f"{metric.title}: {metric.about}" for metric in METRICS.values()]
-    left_out = None
-    if kept and len(pairs) > SHOWN:
-        left_out = page.note(f"The first {SHOWN} of {len(pairs)} pairs; all are in videos/.")
-    return page.page(
+    more = None
+    if kept and len(pairs) > MAX_PAIRS:
+        more = html.note(f"The first {MAX_PAIRS} of {len(pairs)} pairs; all are in videos/.")
+    return html.page(
         "gen1-eval",
         element("h1", "Evaluation"),
-        page.tiles(facts),
-        page.section("Trade-offs", element("div", *(plot(output, name.name) for name in PLOTS), class_="plots")),
-        page.note(
-            "Means over all pairs; thin lines, and brackets in the table, are 95 % bootstrap intervals over the pairs. "
-            "Labels are the values of the dial that the legend names."
+        html.tiles(facts),
+        html.section("Trade-offs", element("div", *(plot(output, name.name) for name in PLOTS), class_="plots")),
+        html.note(
+            "Means over all pairs. Thin lines, and brackets in the table, are 95 % bootstrap intervals over the pairs. "
+            "Labels are values of the dial that the legend names."
         ),
-        page.section("All settings", table(summary), page.note("; ".join(about), ".")),
-        *(edits(output, pair, settings) for pair in pairs[: SHOWN if kept else 0]),
-        left_out,
+        html.section("All settings", table(summary), html.note("; ".join(about), ".")),
+        *(edits(output, pair, settings) for pair in pairs[: MAX_PAIRS if kept else 0]),
+        more,
         style=STYLE,
         videos=kept,
     )
 
 
 def table(summary: Sequence[dict[str, Any]]) -> Html:
-    """Its intervals stand below the means."""
+    """Returns the table, with each interval below its mean."""
     rows = []
     for row in summary:
         method, *values = cells(row)
         rows.append([method, *(_two_lines(value) for value in values)])
-    return element("div", page.table(headings(), rows), class_="metrics")
+    return element("div", html.table(headings(), rows), class_="metrics")
 
 
 def _two_lines(value: str) -> Html | Number:
     mean, _, interval = value.partition(" ")
-    return Number(mean) if not interval else page.join(mean, element("span", interval))
+    return Number(mean) if not interval else html.join(mean, element("span", interval))
 
 
 def plot(output: Path, name: str) -> Html:
@@ -86,14 +86,15 @@ def plot(output: Path, name: str) -> Html:
 
 
 def edits(output: Path, pair: Pair, settings: Sequence[Setting]) -> Html:
-    """The strips of a pair, the input first, each with its video to open."""
+    """Returns the strips of a pair, the input first, each with a video that can be opened."""
     figures = []
     for setting in settings:
         unit = Unit(pair, setting)
-        strip, video = unit.file(output, "strips", ".jpg"), unit.file(output, "videos", ".mp4")
+        strip = unit.file(output, "strips", ".jpg")
+        video = unit.file(output, "videos", ".mp4")
         data = b64encode(strip.read_bytes()).decode()
         dials = ", ".join(f"{name} = {value:g}" for name, value in setting.dials.items())
-        caption = page.join(element("b", setting.method), f" {dials}")
+        caption = html.join(element("b", setting.method), f" {dials}")
         source = video.relative_to(output).as_posix()
         figures.append(
             element(
@@ -106,5 +107,5 @@ def edits(output: Path, pair: Pair, settings: Sequence[Setting]) -> Html:
                 ),
             )
         )
-    title = f"“{page.shorten(pair.prompt)}”"
-    return page.section(title, page.note(f"line {pair.line}: {pair.video}"), element("div", *figures, class_="edits"))
+    title = f"“{html.shorten(pair.prompt)}”"
+    return html.section(title, html.note(f"line {pair.line}: {pair.video}"), element("div", *figures, class_="edits"))

@@ -13,10 +13,10 @@ from matplotlib.patheffects import withStroke
 
 from gen1_train.evaluation.methods import GEN1, INPUT, PER_FRAME, SDEDIT
 from gen1_train.evaluation.metrics import METRICS
-from gen1_train.files import write_atomically
+from gen1_train.system.files import own_folder, write_atomically
 
 SIGNS = {"omega_t": "$\\omega_t$", "t_s": "$t_s$", "init_strength": "strength"}
-STYLES = {  # colours that the colour-blind tell apart, and marks that a printer does
+STYLES = {  # colors that color-blind readers can distinguish, and markers for print
     GEN1: ("#1f5fa8", "o", "Gen-1"),
     PER_FRAME: ("#c8641b", "s", "per frame"),
     SDEDIT: ("#2f8a57", "^", "SDEdit, per frame"),
@@ -26,7 +26,7 @@ STYLES = {  # colours that the colour-blind tell apart, and marks that a printer
 
 @dataclass(frozen=True)
 class Plot:
-    """One metric against prompt consistency. `dials`: which one each method's curve is swept over."""
+    """A plot of one metric against prompt consistency. `dials`: method -> the dial that its curve sweeps."""
 
     name: str
     metric: str
@@ -56,26 +56,26 @@ PLOTS = (
 )
 
 
-def draw_plots(summary: Sequence[dict[str, Any]], held: dict[str, float], folder: Path) -> None:
-    """Writes each of PLOTS as NAME.svg and NAME.png. `held`: the value of each dial of Gen-1 while the other varies."""
-    folder.mkdir(parents=True, exist_ok=True)
+def draw_plots(summary: Sequence[dict[str, Any]], fixed: dict[str, float], folder: Path) -> None:
+    """Writes each of PLOTS as NAME.svg and NAME.png. `fixed`: the value of each Gen-1 dial while the other varies."""
+    own_folder(folder.parent, folder.name)
     for plot in PLOTS:
-        figure = draw(plot, summary, held)
+        figure = draw(plot, summary, fixed)
         for suffix in ("svg", "png"):
             file = io.BytesIO()
-            # no date and no random ids in it: the same results give the same bytes
+            # without a date and random ids, so that the same results give the same bytes
             with matplotlib.rc_context({"svg.hashsalt": plot.name}):
                 figure.savefig(file, format=suffix, dpi=200, metadata={"Date": None} if suffix == "svg" else None)
             write_atomically(folder / f"{plot.name}.{suffix}", file.getvalue())
 
 
-def draw(plot: Plot, summary: Sequence[dict[str, Any]], held: dict[str, float]) -> Figure:
-    """One plot: a curve for each method, its points labelled by the dial."""
+def draw(plot: Plot, summary: Sequence[dict[str, Any]], fixed: dict[str, float]) -> Figure:
+    """Draws one plot: a curve for each method, with the dial's value at each point."""
     figure = Figure(figsize=(5.4, 4.5), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(plot.title, loc="left", fontsize=12, pad=10)
     for method in STYLES:
-        curve = [row for row in summary if row["method"] == method and on_curve(row, plot, held)]
+        curve = [row for row in summary if row["method"] == method and on_curve(row, plot, fixed)]
         draw_curve(axes, plot, method, sorted(curve, key=lambda row: row[plot.dials.get(method, "method")]))
     up = METRICS[plot.metric].higher_is_better
     axes.set_xlabel("prompt consistency (CLIP cosine)  →  better")
@@ -90,46 +90,46 @@ def draw(plot: Plot, summary: Sequence[dict[str, Any]], held: dict[str, float]) 
     return figure
 
 
-def on_curve(row: dict[str, Any], plot: Plot, held: dict[str, float]) -> bool:
-    """Whether a setting is a point of the method's curve: the dial that is not swept stands where it is held."""
+def on_curve(row: dict[str, Any], plot: Plot, fixed: dict[str, float]) -> bool:
+    """Whether a setting is a point of its method's curve: the dial that is not swept has its fixed value."""
     measured = row["metrics"]
     if measured[plot.metric]["mean"] is None or measured["prompt_consistency"]["mean"] is None:
         return False
     swept = plot.dials.get(row["method"])
-    return row["method"] != GEN1 or all(row[dial] == value for dial, value in held.items() if dial != swept)
+    return row["method"] != GEN1 or all(row[dial] == value for dial, value in fixed.items() if dial != swept)
 
 
 def draw_curve(axes: Axes, plot: Plot, method: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Points with their intervals, a line through them, and the dial's value beside each."""
+    """Draws points with their intervals, a line through them, and the dial's value next to each."""
     if not rows:
         return
-    colour, mark, title = STYLES[method]
+    color, marker, title = STYLES[method]
     dial = plot.dials.get(method)
     legend = title if dial is None else f"{title}, {SIGNS[dial]}"
     x, y = ([row["metrics"][name] for row in rows] for name in ("prompt_consistency", plot.metric))
-    places = [[value["mean"] for value in values] for values in (x, y)]
+    x_means, y_means = ([value["mean"] for value in values] for values in (x, y))
     axes.errorbar(
-        places[0],
-        places[1],
+        x_means,
+        y_means,
         xerr=bars(x),
         yerr=bars(y),
-        color=colour,
-        marker=mark,
+        color=color,
+        marker=marker,
         markersize=11 if method == INPUT else 5.5,
         linestyle="none" if method == INPUT else "-",
         linewidth=1.6,
         elinewidth=0.7,
-        ecolor=(colour, 0.35),
+        ecolor=(color, 0.35),
         label=legend,
     )
-    for row, *place in zip(rows, *places):
+    for row, point in zip(rows, zip(x_means, y_means)):
         if dial is not None:
             offset = (6, 5) if method == GEN1 else (6, -11)
-            label = axes.annotate(f"{row[dial]:g}", place, offset, textcoords="offset points", fontsize=9, color=colour)
-            label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])  # bars and other curves behind it
+            label = axes.annotate(f"{row[dial]:g}", point, offset, textcoords="offset points", fontsize=9, color=color)
+            label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])  # readable over curves
 
 
 def bars(values: Sequence[dict[str, Any]]) -> list[list[float]]:
-    """Below and above the mean."""
+    """Returns the lengths of the error bars below and above the means."""
     around = [(value["mean"], *(value["interval"] or (value["mean"], value["mean"]))) for value in values]
     return [[max(0.0, mean - low) for mean, low, _ in around], [max(0.0, high - mean) for mean, _, high in around]]

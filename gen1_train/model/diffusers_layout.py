@@ -1,6 +1,6 @@
-"""diffusers' name for everything: config and weights of its UNet2DConditionModel <-> ours.
+"""Converts config and weights between diffusers' UNet2DConditionModel and our UNet.
 
-Every entry of diffusers' config stands in exactly one of the three tables below; a test walks its signature.
+Every entry of diffusers' config is in exactly one of the three tables below; a test walks its signature.
 """
 
 from pathlib import Path
@@ -11,12 +11,15 @@ from torch import Tensor
 from gen1_train.errors import UserError
 from gen1_train.model.unet import UNetConfig
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "diffusion_pytorch_model.safetensors"
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 CLASS = "UNet2DConditionModel"
-DOWN, UP = ("DownBlock2D", "CrossAttnDownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")  # without, with transformers
+# without transformers, with transformers
+DOWN = ("DownBlock2D", "CrossAttnDownBlock2D")
+UP = ("UpBlock2D", "CrossAttnUpBlock2D")
 PROJECTION = ("content_projection.", "encoder_hid_proj.")  # the same linear layer: our name, diffusers'
 
-# What a UNetConfig says, with diffusers' defaults: they stand for entries that are absent.
+# The entries that a UNetConfig covers, with diffusers' defaults, which apply to absent entries.
 MAPPED: dict[str, Any] = {
     "in_channels": 4,
     "out_channels": 4,
@@ -32,7 +35,7 @@ MAPPED: dict[str, Any] = {
     "use_linear_projection": False,
 }
 
-# What our UNet does in one way only, that of Stable Diffusion 1.x and 2.x: the values that mean it, the default first.
+# The entries for which our UNet supports only Stable Diffusion 1.x and 2.x: the accepted values, the default first.
 FIXED: dict[str, tuple[Any, ...]] = {
     "center_input_sample": (False,),
     "flip_sin_to_cos": (True,),
@@ -46,7 +49,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "norm_eps": (1e-5,),
     "transformer_layers_per_block": (1,),
     "reverse_transformer_layers_per_block": (None,),
-    "num_attention_heads": (None,),  # diffusers refuses it too: attention_head_dim is what it is named for
+    "num_attention_heads": (None,),  # diffusers refuses it too: it uses attention_head_dim for this
     "dual_cross_attention": (False,),
     "class_embed_type": (None,),
     "addition_embed_type": (None,),
@@ -67,28 +70,29 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "cross_attention_norm": (None,),
 }
 
-# What changes no output of the UNets that pass the table above, and why.
+# The entries that change no output of the UNets that pass the table above, and why.
 HARMLESS: dict[str, str] = {
-    "sample_size": "the size that pipelines choose if they are given none; the UNet takes any",
-    "upcast_attention": "where attention computes in float32 if the weights are in half precision; the same function",
-    "addition_time_embed_dim": "read for addition_embed_type only",
-    "addition_embed_type_num_heads": "read for addition_embed_type only",
-    "projection_class_embeddings_input_dim": "read for class_embed_type and addition_embed_type only",
+    "sample_size": "the default size of pipelines; the UNet accepts any size",
+    "upcast_attention": "attention computes in float32 if the weights are in half precision; the same function",
+    "addition_time_embed_dim": "only read for addition_embed_type",
+    "addition_embed_type_num_heads": "only read for addition_embed_type",
+    "projection_class_embeddings_input_dim": "only read for class_embed_type and addition_embed_type",
 }
-# Entries that UNet2DConditionModel does not know change nothing either: diffusers leaves them out with a warning. There
-# are such: `_name_or_path`, and what its EMAModel writes into the config (decay, power, optimization_step, …).
+# Entries that UNet2DConditionModel does not know have no effect either: diffusers ignores them with a warning. Examples
+# are `_name_or_path`, and what its EMAModel writes into the config (decay, power, optimization_step, …).
 
 
 def config_from_diffusers(content: dict[str, Any], source: Path) -> UNetConfig:
-    """diffusers' UNet2DConditionModel config -> ours, without temporal layers.
+    """Converts the config of diffusers' UNet2DConditionModel to ours, without temporal layers.
 
-    Raises UserError that names the entry for a UNet that does anything else than Stable Diffusion 1.x or 2.x.
+    Raises UserError, naming the entry, for a UNet that differs from Stable Diffusion 1.x and 2.x.
     """
     for name, supported in {"_class_name": (CLASS,), **FIXED}.items():
-        if _of_all_resolutions(content.get(name, supported[0])) not in supported:
+        if _uniform_value(content.get(name, supported[0])) not in supported:
             raise _unlike(source, name, content[name], repr(supported[0]))
     entries = {**MAPPED, **content}
-    channels, linear = _integers(entries, "block_out_channels", source), entries["use_linear_projection"]
+    channels = _integers(entries, "block_out_channels", source)
+    linear = entries["use_linear_projection"]
     if linear not in (True, False):
         raise _unlike(source, "use_linear_projection", linear, "True or False")
     context = _integer(entries, "cross_attention_dim", source)
@@ -111,7 +115,7 @@ def config_from_diffusers(content: dict[str, Any], source: Path) -> UNetConfig:
 
 
 def config_to_diffusers(config: UNetConfig) -> dict[str, Any]:
-    """Our config -> that of diffusers' UNet2DConditionModel with our spatial layers, for its config.json."""
+    """Converts our config to that of a diffusers UNet2DConditionModel with our spatial layers, for its config.json."""
     projected = config.content_dim != config.context_dim
     one_number = len(set(config.heads)) == 1  # as in the files of Stable Diffusion 1.x
     return {
@@ -133,12 +137,12 @@ def config_to_diffusers(config: UNetConfig) -> dict[str, Any]:
 
 
 def weights_from_diffusers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """diffusers' names of a UNet2DConditionModel's weights -> ours, which differ in the content projection alone."""
+    """Renames the weights of a UNet2DConditionModel to our names; only the content projection differs."""
     return _renamed(weights, PROJECTION[1], PROJECTION[0])
 
 
 def weights_to_diffusers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our names of spatial weights -> diffusers'."""
+    """Renames spatial weights from our names to diffusers'."""
     return _renamed(weights, PROJECTION[0], PROJECTION[1])
 
 
@@ -148,29 +152,29 @@ def _renamed(weights: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor
 
 def _unlike(source: Path, name: str, value: Any, supported: str) -> UserError:
     return UserError(
-        f"{source} is not a Stable Diffusion 1.x or 2.x UNet: {name} is {value!r}, supported is {supported}; "
+        f"{source} is not a Stable Diffusion 1.x or 2.x UNet: {name} is {value!r}, but only {supported} is supported; "
         "give another UNet"
     )
 
 
-def _of_all_resolutions(value: Any) -> Any:
-    """Entries may be lists with a value for each resolution; one that says the same for all of them is that value."""
+def _uniform_value(value: Any) -> Any:
+    """Returns the single value of a list that has the same value for every resolution, and other entries unchanged."""
     if isinstance(value, (list, tuple)) and value and all(item == value[0] for item in value):
         return value[0]
     return value
 
 
 def _integer(entries: dict[str, Any], name: str, source: Path) -> int:
-    value = _of_all_resolutions(entries[name])
+    value = _uniform_value(entries[name])
     if not _is_count(value):
-        raise _unlike(source, name, entries[name], "one whole number above 0")
+        raise _unlike(source, name, entries[name], "one integer above 0")
     return value
 
 
 def _integers(entries: dict[str, Any], name: str, source: Path) -> list[int]:
     value = entries[name]
     if not isinstance(value, (list, tuple)) or not value or not all(_is_count(item) for item in value):
-        raise _unlike(source, name, value, "a list of whole numbers above 0")
+        raise _unlike(source, name, value, "a list of integers above 0")
     return list(value)
 
 
@@ -179,7 +183,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _attention(entries: dict[str, Any], resolutions: int, source: Path) -> list[bool]:
-    """Which resolutions have transformers, finest first: the same ones on the way down and up."""
+    """Whether each resolution has transformers, finest first; the same on the way down and up."""
     down, up = entries["down_block_types"], entries["up_block_types"]
     if not isinstance(down, (list, tuple)) or len(down) != resolutions or not all(kind in DOWN for kind in down):
         raise _unlike(source, "down_block_types", down, f"{' or '.join(DOWN)} for each of {resolutions} resolutions")
@@ -199,12 +203,12 @@ def _heads(entries: dict[str, Any], resolutions: int, source: Path) -> list[int]
 
 
 def _content(entries: dict[str, Any], context: int, source: Path) -> int:
-    """The width of the content: that of cross-attention, or what encoder_hid_proj brings to it."""
+    """The width of the content: that of cross-attention, or the input width of encoder_hid_proj."""
     width, kind = entries["encoder_hid_dim"], entries["encoder_hid_dim_type"]
     if width is None and kind is None:
         return context
-    if kind not in (None, "text_proj"):  # diffusers: a width alone means text_proj
+    if kind not in (None, "text_proj"):  # in diffusers a width alone means text_proj
         raise _unlike(source, "encoder_hid_dim_type", kind, "None or 'text_proj'")
-    if not _is_count(width) or width == context:  # ours has no projection between equal widths
+    if not _is_count(width) or width == context:  # our UNet has no projection between equal widths
         raise _unlike(source, "encoder_hid_dim", width, f"a width other than cross_attention_dim ({context})")
     return width

@@ -1,4 +1,4 @@
-"""The spatial layers of a Stable Diffusion UNet; parameter names are those of diffusers' UNet2DConditionModel."""
+"""The spatial layers of a Stable Diffusion UNet, with the parameter names of diffusers' UNet2DConditionModel."""
 
 import math
 from typing import Any
@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Heads of fewer channels are filled up with zeros on a CPU: no value changes, but its attention kernel is 1.6 times as
-# slow with 8 channels as with 16 (benchmarks/RESULTS.md).
-NARROW = 16
+# On a CPU, heads with fewer channels are padded with zeros. This changes no value, but the attention kernel is 1.6
+# times as slow with 8 channels as with 16 (benchmarks/RESULTS.md).
+MIN_HEAD_WIDTH = 16
 
 
 def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
-    """Timesteps (b,) -> sinusoids (b, width), cosines first as in Stable Diffusion."""
+    """Returns sinusoids (b, width) of timesteps (b,), cosines first as in Stable Diffusion."""
     half = width // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=timesteps.device, dtype=torch.float32) / half)
     angles = timesteps.float()[:, None] * frequencies
@@ -21,7 +21,7 @@ def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids of the timestep -> the vector that every residual block receives."""
+    """Maps the sinusoids of the timestep to the vector that every residual block receives."""
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
@@ -33,11 +33,11 @@ class TimeEmbedding(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention of heads (b, heads, s, d)."""
+    """Scaled dot-product attention over heads (b, heads, s, d)."""
     d = q.shape[-1]
-    if d >= NARROW or q.device.type != "cpu":
+    if d >= MIN_HEAD_WIDTH or q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v)
-    q, k, v = (F.pad(x, (0, NARROW - d)) for x in (q, k, v))
+    q, k, v = (F.pad(x, (0, MIN_HEAD_WIDTH - d)) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, scale=d**-0.5)[..., :d]
 
 
@@ -57,11 +57,11 @@ class Attention(nn.Module):
         q, k, v = self._split(self.to_q(x)), self._split(self.to_k(context)), self._split(self.to_v(context))
         return self.to_out[0](attend(q, k, v).transpose(1, 2).reshape(x.shape))
 
-    def to_one(self, token: Tensor) -> Tensor:
-        """What `forward` gives every token when the context is this one (b, 1, d): (b, 1, c).
+    def to_single_token(self, token: Tensor) -> Tensor:
+        """The output of `forward` for every token if the context is a single token (b, 1, d): (b, 1, c).
 
-        A softmax over one key is 1, so this is exact. Computed the long way, the gradients of queries and keys would be
-        rounding noise around zero, which Adam would blow up to whole steps.
+        This is exact because a softmax over one key is 1. In the general form the gradients of queries and keys would
+        be rounding noise around zero, which Adam would amplify to full steps.
         """
         return self.to_out[0](self.to_v(token))
 
@@ -79,7 +79,7 @@ class GatedGELU(nn.Module):
 
 
 class _Gate(torch.autograd.Function):
-    """(…, 2c) -> (…, c): the first half times gelu of the second. Keeps only its input; autograd would gelu's too."""
+    """(…, 2c) -> (…, c): the first half times gelu of the second. Saves only its input, unlike autograd."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -89,14 +89,14 @@ class _Gate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors  # read once: checkpointing unpacks a tensor once only
+        (x,) = ctx.saved_tensors  # read once: checkpointing unpacks a tensor only once
         hidden, gate = x.chunk(2, dim=-1)
         to_gate = torch.ops.aten.gelu_backward(gradient * hidden, gate)
         return torch.cat([F.gelu(gate).mul_(gradient), to_gate], dim=-1)
 
 
 class FeedForward(nn.Module):
-    """Gated feed-forward layer, `expansion` times as wide inside."""
+    """Gated feed-forward layer whose hidden layer is `expansion` times as wide."""
 
     def __init__(self, channels: int, expansion: int) -> None:
         super().__init__()
@@ -121,13 +121,13 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, content: Tensor) -> Tensor:
         x = x + self.attn1(self.norm1(x))
-        one = content.shape[1] == 1
-        x = x + (self.attn2.to_one(content) if one else self.attn2(self.norm2(x), content))
+        single = content.shape[1] == 1
+        x = x + (self.attn2.to_single_token(content) if single else self.attn2(self.norm2(x), content))
         return x + self.ff(self.norm3(x))
 
 
 class TokenConv(nn.Conv2d):
-    """A 1x1 convolution, applied to tokens (b, s, c): with channels last a map is its tokens already."""
+    """A 1x1 convolution applied to tokens (b, s, c); in channels-last format a map already consists of its tokens."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 1)
@@ -143,8 +143,8 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] == 1:
-            # A column of zeros more, as the padding has it anyway: of a map one pixel wide oneDNN 3.13 leaves parts of
-            # bfloat16's weight gradient unwritten, and the step takes whatever lay in that memory.
+            # One more column of zeros, which the padding adds anyway. For maps one pixel wide, oneDNN 3.13 leaves parts
+            # of the bfloat16 weight gradient unwritten, and the step would use uninitialized memory.
             x = F.pad(x, (0, 1))
         return self.conv(x)
 
@@ -159,27 +159,27 @@ class Upsample(nn.Module):
 
 
 class UpsamplingConv(nn.Conv2d):
-    """A 3x3 convolution of the map after it is resized, by nearest neighbour, to the `size` of the skip that comes."""
+    """Resizes a map by nearest neighbor to `size`, that of the next skip connection, then applies a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:  # type: ignore[override]
         _, c, h, w = x.shape
-        if size != (2 * h, 2 * w):  # one less, where an odd size was halved
+        if size != (2 * h, 2 * w):  # one pixel less if an odd size was halved
             return super().forward(F.interpolate(x, size=size, mode="nearest"))
-        # In the doubled map two of three neighbours are the same pixel, so that an output pixel is a 2x2 convolution of
-        # the small map, of four kinds by its parity: 4/9 of the products, and the doubled map need not be kept.
+        # In the doubled map two of three neighbors are the same pixel. An output pixel is thus a 2x2 convolution of the
+        # small map, with one of four kernels by its parity: 4/9 of the products, and the doubled map is not saved.
         by_row = _by_parity(self.weight.transpose(2, 3))  # p a o i x
         kernels = _by_parity(by_row).permute(2, 0, 4, 5, 3, 1)  # p q o i a b
         assert self.bias is not None
-        made = F.conv2d(x, kernels.reshape(4 * c, c, 2, 2), self.bias.repeat(4), padding=1)
-        made = made.permute(0, 2, 3, 1).unflatten(-1, (2, 2, c))  # b h+1 w+1 p q c
-        rows = [torch.stack([made[:, p : p + h, q : q + w, p, q] for q in (0, 1)], dim=3) for p in (0, 1)]  # b h w q c
+        y = F.conv2d(x, kernels.reshape(4 * c, c, 2, 2), self.bias.repeat(4), padding=1)
+        y = y.permute(0, 2, 3, 1).unflatten(-1, (2, 2, c))  # b h+1 w+1 p q c
+        rows = [torch.stack([y[:, p : p + h, q : q + w, p, q] for q in (0, 1)], dim=3) for p in (0, 1)]  # b h w q c
         return torch.stack(rows, dim=2).view(-1, 2 * h, 2 * w, c).permute(0, 3, 1, 2)  # b c 2h 2w, channels last
 
 
 def _by_parity(kernel: Tensor) -> Tensor:
-    """(…, 3) -> (2, 2, …): the two taps on the small map, for the even and for the odd pixels of the doubled one."""
-    before, at, after = kernel.unbind(-1)
-    return torch.stack([torch.stack([before, at + after]), torch.stack([before + at, after])])
+    """(…, 3) -> (2, 2, …): the two taps on the small map, for the even and for the odd pixels of the doubled map."""
+    left, center, right = kernel.unbind(-1)
+    return torch.stack([torch.stack([left, center + right]), torch.stack([left + center, right])])

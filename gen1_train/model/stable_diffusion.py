@@ -1,4 +1,4 @@
-"""Stage 1: reads the UNet of Stable Diffusion in every format that it is published in, and never runs a pickle."""
+"""Stage 1: reads the UNet of Stable Diffusion in every published format, without ever executing a pickle."""
 
 import json
 import re
@@ -6,7 +6,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gen1_train.errors import UserError
-from gen1_train.model.compvis import UNTOLD, config_from_weights, diffusers_names
+from gen1_train.model.compvis import ASSUMED, config_from_weights, diffusers_names
 from gen1_train.model.diffusers_layout import (
     CLASS,
     CONFIG_FILE,
@@ -23,11 +23,11 @@ from gen1_train.model.diffusers_layout import (
     config_from_diffusers,
     weights_from_diffusers,
 )
-from gen1_train.model.pretrained import Origin, dtype_name, listed
-from gen1_train.model.unet import UNetConfig
+from gen1_train.model.pretrained import Origin, dtype_name, listed, load_weights
+from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 
-# What a folder is searched for, in this order: full precision first, and in each the index of shards first, as in
-# diffusers. The last but one is the name that older diffusers gave.
+# The files that a folder is searched for, in this order: full precision first, and for each precision the index of
+# shards first, as in diffusers. The fourth name is that of older diffusers versions.
 CANDIDATES = (
     f"{WEIGHTS_FILE}.index.json",
     WEIGHTS_FILE,
@@ -35,13 +35,13 @@ CANDIDATES = (
     f"{WEIGHTS_FILE}.fp16.index.json",
     "diffusion_pytorch_model.fp16.safetensors",
 )
-CHECKPOINTS = (".ckpt", ".pt", ".pth")  # torch.save's, read if they hold tensors alone
-WHOLE = "model.diffusion_model."  # before the UNet's names in a whole checkpoint of CompVis'
+CHECKPOINTS = (".ckpt", ".pt", ".pth")  # written by torch.save; read if they hold only tensors
+UNET_PREFIX = "model.diffusion_model."  # of the UNet's names in a complete CompVis checkpoint
 FORMATS = "a folder in diffusers' layout that holds unet/config.json, a .safetensors file or a .ckpt"
 
 
 class Inert:
-    """Stands in for what the checkpoints of Stable Diffusion 1.x hold beside their tensors; does nothing."""
+    """A placeholder, without any behavior, for the objects next to the tensors in Stable Diffusion 1.x checkpoints."""
 
     def __init__(self, *args: object) -> None:
         pass
@@ -50,7 +50,7 @@ class Inert:
         pass
 
 
-# torch.load knows these names as this class, so that the files can be read without running what they name.
+# torch.load maps these names to the placeholder, so that the files can be read without executing what they name.
 INERT: list[tuple[type, str]] = [
     (Inert, name)
     for name in (
@@ -65,31 +65,32 @@ INERT: list[tuple[type, str]] = [
 
 @dataclass(frozen=True)
 class StableDiffusion:
-    """The image UNet of a Stable Diffusion, and where it was read."""
+    """The image UNet of a Stable Diffusion model, and the sources of its weights."""
 
     config: UNetConfig  # without temporal layers
-    weights: dict[str, Tensor]  # float32, by our names
-    origins: dict[str, Origin]  # where each of them lay
-    left_aside: dict[str, int]  # tensors of the file that are not the UNet's, counted by the first part of their names
-    untold: tuple[str, ...]  # fields of the config that the file does not tell: they are Stable Diffusion's convention
+    weights: dict[str, Tensor]  # float32, with our names
+    origins: dict[str, Origin]  # the source of each weight
+    unused: dict[str, int]  # number of other tensors in the file, by the first part of the name
+    assumed: tuple[str, ...]  # config fields that the file does not specify: by Stable Diffusion's convention
 
 
 @dataclass(frozen=True)
 class Tensors:
-    """What was read from one file or several, by diffusers' names."""
+    """The tensors read from one or more files, with diffusers' names."""
 
     weights: dict[str, Tensor]
     origins: dict[str, Origin]
-    left_aside: Counter[str]
+    unused: Counter[str]
 
 
 def read_stable_diffusion(path: str | Path) -> StableDiffusion:
-    """Reads the UNet of Stable Diffusion 1.x or 2.x; of a file that holds more than it, its tensors alone.
+    """Reads the UNet of Stable Diffusion 1.x or 2.x; other tensors in the same file are not read.
 
-    `path`: a folder in diffusers' layout (the one that holds `unet/`, or `unet/`), in shards or not, in half precision
-    if there is no other. Or a file, .safetensors or .ckpt: a whole checkpoint with CompVis' names, or a bare UNet with
-    CompVis' or diffusers' names. A file without diffusers' config.json beside it does not tell heads and groups: they
-    are Stable Diffusion's (`untold`). Raises UserError; what would have to be unpickled is refused.
+    `path` is a folder in diffusers' layout (`unet/` or the folder above it), sharded or not, in half precision if there
+    is no other. Or it is a .safetensors or .ckpt file: a complete checkpoint with CompVis' names, or a bare UNet with
+    CompVis' or diffusers' names. A file with CompVis' names, or without diffusers' config.json next to it, does not
+    specify heads and groups, so Stable Diffusion's are assumed (`assumed`). Raises UserError; of a pickle, only tensors
+    are loaded, and a file that needs more than them is refused.
     """
     path = Path(path)
     if path.is_dir():
@@ -97,68 +98,83 @@ def read_stable_diffusion(path: str | Path) -> StableDiffusion:
         config = _read_config(folder, path)
         return _assembled(_read_folder(folder), config, path)
     if not path.exists():
-        raise UserError(f"no Stable Diffusion UNet at {path}: there is no such file or folder; give {FORMATS}")
+        raise UserError(f"no Stable Diffusion UNet at {path}: no such file or folder; give {FORMATS}")
     if path.suffix == ".bin":
         raise _pickle(path)
     if path.suffix not in (".safetensors", *CHECKPOINTS):
-        raise UserError(f"{path} is not of a format that is read: give {FORMATS}")
+        raise UserError(f"{path} has an unsupported format: give {FORMATS}")
     tensors = _read_file(path, lambda names: _unet_names(names, path))
-    by_diffusers_names = all(name == origin.name for name, origin in tensors.origins.items())
-    return _assembled(tensors, _config_beside(path) if by_diffusers_names else None, path)
+    has_diffusers_names = all(name == origin.name for name, origin in tensors.origins.items())
+    return _assembled(tensors, _config_of_file(path) if has_diffusers_names else None, path)
+
+
+def unet_from_stable_diffusion(path: str | Path) -> SpatioTemporalUNet:
+    """Builds an inflated UNet that equals Stable Diffusion's frame by frame; `path` as in `read_stable_diffusion`.
+
+    Raises UserError if the weights are not exactly those of such a UNet.
+    """
+    pretrained = read_stable_diffusion(path)
+    unet = SpatioTemporalUNet(replace(pretrained.config, temporal=True))
+    load_weights(unet, pretrained.weights, str(path))
+    return unet
 
 
 def _assembled(tensors: Tensors, config: UNetConfig | None, path: Path) -> StableDiffusion:
     weights = weights_from_diffusers(tensors.weights)
     origins = dict(zip(weights, tensors.origins.values(), strict=True))
-    untold = () if config else UNTOLD
-    config = config or config_from_weights(weights, path)
-    return StableDiffusion(config, weights, origins, dict(tensors.left_aside), untold)
+    return StableDiffusion(
+        config=config or config_from_weights(weights, path),
+        weights=weights,
+        origins=origins,
+        unused=dict(tensors.unused),
+        assumed=() if config else ASSUMED,
+    )
 
 
-def _config_beside(path: Path) -> UNetConfig | None:
-    """diffusers' config of a UNet in the folder of a file; None when there is none, or that of another network."""
+def _config_of_file(path: Path) -> UNetConfig | None:
+    """Reads diffusers' config from the folder of a file; None if there is none, or it is another network's."""
     if not path.with_name(CONFIG_FILE).is_file():
         return None
     content = _read_object(path.with_name(CONFIG_FILE))
     return config_from_diffusers(content, path.parent) if content.get("_class_name") == CLASS else None
 
 
-def _read_config(folder: Path, given: Path) -> UNetConfig:
-    """The config in a folder of diffusers'."""
+def _read_config(folder: Path, path: Path) -> UNetConfig:
+    """Reads the config from a diffusers folder; `path` is the one from the user."""
     try:
         return config_from_diffusers(_read_object(folder / CONFIG_FILE), folder)
     except FileNotFoundError:
-        files = sorted(file.name for file in given.iterdir() if file.suffix in (".safetensors", *CHECKPOINTS))
-        mend = f"give the one of its files that you mean ({listed(files)})" if files else f"give {FORMATS}"
-        raise UserError(f"no Stable Diffusion UNet at {given}: it has no {CONFIG_FILE} of one; {mend}") from None
+        files = sorted(file.name for file in path.iterdir() if file.suffix in (".safetensors", *CHECKPOINTS))
+        remedy = f"give one of its files ({listed(files)})" if files else f"give {FORMATS}"
+        raise UserError(f"no Stable Diffusion UNet at {path}: it has no {CONFIG_FILE}; {remedy}") from None
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises UserError when it is damaged, FileNotFoundError when it is not there."""
+    """Reads a JSON object. Raises UserError if it is damaged, FileNotFoundError if it does not exist."""
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last of lists in lists in lists
         raise UserError(f"{path} cannot be read ({error}); fetch it again") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} is not what diffusers writes under that name; fetch it again")
+        raise UserError(f"{path} is not a file of diffusers; fetch it again")
     return content
 
 
 def _read_folder(folder: Path) -> Tensors:
-    """The weights in a folder of diffusers'."""
-    found = next((folder / name for name in CANDIDATES if (folder / name).is_file()), None)
-    if found is None:
+    """Reads the weights from a diffusers folder."""
+    path = next((folder / name for name in CANDIDATES if (folder / name).is_file()), None)
+    if path is None:
         raise _no_weights(folder)
-    if found.suffix != ".json":
-        return _read_file(found, _all_of_them)
-    whole = Tensors({}, {}, Counter())
-    for shard, names in _shards(found).items():
-        part = _read_file(shard, _exactly(names, shard, found))
-        whole.weights.update(part.weights)
-        whole.origins.update(part.origins)
-    return whole
+    if path.suffix != ".json":
+        return _read_file(path, _keep_names)
+    tensors = Tensors({}, {}, Counter())
+    for shard, names in _shards(path).items():
+        part = _read_file(shard, _exactly(names, shard, path))
+        tensors.weights.update(part.weights)
+        tensors.origins.update(part.origins)
+    return tensors
 
 
 def _no_weights(folder: Path) -> UserError:
@@ -166,77 +182,77 @@ def _no_weights(folder: Path) -> UserError:
     if pickles:
         return _pickle(pickles[0])
     others = listed(sorted(file.name for file in folder.glob("*.safetensors")))
-    mend = f"give one of its files instead ({others})" if others else "fetch it again, with the .safetensors"
-    return UserError(f"no weights at {folder / WEIGHTS_FILE}: the file is missing, in full and half precision; {mend}")
+    remedy = f"give one of its files instead ({others})" if others else "fetch it again, with the .safetensors"
+    return UserError(f"no weights at {folder / WEIGHTS_FILE}, in full or half precision; {remedy}")
 
 
 def _pickle(path: Path) -> UserError:
-    return UserError(f"{path} is a pickle, which is not read: convert it to .safetensors, or fetch the model as that")
+    return UserError(f"{path} is a pickle, which is not read: convert it to .safetensors, or fetch that format")
 
 
 def _shards(index: Path) -> dict[Path, set[str]]:
-    """The shards that an index lists, and the names in each."""
+    """Reads an index: the path of each shard, and the names of its tensors."""
     content = _read_object(index).get("weight_map")
     content = content if isinstance(content, dict) else {}
     files = list(content.values())
     if not files or not all(isinstance(file, str) and Path(file).name == file for file in files):
-        raise UserError(f"{index} is not the index of shards (it has no weight_map of file names); fetch it again")
+        raise UserError(f"{index} is not an index of shards (it has no weight_map of file names); fetch it again")
     shards = {index.parent / file: {name for name in content if content[name] == file} for file in sorted(set(files))}
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
-        raise UserError(f"{index} lists shards that are missing there: {listed(missing)}; fetch them too")
+        raise UserError(f"{index} lists shards that are missing: {listed(missing)}; fetch them too")
     return shards
 
 
 def _exactly(names: set[str], shard: Path, index: Path) -> Callable[[list[str]], dict[str, str]]:
-    """All tensors of a shard, if they are those that the index says are there."""
+    """Returns a function that chooses all tensors of a shard, and raises UserError unless they match the index."""
 
-    def choose(there: list[str]) -> dict[str, str]:
-        lacking, unlisted = sorted(names - set(there)), sorted(set(there) - names)
-        problems = [f"{listed(lacking)} not in it"] if lacking else []
-        problems += [f"{listed(unlisted)} in it, but not by the index"] if unlisted else []
+    def choose(shard_names: list[str]) -> dict[str, str]:
+        missing, unlisted = sorted(names - set(shard_names)), sorted(set(shard_names) - names)
+        problems = [f"missing: {listed(missing)}"] if missing else []
+        problems += [f"not in the index: {listed(unlisted)}"] if unlisted else []
         if problems:
-            raise UserError(f"{shard} is not the shard of {index.name} ({'; '.join(problems)}); fetch both again")
-        return _all_of_them(there)
+            raise UserError(f"{shard} does not match {index.name} ({'; '.join(problems)}); fetch both again")
+        return _keep_names(shard_names)
 
     return choose
 
 
-def _all_of_them(names: Iterable[str]) -> dict[str, str]:
+def _keep_names(names: Iterable[str]) -> dict[str, str]:
     return {name: name for name in names}
 
 
 def _unet_names(names: list[str], path: Path) -> dict[str, str]:
-    """The names of the UNet's tensors in a file -> diffusers' names."""
-    whole = [name.removeprefix(WHOLE) for name in names if name.startswith(WHOLE)]
-    if whole:
-        return {WHOLE + old: new for old, new in diffusers_names(whole, path).items()}
+    """Maps the names of the UNet's tensors in a file to diffusers' names."""
+    unet = [name.removeprefix(UNET_PREFIX) for name in names if name.startswith(UNET_PREFIX)]
+    if unet:
+        return {UNET_PREFIX + old: new for old, new in diffusers_names(unet, path).items()}
     if "input_blocks.0.0.weight" in names:
         return diffusers_names(names, path)
     if "conv_in.weight" in names:
-        return _all_of_them(names)
-    example = f"its first tensor is {names[0]}" if names else "there is no tensor in it"
-    raise UserError(f"{path} holds no UNet of Stable Diffusion ({example}); give a whole checkpoint or the UNet's file")
+        return _keep_names(names)
+    example = f"its first tensor is {names[0]}" if names else "it has no tensors"
+    raise UserError(f"{path} holds no Stable Diffusion UNet ({example}); give a complete checkpoint or the UNet's file")
 
 
 def _read_file(path: Path, choose: Callable[[list[str]], dict[str, str]]) -> Tensors:
-    """Of a file the tensors that `choose` picks out of all names: their names there -> diffusers'. No other is read."""
+    """Reads only those tensors of a file that `choose` selects from all names: name in the file -> diffusers' name."""
     with _opened(path) as (names, read):
         chosen = choose(names)
-        aside = Counter(name.partition(".")[0] for name in names if name not in chosen)
-        found = Tensors({}, {}, aside)
-        for there, name in chosen.items():
-            tensor = read(there)
+        unused = Counter(name.partition(".")[0] for name in names if name not in chosen)
+        tensors = Tensors({}, {}, unused)
+        for file_name, name in chosen.items():
+            tensor = read(file_name)
             if not tensor.is_floating_point():
-                raise UserError(f"{there} in {path} is {dtype_name(tensor)}: give weights that are not quantised")
-            found.origins[name] = Origin(there, path.name, dtype_name(tensor))
-            found.weights[name] = tensor.float()  # float32 already: not copied, still lies in the file
-    return found
+                raise UserError(f"{file_name} in {path} is {dtype_name(tensor)}: give weights that are not quantized")
+            tensors.origins[name] = Origin(name=file_name, file=path.name, dtype=dtype_name(tensor))
+            tensors.weights[name] = tensor.float()  # a float32 tensor is not copied and stays mapped to the file
+    return tensors
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], Tensor]]]:
-    """The names of a file's tensors, and what reads one of them."""
+    """Opens a file and yields the names of its tensors and a function that reads one of them."""
     if path.suffix in CHECKPOINTS:
         tensors = _load_checkpoint(path)
         yield list(tensors), tensors.__getitem__
@@ -249,17 +265,17 @@ def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], Tensor]]]:
 
 
 def _load_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file that torch.save wrote, mapped from it where its format allows that."""
+    """Loads the tensors of a torch.save file, memory-mapped if its format allows it."""
     try:
         with torch.serialization.safe_globals([*INERT]):
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except MemoryError:
         raise
-    except Exception as error:  # on bytes that are no checkpoint the unpickler raises whatever it trips over
+    except Exception as error:  # the unpickler raises all kinds of errors on damaged files
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"holds more than tensors ({refused[1]})" if refused else "is damaged or holds more than tensors"
+        problem = f"holds more than tensors ({refused[1]})" if refused else "is damaged or holds more than tensors"
         raise UserError(
-            f"{path} {what}: it is not executed; convert it to .safetensors, or fetch the model as that"
+            f"{path} {problem}: it is not executed; convert it to .safetensors, or fetch that format"
         ) from error
     content = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
     items = content.items() if isinstance(content, dict) else ()

@@ -1,18 +1,28 @@
-"""What the modules that train one network share: the optimizer, and how checkpoints see them."""
+"""What the modules that train one network share: the optimizer, its learning rates, and how checkpoints see them.
 
-from collections.abc import Collection
+The learning rate is a plain function of the step's number. So a checkpoint holds nothing of a schedule, and a resumed
+run has the rates of one that was never stopped.
+"""
+
+import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from pytorch_lightning import LightningModule
+from pytorch_lightning.strategies import DeepSpeedStrategy
 from torch import nn
-from torch.optim import AdamW
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from typing_extensions import override
 
-from gen1_train.training.checkpoint import UNET
-from gen1_train.training.rates import after, rate_at
-from gen1_train.training.state import trainable
+from gen1_train.errors import UserError, check_choice, check_not_negative, check_positive, check_share
+from gen1_train.training.checkpoints.checkpoint import UNET
+from gen1_train.training.checkpoints.state import trainable
+
+SCHEDULES = ("constant", "cosine")
 
 
 @dataclass
@@ -27,9 +37,18 @@ class OptimConfig:
     warmup_steps: int = 500  # linear from 0
     clip_norm: float = 1.0  # of the whole gradient; 0 switches clipping off
 
+    def check(self) -> None:
+        """Raises UserError for an invalid setting."""
+        check_choice("optim.schedule", self.schedule, SCHEDULES)
+        check_positive(optim__lr=self.lr)
+        check_share(optim__final_lr_share=self.final_lr_share)
+        check_not_negative(optim__warmup_steps=self.warmup_steps)
+        if len(self.betas) != 2:
+            raise UserError(f"optim.betas={self.betas}: give two numbers")
+
 
 class NetworkModule(LightningModule):
-    """Its parameters are those of `network` and nothing else; a checkpoint holds them as `weights_file`."""
+    """A module whose parameters are those of `network` and nothing else; a checkpoint stores them as `weights_file`."""
 
     weights_file = UNET
 
@@ -37,10 +56,28 @@ class NetworkModule(LightningModule):
     def network(self) -> nn.Module:
         raise NotImplementedError
 
-    def adamw(self, trained: Collection[str], optim: OptimConfig, start: int, steps: int) -> Any:
-        """What configure_optimizers returns: AdamW over all weights, of which those not in `trained` stay as they are.
+    @override
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # DeepSpeed clips and judges on its own. Lightning's clipping refuses a fused optimizer under autocast, because
+        # of a loss scaler that bfloat16 does not have.
+        if not isinstance(self.trainer.strategy, DeepSpeedStrategy):
+            norm = clip_grad_norm_(self.network.parameters(), gradient_clip_val or math.inf)
+            if not self.takes_step(float(norm)):
+                optimizer.zero_grad(set_to_none=True)  # without gradients a step changes nothing
 
-        `start`: optimizer steps done, where the learning rate goes on; `steps`: of the whole stage.
+    def takes_step(self, norm: float) -> bool:
+        """Whether the optimizer takes a step with this gradient norm (before clipping)."""
+        return True
+
+    def adamw(self, trained: Collection[str], optim: OptimConfig, start: int, steps: int) -> Any:
+        """Returns AdamW over all weights, for configure_optimizers; weights that are not in `trained` do not change.
+
+        `start`: optimizer steps done, where the learning rate continues; `steps`: of the whole stage.
         """
         groups: list[dict[str, Any]] = [{"params": []}, {"params": [], "lr": 0.0, "weight_decay": 0.0}]
         for name, parameter in trainable(self.network).items():
@@ -59,5 +96,34 @@ class NetworkModule(LightningModule):
             steps=steps,
             final_share=optim.final_lr_share,
         )
-        scheduler = LambdaLR(optimizer, after(start, rate))
+        scheduler = LambdaLR(optimizer, resumed_at(start, rate))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def warmup(step: int, steps: int) -> float:
+    """Rises linearly over the first `steps` steps: 1 / steps at step 0, 1 from step `steps` - 1 on."""
+    return min(1.0, (step + 1) / max(1, steps))
+
+
+def cosine(step: int, first: int, last: int, final: float) -> float:
+    """Follows half a cosine wave from 1 at step `first` to `final` at step `last`."""
+    if step >= last:
+        return final
+    progress = max(0, step - first) / (last - first) if last > first else 0.0
+    return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def rate_at(step: int, schedule: str, warmup_steps: int, steps: int, final_share: float) -> float:
+    """Returns the share of optim.lr at a step (from 0) of a stage of `steps` steps: the warm-up, then the schedule.
+
+    With `cosine`, the last step of the warm-up has the whole rate and the stage's last step `final_share` of it.
+    """
+    warm = warmup(step, warmup_steps)
+    if schedule == "constant" or step < warmup_steps:
+        return warm
+    return cosine(step, max(0, warmup_steps - 1), steps - 1, final_share)
+
+
+def resumed_at(start: int, rate: Callable[[int], float]) -> Callable[[int], float]:
+    """Returns the same rates for a scheduler that counts from 0 again when a run resumes after `start` steps."""
+    return lambda step: rate(start + step)

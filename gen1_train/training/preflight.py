@@ -1,40 +1,47 @@
-"""What is checked before a device is touched or a file is written; every failure is one line for the user."""
+"""Checks before a device is touched or a file is written; every failure is one line for the user."""
 
+import atexit
+import logging
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
-from gen1_train.config import TrainConfig
 from gen1_train.data.cache import fetch_manifest
+from gen1_train.data.manifest import Manifest
 from gen1_train.data.merged import MergedShards
 from gen1_train.data.schedule import Schedule, Settings, stage_seed
-from gen1_train.data.shards import Manifest, ShardSet
+from gen1_train.data.shards import ShardSet
 from gen1_train.data.state import DataState, resume
 from gen1_train.errors import UserError
-from gen1_train.frozen import check_fingerprint
-from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig
-from gen1_train.remote import is_url, without_secrets
-from gen1_train.subject import HELD_OUT
-from gen1_train.training.checkpoint import Checkpoint, checkpoints_dir
-from gen1_train.training.customize import start_or_newest, subject_of
-from gen1_train.training.prior_config import AnyTrainConfig
-from gen1_train.training.stages import predecessor, read_recorded, run_folder
+from gen1_train.frozen.autoencoder import Autoencoder
+from gen1_train.frozen.networks import recorded_autoencoder
+from gen1_train.system.remote import is_url, without_secrets
+from gen1_train.training.checkpoints.checkpoint import Checkpoint, checkpoints_dir
+from gen1_train.training.config import RunConfig, TrainConfig
+from gen1_train.training.customization.customize import prepare_subject
+from gen1_train.training.customization.subject import HELD_OUT
+from gen1_train.training.stages import read_recorded, run_folder
 
-say = rank_zero_only(lambda line: print(f"gen1-train: {line}", flush=True))
+logger = logging.getLogger(__name__)
 
 
-def open_data(config: TrainConfig) -> ShardSet:
-    """The shard set. Raises UserError when there is none, or the model cannot read what it holds."""
+def open_data(config: TrainConfig, start: Checkpoint | None = None) -> ShardSet:
+    """Opens the shard set. `start`: for a customization, the checkpoint that the run starts from or resumes.
+
+    Raises UserError when there is none, or when the model cannot read it.
+    """
     root, cache = config.data.root, config.data.cache
     if config.images is not None:
-        return open_subject(config)
+        assert start is not None
+        return open_subject(config, start)
     if root is None:
         raise UserError("data.root is not given: add data.root=FOLDER, a shard set made by gen1-data")
     if cache is not None:
-        # a shard that does not come is told before the worker that waits for it is called stalled
+        # a missing shard is reported before the worker that waits for it counts as stalled
         shards = ShardSet(fetch_manifest(root, Path(cache)), patience=0.9 * config.data.stall_seconds)
     elif is_url(root):
         raise UserError(
@@ -47,18 +54,17 @@ def open_data(config: TrainConfig) -> ShardSet:
     return shards
 
 
-def open_subject(config: TrainConfig) -> MergedShards:
-    """The subject's images, made where they are not there yet, with the clips of data.root, if that is given.
+def open_subject(config: TrainConfig, start: Checkpoint) -> MergedShards:
+    """Opens the subject's images, which are encoded first if need be, with the clips of data.root, if it is given.
 
-    Raises UserError as open_data does, and when data.root was made by other networks than the model knows.
+    Raises UserError as open_data does, and when data.root was made by other networks than those of `start`.
     """
     assert config.images is not None
-    run, root = run_folder(config.tree, config.stage.name), config.data.root
-    start = start_or_newest(run, lambda: predecessor(config.stage, config.init, config.tree))
+    root = config.data.root
     if root is None:
-        say(
-            "warning: without data.root= all steps read the images: nothing guards against forgetting; give the set "
-            "that the model was trained on"
+        logger.warning(
+            "without data.root= all steps read the images: nothing guards against forgetting; give the set that the "
+            "model was trained on"
         )
     elif is_url(root):
         raise UserError(f"data.root={without_secrets(root)} is not on this machine: copy the set and give its folder")
@@ -66,32 +72,58 @@ def open_subject(config: TrainConfig) -> MergedShards:
         prior = ShardSet(root).manifest
         check_data(config, prior)
         check_estimators(config, prior, start, structure=True)
-    makes, patience = getattr(rank_zero_only, "rank", 0) == 0, config.data.stall_seconds
-    images, accelerator = Path(config.images), config.trainer.accelerator
-    subject = subject_of(images, run, start, config.customize, accelerator, makes, patience, say)
+    subject = prepare_subject(
+        folder=Path(config.images),
+        run=_folder_without_traces() if config.check_only else run_folder(config.tree, config.stage.name),
+        start=start,
+        config=config.customize,
+        accelerator=config.trainer.accelerator,
+        writes=getattr(rank_zero_only, "rank", 0) == 0,
+        patience=config.data.stall_seconds,
+    )
     shards = MergedShards(subject.train, root)
     check_data(config, shards.manifest)
     return shards
 
 
+def _folder_without_traces() -> Path:
+    """A folder that is removed when the process ends, for check_only=true."""
+    folder = tempfile.TemporaryDirectory(prefix="gen1-check-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
 def schedule_settings(config: TrainConfig) -> Settings:
-    """What of the config decides the order in which the shard set is read."""
+    """Returns the settings that decide the order in which the shard set is read."""
     data, stage = config.data, config.stage
     ratio = stage.image_ratio if data.image_ratio is None else data.image_ratio
     if config.images is not None and data.root is None:
         ratio = 1.0  # there is nothing else to read
-    seed = stage_seed(config.seed, stage.name)
-    frames = config.model.max_frames
-    return Settings(seed, ratio, data.batch_clips, frames, data.mix, data.order, data.window, data.lanes)
+    return Settings(
+        seed=stage_seed(config.seed, stage.name),
+        image_ratio=ratio,
+        clips=data.batch_clips,
+        frames=config.model.max_frames,
+        mix=data.mix,
+        order=data.order,
+        window=data.window,
+        lanes=data.lanes,
+    )
 
 
 def check_data(config: TrainConfig, manifest: Manifest) -> None:
-    """Raises UserError when the model cannot read what the set holds."""
+    """Raises UserError if the model cannot read the set."""
     width = manifest.estimators["clip"]["width"]
     if width != config.model.content_dim:
         raise UserError(
             f"the CLIP embeddings in {config.data.root} have width {width}, the model takes "
             f"{config.model.content_dim}: choose another model=, or set model.content_dim={width}"
+        )
+    channels = manifest.estimators["autoencoder"].get("channels", config.model.out_channels)
+    if channels != config.model.out_channels:
+        raise UserError(
+            f"the latents in {config.data.root} have {channels} channels, the model takes {config.model.out_channels}: "
+            f"choose another recipe.autoencoder.path=, or another model= with out_channels={channels}"
         )
     frames = [pool.frames for pool in manifest.pools.values()]
     if config.stage.temporal and max(frames) > config.model.max_frames:
@@ -104,9 +136,9 @@ def check_data(config: TrainConfig, manifest: Manifest) -> None:
 def open_schedule(
     config: TrainConfig, shards: ShardSet, resumed: Checkpoint | None
 ) -> tuple[Schedule, tuple[str, ...]]:
-    """The order in which a run reads the set, from where it stands, and what was changed in it in the run's course.
+    """Returns the order in which a run reads the set from its current step on, and the changes made during the run.
 
-    Raises UserError where set and config do not fit, or the run cannot go on with them.
+    Raises UserError if set and config do not fit, or if the run cannot resume with them.
     """
     settings = schedule_settings(config)
     if resumed is None:
@@ -115,21 +147,28 @@ def open_schedule(
     return resume(DataState.load(resumed.info.data, str(resumed.path)), shards, settings)
 
 
-def check_start(config: TrainConfig, manifest: Manifest) -> None:
-    """Raises UserError when the checkpoint that the stage starts from knows other estimators than the set's.
+def log_short_clips(config: TrainConfig, schedule: Schedule) -> None:
+    """Logs that clips are shorter than the model could take, because edits then use shorter windows."""
+    frames = max((pool.frames for pool in schedule.pools if pool.kind == "video"), default=0)
+    if config.stage.temporal and 0 < frames < config.model.max_frames:
+        logger.info(
+            f"clips have {frames} frames and the model has positions for {config.model.max_frames}: edits will take "
+            f"{frames} frames at once"
+        )
 
-    The structure's counts only where both stages see structure. Stage 1 was trained on no set and knows none.
+
+def check_start(config: TrainConfig, manifest: Manifest, start: Checkpoint) -> None:
+    """Raises UserError when the checkpoint that the stage starts from was trained with other estimators than the set's.
+
+    The structure estimator counts only where both stages see structure. Stage 1 was trained on no set and has none.
     """
-    if config.stage.predecessor is None:
-        return
-    start = predecessor(config.stage, config.init, config.tree)
     if start.info.estimators:
         seen = config.stage.structure and read_recorded(start).stage.structure
         check_estimators(config, manifest, start, structure=seen)
 
 
 def check_estimators(config: TrainConfig, manifest: Manifest, start: Checkpoint, structure: bool) -> None:
-    """Raises UserError when a checkpoint was trained with other estimators than those that made the set."""
+    """Raises UserError if a checkpoint was trained with other estimators than those that made the set."""
     for name in ("autoencoder", "clip", *(("structure",) if structure else ())):
         before, now = start.info.estimators.get(name, {}), manifest.estimators[name]
         if any(before.get(part) != now.get(part) for part in ("kind", "fingerprint")):
@@ -146,9 +185,9 @@ def _described(estimator: dict[str, Any]) -> str:
 
 
 def open_validation(config: TrainConfig, shards: ShardSet) -> ShardSet | None:
-    """Where validation clips come from: a set of their own, or the training set; None if there is no validation.
+    """Opens the set of the validation clips: their own, or the training set. Returns None if there is no validation.
 
-    Raises UserError when the set of their own was made by other estimators than the training set.
+    Raises UserError if their own set was made by other estimators than the training set.
     """
     settings = config.validation
     if not (settings.every or settings.edit_every):
@@ -158,10 +197,9 @@ def open_validation(config: TrainConfig, shards: ShardSet) -> ShardSet | None:
             return None
         if config.data.cache is None:
             return shards
-        print(
-            "gen1-train: warning: there is no validation: with data.cache only coming shards are on this machine; add "
-            "validation.root=FOLDER, or validation.every=0 validation.edit_every=0",
-            flush=True,
+        logger.warning(
+            "there is no validation: with data.cache, only coming shards are on this machine; add "
+            "validation.root=FOLDER, or validation.every=0 validation.edit_every=0"
         )
         return None
     held_out = ShardSet(settings.root)
@@ -176,31 +214,31 @@ def open_validation(config: TrainConfig, shards: ShardSet) -> ShardSet | None:
 
 
 def open_held_out(config: TrainConfig, shards: ShardSet) -> ShardSet | None:
-    """The images of a subject that are not trained on; None if there are none, or no validation."""
+    """Opens the images of a subject that are not trained on. Returns None if there are none, or no validation."""
     if not isinstance(shards, MergedShards) or not config.validation.every:
         return None
     folder = shards.images.root.with_name(HELD_OUT)
     if folder.exists():
         return ShardSet(folder)
-    say(
-        "warning: no image is held out (customize.held_out, for which there are too few), so nothing tells whether the "
-        "images are learned by heart"
+    logger.warning(
+        "no image is held out (there are too few for customize.held_out), so nothing shows whether the images are "
+        "learned by heart"
     )
     return None
 
 
 def encodes(config: TrainConfig, manifest: Manifest) -> bool:
-    """Whether a training step takes the autoencoder: for structure at t_s > 0, and where the shards hold no latents."""
+    """Whether a training step needs the autoencoder: for structure at t_s > 0, or if the shards hold no latents."""
     return config.stage.max_level > 0 or not manifest.estimators["autoencoder"].get("stored", True)
 
 
 def wants_previews(config: TrainConfig) -> bool:
-    """Whether validation clips are to be edited: from the stage on that knows videos."""
+    """Whether validation clips are edited; stages without temporal layers cannot do it."""
     return config.stage.temporal and config.validation.edit_every > 0 and config.validation.edits > 0
 
 
 def open_autoencoder(config: TrainConfig, manifest: Manifest) -> Autoencoder | None:
-    """The autoencoder, where it is needed. Raises UserError when it is not there, or another one."""
+    """Loads the autoencoder if it is needed. Raises UserError if it is missing or has changed."""
     encoding = manifest.estimators["autoencoder"]
     if encodes(config, manifest):
         return load_autoencoder(encoding)
@@ -208,19 +246,17 @@ def open_autoencoder(config: TrainConfig, manifest: Manifest) -> Autoencoder | N
         return None
     try:
         return load_autoencoder(encoding)
-    except UserError as error:  # training from latents could go on without it
+    except UserError as error:  # training from latents would work without it
         raise UserError(f"validation clips cannot be edited: {error}; or set validation.edit_every=0") from error
 
 
 def load_autoencoder(encoding: dict[str, Any]) -> Autoencoder:
-    """The autoencoder that made the set's latents. Raises UserError when the one found there now is another."""
-    autoencoder = Autoencoder(AutoencoderConfig(**encoding["config"]))
-    check_fingerprint("autoencoder", autoencoder.fingerprint, encoding, "the shard set")
-    return autoencoder
+    """Loads the autoencoder that made the set's latents. Raises UserError if its weights have changed."""
+    return recorded_autoencoder(encoding, "the shard set", "the shard set")
 
 
 def micro_clips(config: TrainConfig, world: int) -> int:
-    """Clips in one micro-batch of one rank. Raises UserError when the global batch cannot be split evenly."""
+    """Returns the clips per micro-batch and rank. Raises UserError if the global batch cannot be split evenly."""
     parts = world * config.trainer.accumulate
     clips, rest = divmod(config.data.batch_clips, parts)
     if rest:
@@ -231,25 +267,25 @@ def micro_clips(config: TrainConfig, world: int) -> int:
     return clips
 
 
-def process_count(config: AnyTrainConfig) -> int:
-    """Training processes on each node."""
+def process_count(config: RunConfig) -> int:
+    """Returns the number of training processes on each node. Raises UserError if the GPUs for them are missing."""
     gpus = gpu_count(config)
     if config.trainer.accelerator == "cuda" and not gpus:
-        raise UserError("trainer.accelerator=cuda, but no GPU is seen here: use trainer.accelerator=cpu")
+        raise UserError("trainer.accelerator=cuda, but there is no GPU here: use trainer.accelerator=cpu")
     if gpus and config.trainer.devices > gpus:
-        raise UserError(f"trainer.devices={config.trainer.devices}, but {gpus} GPUs are seen here")
+        raise UserError(f"trainer.devices={config.trainer.devices}, but this machine has {gpus} GPUs")
     return config.trainer.devices if config.trainer.devices > 0 else max(1, gpus)
 
 
-def gpu_count(config: AnyTrainConfig) -> int:
-    """GPUs of this node that a run may use; 0: it runs on CPUs."""
+def gpu_count(config: RunConfig) -> int:
+    """Returns the number of GPUs of this node that a run may use; 0 if it runs on CPUs."""
     return torch.cuda.device_count() if config.trainer.accelerator != "cpu" else 0
 
 
 def check_disk(folder: Path, needed: int) -> None:
-    """Raises UserError when the disk of `folder`, which need not exist yet, has fewer than `needed` bytes free."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    """Raises UserError if the disk of `folder`, which need not exist yet, has less than `needed` bytes free."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if free < needed:
         raise UserError(
             f"checkpoints in {folder} need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there: make room, lower "
@@ -258,13 +294,14 @@ def check_disk(folder: Path, needed: int) -> None:
 
 
 def checkpoint_bytes(weights: int, averages: int = 0, adapter: int = 0) -> int:
-    """A checkpoint on disk of so many weights: they, AdamW's two moments and each average, all in float32.
+    """Returns the size on disk of a checkpoint: weights, AdamW's two moments and the averages, all in float32.
 
-    `adapter`: of so many weights, of which the moments are then, and which lies beside each file of weights.
+    `weights`, `adapter`: their numbers. With an adapter, the moments are the adapter's, and each file of weights has a
+    file of the adapter next to it.
     """
     return 4 * (weights * (1 + averages) + (adapter * (3 + averages) or 2 * weights))
 
 
 def room_for_checkpoints(run: Path, keep: int, size: int) -> int:
-    """Bytes that the checkpoints of a run will take beyond those it has: `keep`, and one that is being written."""
+    """Returns the bytes that a run's checkpoints will add: there are `keep` of them, and one that is being written."""
     return size * max(1, keep + 1 - len(list(checkpoints_dir(run).glob("step-*"))))

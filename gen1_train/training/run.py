@@ -1,365 +1,103 @@
-"""One stage from its config to its last checkpoint."""
+"""One stage, from its config to its last checkpoint."""
 
-import hashlib
 import logging
-import warnings
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import torch
-from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.strategies import Strategy
-from pytorch_lightning.utilities import rank_zero_only
-
-from gen1_train.config import TrainConfig, TrainerConfig, check
-from gen1_train.data.schedule import Schedule
-from gen1_train.data.shards import Manifest, ShardSet
-from gen1_train.data.state import capture
-from gen1_train.exits import STOPPED
-from gen1_train.model.autoencoder import Autoencoder
-from gen1_train.model.pretrained import WeightReport, check_keys, check_same_family
-from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
-from gen1_train.stop import STOP
-from gen1_train.training import checkpoint
-from gen1_train.training.agreement import Agreement, code_hash
-from gen1_train.training.clock import Clock
-from gen1_train.training.compiling import Compile, shapes_of
+from gen1_train.model.pretrained import WeightReport
+from gen1_train.system.files import patiently
+from gen1_train.training.checkpoints import checkpoint
+from gen1_train.training.checkpoints.resuming import Claim
+from gen1_train.training.config import TrainConfig
 from gen1_train.training.datamodule import Gen1DataModule
-from gen1_train.training.ema import name_of
-from gen1_train.training.ending import Ending
-from gen1_train.training.guard import Guard
-from gen1_train.training.loggers import loggers
-from gen1_train.training.lora import (
-    add_lora,
-    check_adapter,
-    describe_adapter,
-    load_base,
-    load_trained,
-    merging,
-    save_base,
-)
-from gen1_train.training.measure import BatchFlops, Measure
-from gen1_train.training.metrics import read_metrics
-from gen1_train.training.module import Gen1Module
-from gen1_train.training.overfit import Overfit
-from gen1_train.training.plan import foresee, material_of, plan_lines
-from gen1_train.training.prefetching import Prefetching
-from gen1_train.training.preflight import (
-    check_disk,
-    check_start,
-    encodes,
-    gpu_count,
-    micro_clips,
-    open_autoencoder,
-    open_data,
-    open_held_out,
-    open_schedule,
-    open_validation,
-    process_count,
-    wants_previews,
-)
-from gen1_train.training.previews import Previews
-from gen1_train.training.prior_config import AnyTrainConfig
+from gen1_train.training.initial import load_initial, make_module
+from gen1_train.training.planning.plan import plan_lines
+from gen1_train.training.planning.throughput import step_cost
+from gen1_train.training.preflight import check_disk
+from gen1_train.training.ready import prepare
 from gen1_train.training.run_files import open_run
-from gen1_train.training.saving import Averaging, Begin, SaveCheckpoints, begin_counters
-from gen1_train.training.stages import RESETS, build_unet, inherited, read_recorded, run_folder, stage_unet
-from gen1_train.training.state import moments_of, trainable
-from gen1_train.training.stopping import Stopping
-from gen1_train.training.strategy import build_strategy
-from gen1_train.training.throughput import step_flops
-from gen1_train.training.validation import LOSS, SUBJECT_LOSS, Validation
+from gen1_train.training.session import Session, is_rank_zero, unless_finished
+from gen1_train.training.stage_callbacks import stage_callbacks
+from gen1_train.training.stages import build_unet, predecessor, run_folder
 
-say = rank_zero_only(lambda line: print(f"gen1-train: {line}", flush=True))
+logger = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig) -> int:
-    """Runs a stage, resumes it if its run folder has a checkpoint, or says that it is finished.
+    """Runs a stage, resumes it if its run folder has a checkpoint, or reports that it is finished.
 
-    Returns the exit code: 0, or STOPPED if a signal asked it to stop. Raises UserError.
+    Returns the exit code: 0, or STOPPED if a signal asked the run to stop. Raises UserError.
     """
-    check(config)
+    config.check()
     run = run_folder(config.tree, config.stage.name)
-    resume = checkpoint.latest(run)
     if config.plan_only:
-        for line in plan_lines(config, run, resume):
-            say(line)
+        for line in plan_lines(config, run, checkpoint.latest(run)):
+            logger.info(line)
         return 0
-    if resume is not None and resume.info.finished and resume.info.step >= config.stage.steps:
-        say(f"stage {config.stage.name} is finished already: {resume.path}")
+    title = f"stage {config.stage.name}"
+
+    def work(claim: Claim) -> int:
+        if config.stage.steps:
+            return fit(config, title, run, claim)
+        if not config.check_only and is_rank_zero():
+            initialise(config, title, run)
         return 0
-    if config.stage.steps:
-        return fit(config, run, resume)
-    if not config.check_only and _is_rank_zero():
-        initialise(config, run)
-    return 0
+
+    return unless_finished(config, title, run, work, rank_zero=is_rank_zero())
 
 
-def initialise(config: TrainConfig, run: Path) -> None:
-    """Stage 1: no training, a checkpoint of the inflated weights."""
-    unet, report = build_unet(config.model, config.stage, config.init, config.tree, config.seed)
+def initialise(config: TrainConfig, title: str, run: Path) -> None:
+    """Writes the checkpoint of a stage without steps (stage 1): the inflated weights."""
+    start = predecessor(config.stage, config.init, config.tree) if config.stage.predecessor else None
+    unet, report = build_unet(config.model, config.stage, config.init, start, config.seed)
     check_disk(run, sum(weight.numel() * 4 for weight in unet.parameters()))
     begin_run(config, run, report, step=0, world=1)
     info = checkpoint.CheckpointInfo(config.stage.name, step=0, finished=True)
     tensors = {checkpoint.UNET: unet.state_dict()}
-    path = checkpoint.commit(checkpoint.begin(run, 0), tensors, config.to_yaml(), info, config.checkpoint)
-    say(f"stage {config.stage.name} is finished: {path}")
+
+    def write() -> Path:
+        return checkpoint.commit(checkpoint.begin(run, 0), tensors, config.to_yaml(), info, config.checkpoint)
+
+    path = patiently(write, f"the weights cannot be written to {run}", config.checkpoint.patience_seconds)
+    logger.info(f"{title} is finished: {path}")
 
 
-@dataclass
-class Ready:
-    """What a run has found to be as it should before it starts a process or writes a file."""
-
-    shards: ShardSet
-    schedule: Schedule
-    history: tuple[str, ...]  # what was changed in the data in the run's course
-    strategy: Strategy | str
-    processes: int  # on this node
-    world: int
-    held_out: ShardSet | None  # validation's clips
-    subject: ShardSet | None  # and, in a customization, images
-    autoencoder: Autoencoder | None
-
-
-def check_run(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) -> Ready:
-    """All that can be checked on any one process. Raises UserError."""
-    shards = open_data(config)
-    schedule, history = open_schedule(config, shards, resume)
-    if resume is None:
-        check_start(config, shards.manifest)
-    processes = process_count(config)
-    world = processes * config.trainer.nodes
-    strategy = build_strategy(config.strategy, world, micro_clips(config, world), gpu=gpu_count(config) > 0)
-    held_out, autoencoder = open_validation(config, shards), open_autoencoder(config, shards.manifest)
-    if _is_rank_zero():
-        say(foresee(config, material_of(schedule, autoencoder if encodes(config, shards.manifest) else None), run))
-    subject = open_held_out(config, shards)
-    return Ready(shards, schedule, history, strategy, processes, world, held_out, subject, autoencoder)
-
-
-def fit(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint | None) -> int:
-    """Stages 2 to 5, and a customization; returns the exit code."""
-    stage, start = config.stage, resume.info.step if resume else 0
-    ready = check_run(config, run, resume)
-    before = checkpoint.newest(run)
+def fit(config: TrainConfig, title: str, run: Path, claim: Claim) -> int:
+    """Trains stages 2 to 5, or a customization; returns the exit code."""
+    ready = prepare(config, run, claim.resume)
+    steps = f"from step {ready.start} to {config.stage.steps}"
     if config.check_only:
-        say(f"stage {stage.name} can go from step {start} to {stage.steps} in {run} on {ready.world} processes")
+        logger.info(f"{title} can run {steps} in {run} on {ready.world} processes")
         return 0
-    shards, schedule, history, autoencoder = ready.shards, ready.schedule, ready.history, ready.autoencoder
-    if resume is None:
-        unet, report = build_unet(config.model, stage, config.init, config.tree, config.seed)
-        adapter = begin_adapter(config, run, unet)
-    else:
-        unet, report, adapter = restore(config, run, resume), None, resume.info.lora
-    module = make_module(config, unet, shards.manifest, autoencoder, schedule.settings.seed, start)
-    for change in history[len(resume.info.data["history"]) :] if resume else ():
-        say(f"the data goes on with a change: {change}")
-
-    def describe(step: int) -> checkpoint.CheckpointInfo:
-        state = asdict(capture(schedule, step, history))
-        finished, made_by = step >= stage.steps, shards.manifest.estimators
-        buckets, code = shards.buckets, code_hash()
-        return checkpoint.CheckpointInfo(stage.name, step, finished, state, made_by, buckets, lora=adapter, code=code)
-
-    clock, decays, resolved = Clock(), config.ema.decays, config.to_yaml()
-    ending, stopping = Ending(lambda: checkpoint.newest(run) != before), Stopping(STOP, say)
-    source, keeps = (resume, RESETS) if resume else inherited(stage, config.init, config.tree)
-    counters = begin_counters(source, keeps, decays, resumed=resume is not None)
-    shapes = shapes_of(schedule, ready.world * config.trainer.accumulate)
-    begin_run(config, run, report, start, ready.world)
-    flops = BatchFlops(module.unet.config, shards.manifest.estimators["autoencoder"]["factor"])
-    measure = Measure(stage.steps, config.log.every, f"stage {stage.name}", flops, schedule.image_share, clock, say)
-    callbacks = [
-        ending,
-        Agreement(promises(config, schedule, start)),
-        *([Prefetching(config.data, schedule, start, stage.steps)] if config.data.cache else []),
-        Begin(counters, decays, source, start, keeps),
-        *([Compile(config.trainer.compile_backend, shapes, say)] if config.trainer.compile else []),
-        Guard(config.guard, counters, run, resolved, describe, say, measure.gradient),
-        Averaging(counters, decays, clock),
-        measure,
-        *validating(config, run, ready, start, clock),
-        stopping,
-        SaveCheckpoints(
-            *(run, config.checkpoint, stage.steps, counters, resolved, describe, ending.fail, clock),
-            merging(config.customize, run),
-        ),
-    ]
-    trainer = build_trainer(config, run, start, ready.processes, ready.strategy, callbacks)
-    loading = config.data.workers, config.data.stall_seconds, ending.fail
-    data = Gen1DataModule(shards, schedule, module.fields, stage.steps, *loading, clock)
-    say(f"stage {stage.name}: steps {start} to {stage.steps} in {run} on {trainer.world_size} processes")
-    say(step_cost(module.unet.config, shards, schedule))
-    if not module.cached:
-        say(f"{config.data.root} holds no latents: the autoencoder encodes the frames in every step")
-    trainer.fit(module, datamodule=data)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    if stopping.at is not None and stopping.at < stage.steps:
-        say(f"stage {stage.name} was stopped after step {stopping.at}: {checkpoint.newest(run)}; call again to go on")
-        return STOPPED
-    say(f"stage {stage.name} is finished: {checkpoint.newest(run)}")
-    return 0
-
-
-def validating(config: TrainConfig, run: Path, ready: Ready, start: int, clock: Clock) -> list[Callback]:
-    """Validation losses and previews, as far as the config wants them; `start`: steps done."""
-    settings, steps, found = config.validation, config.stage.steps, list[Callback]()
-    held_out, customizes = ready.held_out, config.images is not None
-    average = name_of(config.ema.decays[0]) if config.ema.decays else None
-    heard = watch(config, run, start).heard if customizes else None
-    if held_out is not None and settings.every:
-        kind = "video" if customizes or ready.schedule.share < 1 else "image"
-        found.append(Validation(settings, held_out, kind, steps, average, clock, heard=heard))
-    if ready.subject is not None:
-        found.append(Validation(settings, ready.subject, "image", steps, average, clock, SUBJECT_LOSS, heard))
-    if held_out is not None and wants_previews(config):
-        assert ready.autoencoder is not None
-        found.append(Previews(settings, held_out, steps, average, ready.autoencoder, run, say, clock))
-    return found
-
-
-def watch(config: TrainConfig, run: Path, start: int) -> Overfit:
-    """Over-fitting, by the weights that an edit takes: the first average, if there is one."""
-    suffix = "_ema" if config.ema.decays else ""
-    meanings = {
-        f"{LOSS}{suffix}": "it forgets other videos",
-        f"{SUBJECT_LOSS}{suffix}": "it learns its images by heart",
-    }
-    past = [row for row in read_metrics(run / "metrics.csv") if int(row["step"]) <= start] if start else []
-    return Overfit(config.customize, meanings, run, say, past)
-
-
-def make_module(
-    config: TrainConfig,
-    unet: SpatioTemporalUNet,
-    manifest: Manifest,
-    autoencoder: Autoencoder | None,
-    seed: int,
-    start: int,
-) -> Gen1Module:
-    """The module around a UNet, for data of this manifest. `seed`: of the stage's noise; `start`: steps done."""
-    stage, encoding = config.stage, manifest.estimators["autoencoder"]
-    return Gen1Module(
-        unet,
-        config.optim,
-        config.diffusion,
-        seed,
-        structure=stage.structure,
-        max_level=stage.max_level,
-        latent_scale=encoding["scale"],
-        autoencoder=autoencoder if encodes(config, manifest) else None,
-        cached=encoding.get("stored", True),
-        trains=stage.trains,
-        start=start,
-        steps=stage.steps,
+    weights = load_initial(config, ready)
+    seed, manifest = ready.schedule.settings.seed, ready.shards.manifest
+    module = make_module(config, weights.unet, manifest, ready.autoencoder, seed, ready.start)
+    for change in ready.new_changes:
+        logger.info(f"the data changes from here on: {change}")
+    session = Session.open(config, title, run, claim.resume, ready.source, ready.keeps)
+    claim.on_loss(session.failure.fail)
+    begin_run(config, run, weights.report, ready.start, ready.world)
+    trainer = session.trainer(stage_callbacks(config, ready, session, weights), ready.processes, ready.strategy)
+    data = Gen1DataModule(
+        shards=ready.shards,
+        schedule=ready.schedule,
+        fields=module.stage.fields,
+        finish=module.drawing,
+        steps=config.stage.steps,
+        workers=config.data.workers,
+        stall_seconds=config.data.stall_seconds,
+        fail=session.failure.fail,
+        clock=session.clock,
     )
-
-
-def promises(config: TrainConfig, schedule: Schedule, start: int) -> dict[str, str]:
-    """What all ranks have to agree on. Where the shard set lies may differ from node to node."""
-    data = replace(config.data, root=None, cache=None)
-    return {
-        "the shard set": schedule.shards.manifest.hash,
-        "the order of the data": schedule.hash,
-        "the step": str(start),
-        "the settings": hashlib.sha256(replace(config, data=data).to_yaml().encode()).hexdigest(),
-        "the code": code_hash(),
-    }
-
-
-def step_cost(unet: UNetConfig, shards: ShardSet, schedule: Schedule) -> str:
-    """What a step on the largest pool costs: a video step, or an image step where there is no other."""
-    kind, samples = ("video", "clips") if schedule.share < 1 else ("image", "images")
-    pool = max(shards.pools(kind), key=lambda pool: pool.samples)
-    factor, count = shards.manifest.estimators["autoencoder"]["factor"], schedule.batch_size(kind)
-    one = step_flops(unet, pool.height // factor, pool.width // factor, pool.frames, temporal=kind == "video")
-    units = {"PFLOP": 1e15, "TFLOP": 1e12, "GFLOP": 1e9, "MFLOP": 1e6}
-    name = next((name for name, unit in units.items() if count * one.total >= unit), "MFLOP")
-    total, spatial, temporal = (f"{count * n / units[name]:.1f}" for n in (one.total, one.spatial, one.temporal))
-    parts = f" (spatial {spatial}, temporal {temporal})" if one.temporal else ""
-    return f"a step of {count} {samples} of {pool.width}x{pool.height} is {total} {name}{parts}"
-
-
-def build_trainer(
-    config: AnyTrainConfig, run: Path, start: int, processes: int, strategy: Strategy | str, callbacks: list[Callback]
-) -> Trainer:
-    """Lightning's Trainer with our loggers and callbacks in place of its own checkpoints and bars."""
-    stage = config.stage
-    quiet()
-    set_switches(config.trainer)
-    return Trainer(
-        accelerator=config.trainer.accelerator,
-        devices=processes,
-        num_nodes=config.trainer.nodes,
-        strategy=strategy,
-        precision=config.trainer.precision,  # type: ignore[arg-type]
-        max_steps=stage.steps,
-        max_epochs=-1,
-        accumulate_grad_batches=config.trainer.accumulate,
-        gradient_clip_val=config.optim.clip_norm or None,
-        logger=loggers(config, run, start, say),
-        callbacks=callbacks,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
-
-
-def set_switches(config: TrainerConfig) -> None:
-    """What torch keeps for the whole process; on CPUs without effect."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
-    torch.backends.cudnn.benchmark = config.cudnn_benchmark
-
-
-def quiet() -> None:
-    """Silences what Lightning and DeepSpeed say at every start and no user can act on."""
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
-    warnings.filterwarnings("ignore", ".*persistent_workers.*")
-    warnings.filterwarnings("ignore", ".*You defined a `validation_step` but have no `val_dataloader`.*")
-    warnings.filterwarnings("ignore", ".*configure_gradient_clipping.*")
-    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # rows are ours
-    warnings.filterwarnings("ignore", ".*srun. command is available.*")  # torchrun works on a cluster, too
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-
-
-def _is_rank_zero() -> bool:
-    return getattr(rank_zero_only, "rank", 0) == 0
+    logger.info(f"{title}: steps {ready.start} to {config.stage.steps} in {run} on {trainer.world_size} processes")
+    logger.info(step_cost(weights.unet.config, ready.schedule))
+    if not module.stage.cached:
+        logger.info(f"{config.data.root} holds no latents: the autoencoder encodes the frames in every step")
+    return session.fit(trainer, module, datamodule=data)
 
 
 def begin_run(config: TrainConfig, run: Path, report: WeightReport | None, step: int, world: int) -> None:
-    """Says where a new run's weights came from, and opens the run folder."""
+    """Reports where a new run's weights came from, and opens the run folder."""
     if report is not None:
-        say(report.summary())
-    if _is_rank_zero():
+        logger.info(report.summary())
+    if is_rank_zero():
         open_run(config, run, report, step, world)
-
-
-def begin_adapter(config: TrainConfig, run: Path, unet: SpatioTemporalUNet) -> dict[str, Any]:
-    """Puts an adapter into the UNet, if one is to be trained; what a checkpoint says of it."""
-    if config.customize.lora_rank is None:
-        return {}
-    if _is_rank_zero():
-        save_base(run, unet.state_dict())
-    add_lora(unet, config.customize, config.seed)
-    count, all_ = (sum(weight.numel() for weight in which) for which in (trainable(unet).values(), unet.parameters()))
-    say(f"LoRA of rank {config.customize.lora_rank} trains {count:,} weights, {count / all_:.2%} of all")
-    return describe_adapter(config.customize, run) if _is_rank_zero() else {}
-
-
-def restore(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint) -> SpatioTemporalUNet:
-    """The UNet of a run that goes on; refuses another model."""
-    unet = SpatioTemporalUNet(stage_unet(config.model, config.stage))
-    check_same_family(unet.config, read_recorded(resume).unet, str(resume.path))
-    check_adapter(config.customize, run, resume)
-    if config.customize.lora_rank is not None:
-        load_base(unet, run, config.customize, config.seed)
-    load_trained(unet, resume.trained(), str(resume.path))
-    wanted = {name: weight for name, (weight, _) in moments_of(unet).items()}
-    check_keys(wanted, resume.moments(), str(resume.path / checkpoint.OPTIMIZER))
-    say(f"resuming from {resume.path}")
-    return unet

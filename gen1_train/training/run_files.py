@@ -1,38 +1,126 @@
-"""What a start of a run writes into its folder: the resolved config, where its weights came from, and who it is."""
+"""Files that a start of a run writes: the resolved config, the origin of its weights, and a line about the start."""
 
 import json
+import logging
 import os
 import platform
 import socket
 import subprocess
-import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from gen1_train.files import clear_killed, write_atomically
-from gen1_train.model.pretrained import WeightReport
-from gen1_train.training.agreement import code_hash
-from gen1_train.training.prior_config import AnyTrainConfig
+import yaml
 
-STARTS = "starts.jsonl"  # a line for each start of the run
+from gen1_train.errors import UserError
+from gen1_train.model.pretrained import WeightReport
+from gen1_train.system.files import append_line, patiently, remove_leftovers, write_atomically
+from gen1_train.system.records import read_yaml
+from gen1_train.system.remote import without_secrets
+from gen1_train.training.callbacks.agreement import code_hash
+from gen1_train.training.checkpoints.checkpoint import Checkpoint
+from gen1_train.training.checkpoints.resuming import STARTS, make_way
+from gen1_train.training.config import RunConfig, masked
+
+CALL = (
+    "name",
+    "output",
+    "check_only",
+    "plan_only",
+    "plan",
+    "restart",
+)  # settings of a call that change nothing in a run
+NOISE = ("diffusion.noise.", "diffusion.steps:")  # settings of the noise schedule, of a stage and of the prior
+logger = logging.getLogger(__name__)
 PACKAGES = ("torch", "pytorch-lightning", "deepspeed", "webdataset", "wandb")
 
 
-def open_run(config: AnyTrainConfig, run: Path, report: WeightReport | None, step: int, world: int) -> None:
-    """For rank 0 alone; `report`: of a new run's weights. The config of an earlier start stands in its checkpoints."""
-    run.mkdir(parents=True, exist_ok=True)
-    clear_killed(run)
-    write_atomically(run / "config.yaml", config.to_yaml().encode())
-    if report is not None:
-        write_atomically(run / "weights.json", report.to_json().encode())
-    with open(run / STARTS, "a") as stream:
-        stream.write(json.dumps(start_line(step, world)) + "\n")
+def open_run(config: RunConfig, run: Path, report: WeightReport | None, step: int, world: int) -> None:
+    """Writes them, on rank 0 only, which holds the run's lock. `step`: the one that the run resumes from, or 0.
+
+    `report`: of a new run's weights. Checkpoints keep the config of earlier starts. Raises UserError when the disk is
+    full or unreachable for `checkpoint.patience_seconds`.
+    """
+    line = json.dumps(start_line(step, world))
+
+    def write() -> None:
+        run.mkdir(parents=True, exist_ok=True)
+        make_way(run, step)
+        remove_leftovers(run)
+        write_atomically(run / "config.yaml", config.to_yaml().encode())
+        if report is not None:
+            write_atomically(run / "weights.json", without_secrets(report.to_json()).encode())
+        append_line(run / STARTS, line)
+
+    patiently(write, f"{run} cannot be written to", config.checkpoint.patience_seconds)
+
+
+def changed_settings(resume: Checkpoint, config: RunConfig) -> list[str]:
+    """Describes the settings that differ from those that a checkpoint was trained with: `name: old -> new`.
+
+    Settings that only one version of the code knows, and those of CALL, are left out. Credentials in URLs are masked.
+    """
+    try:
+        old = _flat(masked(read_yaml(resume.config)))
+    except (OSError, ValueError, AttributeError):
+        return []  # what needs it reports it
+    new = _flat(yaml.safe_load(config.to_yaml()))
+    differing = [name for name in new if name in old and old[name] != new[name] and name.partition(".")[0] not in CALL]
+    # init.from_ is the field of init.from, since `from` is a keyword of Python
+    return [f"{name.removesuffix('_')}: {_short(old[name])} -> {_short(new[name])}" for name in differing]
+
+
+def is_finished(title: str, resume: Checkpoint | None, config: RunConfig) -> bool:
+    """Whether a run has done all of its steps; reports it, and the settings that differ from those so far."""
+    if resume is None:
+        return False
+    finished = resume.info.finished and resume.info.step >= config.stage.steps
+    report_changes(resume, config, finished)
+    if finished:
+        logger.info(f"{title} is finished already: {resume.path}")
+    return finished
+
+
+def report_changes(resume: Checkpoint, config: RunConfig, finished: bool) -> None:
+    """Warns in one line about `changed_settings`, if there are any.
+
+    Raises UserError if a run would continue with another noise schedule than the one that its weights were learned for.
+    """
+    if not (changes := changed_settings(resume, config)):
+        return
+    noise = [change for change in changes if change.startswith(NOISE)]
+    if noise and not finished:
+        raise UserError(
+            f"{', '.join(noise)}: the weights of {resume.path} were learned for the first: give it, or start "
+            "another run with name="
+        )
+    remedy = "name= starts another run with those given now" if finished else "those given now apply from here on"
+    logger.warning("settings differ from those of %s (%s): %s", resume.path, remedy, ", ".join(changes))
+
+
+def warn_of_another_noise(start: Checkpoint, config: RunConfig) -> None:
+    """Warns if a stage starts from weights that were learned for another noise schedule."""
+    noise = [change for change in changed_settings(start, config) if change.startswith(NOISE)]
+    if noise:
+        logger.warning("%s: the weights of %s were learned for the first", ", ".join(noise), start.path)
+
+
+def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Maps the dotted names of all values of a config to the values."""
+    values: dict[str, Any] = {}
+    for name, value in section.items():
+        values |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return values
+
+
+def _short(value: Any) -> str:
+    """A value as users write it on the command line."""
+    return json.dumps(value, ensure_ascii=False).strip('"')
 
 
 def start_line(step: int, world: int) -> dict[str, Any]:
-    """One start: when, from which step, where, on how many ranks, by which code, for which job; nothing secret."""
+    """Describes a start: time, step, host, number of ranks, versions of code and packages, job. It has no secrets."""
     job = {"job": os.environ["SLURM_JOB_ID"]} if "SLURM_JOB_ID" in os.environ else {}
     if job:
         job |= {
@@ -53,17 +141,17 @@ def start_line(step: int, world: int) -> dict[str, Any]:
 
 
 def git_commit() -> dict[str, Any]:
-    """The commit of a checkout, and whether files of it were changed since; empty for an installed package."""
+    """Returns a checkout's commit and whether its files were changed since; an installed package's version."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return {"version": _version("gen1-train")}
-    asked = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        said = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+        described = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError) as error:
-        print(f"gen1-train: warning: the commit is not recorded: {error}", file=sys.stderr, flush=True)
+        logger.warning(f"the commit is not recorded: {error}")
         return {}
-    return {"commit": said.removesuffix("-dirty"), "changed": said.endswith("-dirty")}
+    return {"commit": described.removesuffix("-dirty"), "changed": described.endswith("-dirty")}
 
 
 def _version(package: str) -> str | None:

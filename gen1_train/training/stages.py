@@ -1,18 +1,22 @@
-"""The five stages (paper section 3.3.1): what each builds on and adds, and where its weights come from."""
+"""The five stages of the paper: what each one starts from and adds, and where its weights come from."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-import yaml
+from omegaconf import OmegaConf
 
 from gen1_train.diffusion.schedule import NoiseConfig
-from gen1_train.diffusion.structure import LEVEL_CHANNELS
-from gen1_train.errors import UserError
-from gen1_train.model.pretrained import NEW, WeightReport, check_same_family, load_weights
+from gen1_train.diffusion.structure import LEVEL_CHANNELS, MAX_LEVEL
+from gen1_train.errors import UserError, check_not_negative, check_share
+from gen1_train.model.pretrained import NEW, WeightReport, build_for, check_same_family, load_weights
 from gen1_train.model.stable_diffusion import read_stable_diffusion
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
-from gen1_train.training.checkpoint import UNET, Checkpoint, find_checkpoint, latest
+from gen1_train.system.records import read_yaml, reason_in
+from gen1_train.training.checkpoints.checkpoint import UNET, Checkpoint, find_checkpoint, latest
+
+Section = TypeVar("Section")
 
 RESETS = ("optimizer", "ema")  # AdamW's moments, the averages
 
@@ -21,19 +25,36 @@ RESETS = ("optimizer", "ema")  # AdamW's moments, the averages
 class StageConfig:
     name: str  # "1" .. "5", or customize
     predecessor: str | None  # the stage whose weights this one starts from; null: from Stable Diffusion
-    steps: int  # optimizer steps; 0: the stage only initialises
+    steps: int  # optimizer steps; 0: the stage only initializes
     temporal: bool  # the UNet has temporal layers
     structure: bool  # the UNet sees the structure, as channels of its input
     max_level: int  # t_s is uniform over 0..max_level
     image_ratio: float  # share of image steps
     new: list[str] = field(default_factory=lambda: list(NEW))  # what it may add to its predecessor's weights
     trains: list[str] = field(default_factory=lambda: ["*"])  # weights that it changes, as globs over their names
-    resets: list[str] = field(default_factory=lambda: list(RESETS))  # what begins anew; else the predecessor's goes on
+    resets: list[str] = field(default_factory=lambda: list(RESETS))  # state that starts afresh, not the predecessor's
+
+    def check(self) -> None:
+        """Raises UserError for an invalid setting."""
+        check_share(stage__image_ratio=self.image_ratio)
+        check_not_negative(stage__steps=self.steps)
+        if not 0 <= self.max_level <= MAX_LEVEL:
+            raise UserError(f"stage.max_level={self.max_level} is out of range: give 0 to {MAX_LEVEL}")
+        for name, given, known in (("new", self.new, NEW), ("resets", self.resets, RESETS)):
+            if unknown := [word for word in given if word not in known]:
+                raise UserError(f"stage.{name}={given}: {unknown[0]} is not one of {', '.join(known)}")
+        if not self.trains:
+            raise UserError("stage.trains=[] would train nothing: give globs over the names of weights, such as [*]")
+
+    @property
+    def highest_level(self) -> int:
+        """The highest t_s that a model of this stage has learned; 0 before stage 4, where it sees no structure."""
+        return self.max_level if self.structure else 0
 
 
 @dataclass
 class InitConfig:
-    """Where the first weights come from. Without either, a stage takes its predecessor's in the same run tree."""
+    """The source of the first weights. By default, a stage takes those of its predecessor in the same run tree."""
 
     from_: str | None = None  # stage 1, `init.from=`: Stable Diffusion, as diffusers' folder, .safetensors or .ckpt
     checkpoint: str | None = None  # other stages: a checkpoint or run folder of the predecessor
@@ -43,7 +64,7 @@ class InitConfig:
 
 
 def stage_unet(model: UNetConfig, stage: StageConfig) -> UNetConfig:
-    """The UNet that a stage trains: z_t, from stage 4 on beside encoded structure and t_s."""
+    """Returns the UNet of a stage. Its input is z_t, from stage 4 on with the encoded structure and t_s."""
     latent = model.out_channels
     in_channels = latent + (latent + LEVEL_CHANNELS if stage.structure else 0)
     return replace(model, in_channels=in_channels, temporal=stage.temporal)
@@ -51,46 +72,91 @@ def stage_unet(model: UNetConfig, stage: StageConfig) -> UNetConfig:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a checkpoint's own config says of the model in it."""
+    """The model of a checkpoint, as its own config records it."""
 
     stage: StageConfig
     noise: NoiseConfig
     unet: UNetConfig
+    window: int  # frames that the UNet takes at once in an edit
 
 
 def read_recorded(checkpoint: Checkpoint) -> Recorded:
-    """Reads a checkpoint's config.yaml. Raises UserError when it is damaged, or of another network than the UNet."""
+    """Reads a checkpoint's config.yaml. Raises UserError if it is damaged, or if the checkpoint holds no UNet.
+
+    The window of edits is as long as the clips in training: the frame positions beyond are as random as at the start.
+    Older checkpoints do not record the length of their clips; for them it is all positions.
+    """
     if checkpoint.info.weights != UNET:
         raise UserError(
-            f"{checkpoint.path} holds no video model, but {checkpoint.info.weights}: give one of a stage 1 to 5"
+            f"{checkpoint.path} holds {checkpoint.info.weights}, not a video model: give a checkpoint of a stage 1 to 5"
         )
     try:
-        config = yaml.safe_load(checkpoint.config.read_text())
-        stage, noise = StageConfig(**config["stage"]), NoiseConfig(**config["diffusion"]["noise"])
-        return Recorded(stage, noise, stage_unet(UNetConfig(**config["model"]), stage))
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"{checkpoint.config} cannot be read ({error!r}); use another checkpoint") from error
+        config = read_yaml(checkpoint.config)
+        stage = read_section(StageConfig, config["stage"])
+        noise = read_section(NoiseConfig, config["diffusion"]["noise"])
+        unet = stage_unet(read_section(UNetConfig, config["model"]), stage)
+        return Recorded(stage, noise, unet, min(checkpoint.info.frames or unet.max_frames, unet.max_frames))
+    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+        raise UserError(f"{checkpoint.config} cannot be read ({reason_in(error)}); use another checkpoint") from error
+
+
+def load_recorded(checkpoint: Checkpoint, config: UNetConfig, which: str = "ema") -> SpatioTemporalUNet:
+    """Returns the UNet of a checkpoint, for inference; `config` is that of `read_recorded`.
+
+    `which`: see `Checkpoint.weights_file`. Raises UserError if the weights do not fit the config.
+    """
+    weights, source = checkpoint.weights(which), str(checkpoint.path)
+    unet = build_for(lambda: SpatioTemporalUNet(config), weights, source)
+    load_weights(unet, weights, source, may_be_new=())
+    return unet.eval().requires_grad_(False)
+
+
+def read_section(kind: type[Section], values: Any) -> Section:
+    """Builds a section from recorded values. Raises ValueError, see `structured`, or UserError if it cannot be."""
+    section: Any = structured(kind, values)
+    section.check()
+    return section
+
+
+def structured(kind: type[Section], values: Any) -> Section:
+    """Builds a config's dataclass from recorded values, whose types OmegaConf checks. Raises ValueError."""
+    if not isinstance(values, dict):  # OmegaConf would parse a text
+        raise ValueError("it is not NAME: VALUE lines")
+    refuse_resolvers(values)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.create(values))
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except Exception as error:  # OmegaConf raises errors of all kinds for values that it does not expect
+        raise ValueError(reason_in(error)) from error
+
+
+def refuse_resolvers(values: Any) -> None:
+    """Raises ValueError for `${…}`: it would read the environment, or call another resolver, because a file said so."""
+    if "${" in repr(values):
+        raise ValueError("it contains ${…}, which is not resolved in a recorded config")
 
 
 def run_folder(tree: Path, stage: str) -> Path:
-    """RUNS/NAME/stage4; a stage that is no link of the chain has its name alone."""
+    """Returns the run folder of a stage: OUTPUT/NAME/stage4, or OUTPUT/NAME/customize."""
     return tree / (f"stage{stage}" if stage.isdecimal() else stage)
 
 
 def build_unet(
-    model: UNetConfig, stage: StageConfig, init: InitConfig, tree: Path, seed: int
+    model: UNetConfig, stage: StageConfig, init: InitConfig, start: Checkpoint | None, seed: int
 ) -> tuple[SpatioTemporalUNet, WeightReport]:
-    """The stage's UNet with the weights that it starts from; raises UserError when they are missing or do not fit."""
+    """Returns the stage's UNet with the weights that it starts from: Stable Diffusion's where `start` is None.
+
+    Raises UserError when they are missing or do not fit.
+    """
     config = stage_unet(model, stage)
     torch.manual_seed(seed)  # new layers come out the same on every rank
-    if stage.predecessor is None:
+    if start is None:
         if init.from_ is None:
             raise UserError(
                 f"stage {stage.name} starts from Stable Diffusion: give its folder with init.from=PATH, or its "
                 ".safetensors or .ckpt file"
             )
         return _from_stable_diffusion(config, stage, init.from_)
-    start = predecessor(stage, init, tree)
     check_same_family(config, read_recorded(start).unet, str(start.path))
     unet = SpatioTemporalUNet(config)
     file = str(start.path / start.weights_file(init.weights))
@@ -100,49 +166,48 @@ def build_unet(
 def _from_stable_diffusion(
     config: UNetConfig, stage: StageConfig, source: str
 ) -> tuple[SpatioTemporalUNet, WeightReport]:
-    """Stage 1: a UNet of this config with the weights of the Stable Diffusion at `source`."""
+    """Returns a UNet of this config with the weights of the Stable Diffusion at `source`."""
     found = read_stable_diffusion(source)
-    check_same_family(config, found.config, source, found.untold)
+    check_same_family(config, found.config, source, found.assumed)
     unet = SpatioTemporalUNet(config)
     report = load_weights(unet, found.weights, source, stage.new, found.origins)
-    return unet, replace(report, left_aside=found.left_aside, untold=found.untold)
+    return unet, replace(report, unused=found.unused, assumed=found.assumed)
 
 
 def predecessor(stage: StageConfig, init: InitConfig, tree: Path) -> Checkpoint:
-    """The finished checkpoint that a stage starts from. Raises UserError when there is none."""
+    """Finds the finished checkpoint that a stage starts from and verifies it. Raises UserError when there is none."""
     if init.from_ is not None:
         raise UserError(f"init.from is for stage 1; stage {stage.name} starts from a checkpoint: use init.checkpoint=")
     if init.checkpoint is not None:
-        found = find_checkpoint(Path(init.checkpoint))
-        if found.info.stage != stage.predecessor:
+        checkpoint = find_checkpoint(Path(init.checkpoint))
+        if checkpoint.info.stage != stage.predecessor:
             raise UserError(
-                f"{found.path} is of stage {found.info.stage}, but stage {stage.name} starts from stage "
+                f"{checkpoint.path} is of stage {checkpoint.info.stage}, but stage {stage.name} starts from stage "
                 f"{stage.predecessor}: give one of that stage with init.checkpoint="
             )
-        return found
+        return checkpoint
     run = run_folder(tree, str(stage.predecessor))
-    checkpoint = latest(run)
-    if checkpoint is None or not checkpoint.info.finished:
-        state = "has not finished" if checkpoint else "has no checkpoint"
+    newest = latest(run)
+    if newest is None or not newest.info.finished:
+        state = "has not finished" if newest else "has no checkpoint"
         raise UserError(
             f"stage {stage.name} starts from stage {stage.predecessor}, which {state} in {run}: run "
             f"`gen1-train stage={stage.predecessor}` first, or give init.checkpoint="
         )
-    return checkpoint
+    return newest
 
 
-def inherited(stage: StageConfig, init: InitConfig, tree: Path) -> tuple[Checkpoint | None, tuple[str, ...]]:
-    """The checkpoint from which a new stage takes more than weights, and which of RESETS it takes from it.
+def inherited(stage: StageConfig, init: InitConfig, start: Checkpoint | None) -> tuple[str, ...]:
+    """Returns which of RESETS a new stage takes from the checkpoint that it starts from.
 
-    Raises UserError when it starts from an average and would go on with the moments of other weights.
+    Raises UserError when it starts from an average and would continue with the moments of other weights.
     """
     keeps = tuple(name for name in RESETS if name not in stage.resets)
-    if stage.predecessor is None or not keeps:
-        return None, ()
-    source = predecessor(stage, init, tree)
-    if "optimizer" in keeps and source.weights_file(init.weights) != UNET:
+    if start is None:
+        return ()
+    if "optimizer" in keeps and start.weights_file(init.weights) != UNET:
         raise UserError(
-            f"stage {stage.name} goes on with the optimizer of {source.path}, so it has to start from the weights that "
-            "it was changing: add init.weights=raw, or let stage.resets hold optimizer"
+            f"stage {stage.name} continues with the optimizer of {start.path}, so it has to start from the weights "
+            "that this optimizer was changing: add init.weights=raw, or add optimizer to stage.resets"
         )
-    return source, keeps
+    return keeps

@@ -1,1 +1,1 @@
-"""Video and image files in, video files out. Imports nothing of ours."""
+"""Reads video and image files, and writes video files."""

@@ -1,4 +1,4 @@
-"""Video files in: headers, and windows of frames. All decoding is done by child processes that may be lost."""
+"""Reads headers and windows of frames from video files. All decoding happens in child processes, which may be lost."""
 
 import atexit
 import os
@@ -8,45 +8,46 @@ from typing import Any
 
 import numpy as np
 
-from gen1_train.remote import is_url
-from gen1_train.video.frames import DECODERS
-from gen1_train.video.probe import VideoError, VideoInfo
-from gen1_train.video.sandbox import Answer, Sandbox, SandboxError
+from gen1_train.system.remote import is_url
+from gen1_train.video.decoding.frames import DECODERS
+from gen1_train.video.decoding.probe import VideoInfo
+from gen1_train.video.decoding.sandbox import Answer, Sandbox, SandboxError
+from gen1_train.video.errors import VideoError
 
-__all__ = ["DECODERS", "VideoError", "VideoInfo", "absolute", "ask", "count", "probe", "read_clips"]
+__all__ = ["DECODERS", "VideoError", "VideoInfo", "absolute", "count", "probe", "read_clips", "run_in_child"]
 
-_idle: list[Sandbox] = []  # children of this process that wait for work; as many as were ever needed at once
+_idle: list[Sandbox] = []  # idle children of this process; as many as were ever needed at once
 
 
 def probe(path: str | Path) -> VideoInfo:
     """Reads the header and decodes the first frame. Raises VideoError.
 
-    `path`: a local file, or an address with "://" that fsspec opens: only what is needed is fetched.
+    `path`: a local file, or a URL that fsspec opens; only the bytes that are needed are fetched.
     """
-    ((info, _),) = ask({"do": "probe", "path": absolute(path)})
+    ((info, _),) = run_in_child({"do": "probe", "path": absolute(path)})
     return VideoInfo(**info)
 
 
 def count(path: str | Path) -> int:
-    """The number of frames, found by decoding them all. Raises VideoError."""
-    ((answer, _),) = ask({"do": "count", "path": absolute(path)})
+    """Counts the frames by decoding all of them. Raises VideoError."""
+    ((answer, _),) = run_in_child({"do": "count", "path": absolute(path)})
     return int(answer["frames"])
 
 
 def read_clips(
     path: str | Path, windows: Sequence[Sequence[int]], decoders: Sequence[str] = DECODERS
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (name of the decoder that served, uint8 RGB (n, h, w, 3)) for each window of n ascending frame indices.
+    """Yields (name of the decoder used, uint8 RGB (n, h, w, 3)) for each window of n ascending frame indices.
 
-    Windows ascend by their start. At the first one that cannot be given whole and right VideoError is raised; those
-    that came before it are whole. Where decord fails, PyAV goes on from the same window; see `read_any`.
+    Windows are in order of their first index. Raises VideoError at the first window that cannot be read completely and
+    correctly; all windows before it are complete. If decord fails, PyAV continues from the same window; see `read_any`.
     """
     remaining = [list(window) for window in windows]
     decoders = list(decoders)
     while remaining:
         request = {"do": "clips", "path": absolute(path), "windows": list(remaining), "decoders": decoders}
         try:
-            for header, frames in ask(request):
+            for header, frames in run_in_child(request):
                 assert frames is not None
                 remaining.pop(0)
                 yield header["decoder"], frames
@@ -57,12 +58,12 @@ def read_clips(
             decoders = decoders[1:]
 
 
-def ask(request: dict[str, Any]) -> Generator[Answer, None, None]:
-    """The answers of a child that nobody else is using, from the handlers in worker.py. Raises VideoError."""
+def run_in_child(request: dict[str, Any]) -> Generator[Answer, None, None]:
+    """Sends a request to an idle child and yields the answers of its handler in worker.py. Raises VideoError."""
     try:
         sandbox = _idle.pop()
     except IndexError:
-        sandbox = Sandbox("gen1_train.video.worker")
+        sandbox = Sandbox("gen1_train.video.decoding.worker")
     try:
         yield from sandbox.stream(request)
     finally:
@@ -70,7 +71,7 @@ def ask(request: dict[str, Any]) -> Generator[Answer, None, None]:
 
 
 def absolute(path: str | Path) -> str:
-    """The child may have been started in another working directory."""
+    """The absolute path, for a child that may have been started in another working directory; URLs are unchanged."""
     return str(path) if is_url(path) else os.path.abspath(path)
 
 

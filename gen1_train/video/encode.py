@@ -1,4 +1,4 @@
-"""Frames into a video file that browsers play."""
+"""Writes frames to a video file that browsers play."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -13,54 +13,62 @@ from av.container import OutputContainer
 from av.video.reformatter import Colorspace
 from av.video.stream import VideoStream
 
-from gen1_train.files import whole_file
+from gen1_train.system.files import atomic_file
 from gen1_train.video.audio import AudioSource, AudioTrack, open_audio
-from gen1_train.video.probe import VideoError, video_errors
+from gen1_train.video.decoding.container import video_errors
+from gen1_train.video.errors import VideoError
 from gen1_train.video.selection import ROUNDING
 
-BT709 = 1  # ffmpeg's number for matrix, primaries and transfer of HDTV; untagged files are guessed at by players
-CLOCK = 90_000  # ticks a second, at least, in which the frames' times are written
+BT709 = 1  # ffmpeg's number for matrix, primaries and transfer of HDTV; players guess them in untagged files
+CLOCK = 90_000  # the minimum number of ticks per second for the timestamps of frames
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float, crf: int = 18) -> None:
-    """Writes uint8 RGB frames (h, w, 3), complete or not at all; see `VideoWriter`. Raises VideoError."""
+    """Writes uint8 RGB frames (h, w, 3) to a complete file or to none; see `VideoWriter`. Raises VideoError."""
     with VideoWriter(path, fps, crf) as writer:
         for frame in frames:
             writer.write(frame)
 
 
 class VideoWriter:
-    """An H.264 MP4 (yuv420p, index in front) that takes frames one by one, a context manager.
+    """A context manager that writes an H.264 MP4 (yuv420p, index at the front) frame by frame.
 
-    At the end of the block the file is there, complete. If the block raises, or the file cannot be finished, nothing is
-    left of it, and a file that was there before is as it was. An odd width or height is made even by repeating the last
-    column or row. Raises VideoError, at once if the folder cannot be written to or the audio cannot be read, and later
-    for no frames, frames of several sizes, a full disk. Errors of the block itself pass as they are.
+    At the end of the block, the file is complete. If the block raises, or the file cannot be finished, nothing is
+    written, and a file that existed before is unchanged. An odd width or height is made even by repeating the last
+    column or row. Raises VideoError: on entry if the folder is not writable, and later if
+    there are no frames, the frames differ in size, or the disk is full. Errors of the block itself pass unchanged.
     """
 
     def __init__(
         self, path: str | Path, fps: float | Fraction, crf: int = 18, audio_from: AudioSource | None = None
     ) -> None:
-        """`fps`: frames a second; `crf`: x264's quality, lower is better; `audio_from`: what shall be heard."""
+        """`fps`: frames per second; `crf`: x264's quality, lower is better; `audio_from`: the audio to include."""
         self.path = Path(path)
-        # 1001: the denominator of 29.97 and its kin
+        # 1001: the denominator of 29.97 and similar rates
         self.rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))
-        # so that every frame of a constant rate falls on a tick
-        self._tick = Fraction(1, self.rate.numerator * math.ceil(CLOCK / self.rate.numerator))
-        self._crf, self._audio_from = crf, audio_from
-        self._count, self._place, self._shape = 0, -1, (0, 0, 0)  # of the frames: how many; the last one's tick; shape
+        # every frame of a constant rate falls on a tick
+        self._time_base = Fraction(1, self.rate.numerator * math.ceil(CLOCK / self.rate.numerator))  # seconds per tick
+        self._crf = crf
+        self._audio_from = audio_from
+        self._count = 0  # frames written
+        self._last_tick = -1  # of the last frame
+        self._shape = (0, 0, 0)  # of the frames
         self._stream: VideoStream | None = None
         self._audio: AudioTrack | None = None
+        self._no_audio: VideoError | None = None
 
     def __enter__(self) -> "VideoWriter":
         with video_errors(), ExitStack() as stack:
             if self._audio_from is not None:
-                self._audio = open_audio(self._audio_from)
+                try:
+                    self._audio = open_audio(self._audio_from)
+                except VideoError as error:
+                    self._no_audio = error
                 if self._audio is not None:
                     stack.callback(self._audio.close)
-            temporary = stack.enter_context(whole_file(self.path))
-            temporary.touch()  # ffmpeg would say only after hours, at the first frame, that it cannot
-            # the encoders' and the audio's first timestamps may be negative: an edit list hides what is before 0
+            temporary = stack.enter_context(atomic_file(self.path))
+            temporary.touch()  # ffmpeg would fail only at the first frame, possibly hours later
+            # the first timestamps of encoders and audio may be negative: an edit list hides what is before 0
             options = {"movflags": "+faststart", "avoid_negative_ts": "disabled"}
             container = av.open(str(temporary), "w", format="mp4", options=options)
             self._container = stack.enter_context(_closed(container))
@@ -78,13 +86,18 @@ class VideoWriter:
                 raise VideoError("there are no frames to write")
             self._container.mux(self._stream.encode())
             if self._audio is not None:
-                self._audio.mux_until((self._place + self._frame) * self._tick)
+                self._audio.mux_until((self._last_tick + self._frame_ticks) * self._time_base)
                 self._audio.finish()
 
-    def write(self, frame: np.ndarray, seconds: float | None = None) -> None:
-        """Adds a uint8 RGB frame (h, w, 3), shown at `seconds` after the first one; None: at the constant rate.
+    @property
+    def audio_error(self) -> VideoError | None:
+        """Why audio is missing from some time on: it never costs the video."""
+        return self._audio.error if self._audio is not None else self._no_audio
 
-        Seconds ascend. Those that the constant rate gives, but for rounding to milliseconds, are taken as meant so.
+    def write(self, frame: np.ndarray, seconds: float | None = None) -> None:
+        """Adds a uint8 RGB frame (h, w, 3), displayed `seconds` after the first one; None: at the constant rate.
+
+        Seconds ascend. Those that differ from the constant rate only by rounding to milliseconds are snapped to it.
         """
         with video_errors():
             if self._stream is None:
@@ -93,34 +106,37 @@ class VideoWriter:
                 if self._audio is not None:
                     self._audio.add_to(self._container)
             if frame.shape != self._shape:
-                raise VideoError(f"frames of several sizes: {self._shape} and {frame.shape}")
+                raise VideoError(f"the frames differ in size: {self._shape} and {frame.shape}")
             even = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
             picture = picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
-            self._place = self._next_place(seconds)
+            self._last_tick = self._next_tick(seconds)
             self._count += 1
-            picture.pts, picture.time_base, picture.duration = self._place, self._tick, self._frame
+            picture.pts = self._last_tick
+            picture.time_base = self._time_base
+            picture.duration = self._frame_ticks
             self._container.mux(self._stream.encode(picture))
             if self._audio is not None:
-                self._audio.mux_until(self._place * self._tick)
+                self._audio.mux_until(self._last_tick * self._time_base)
 
     @property
-    def _frame(self) -> int:
-        """Ticks that a frame is shown at the constant rate."""
-        return int(1 / self.rate / self._tick)
+    def _frame_ticks(self) -> int:
+        """Ticks from one frame to the next at the constant rate."""
+        return int(1 / self.rate / self._time_base)
 
-    def _next_place(self, seconds: float | None) -> int:
+    def _next_tick(self, seconds: float | None) -> int:
         """The tick of the next frame."""
-        place = self._count * self._frame
-        if seconds is not None and abs(seconds - place * self._tick) > ROUNDING:
-            place = round(seconds / self._tick)
-        return max(place, self._place + 1)
+        tick = self._count * self._frame_ticks
+        if seconds is not None and abs(seconds - tick * self._time_base) > ROUNDING:
+            tick = round(seconds / self._time_base)
+        return max(tick, self._last_tick + 1)
 
     def _add_stream(self, height: int, width: int) -> VideoStream:
         stream = self._container.add_stream("libx264", rate=self.rate, options={"crf": str(self._crf)})
-        stream.height, stream.width = height + height % 2, width + width % 2
+        stream.height = height + height % 2
+        stream.width = width + width % 2
         stream.pix_fmt = "yuv420p"
-        stream.time_base = stream.codec_context.time_base = self._tick
+        stream.time_base = stream.codec_context.time_base = self._time_base
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = BT709
         return stream
@@ -128,7 +144,7 @@ class VideoWriter:
 
 @contextmanager
 def _closed(container: OutputContainer) -> Iterator[OutputContainer]:
-    """The container, closed at the end; one that failed has nothing more to say."""
+    """The container, closed at the end; after an error, errors of closing it are suppressed."""
     try:
         yield container
     except BaseException:

@@ -1,4 +1,4 @@
-"""Masks: where a video is edited, from an image or a video of the input's aspect."""
+"""Masks, which say where a video is edited, from an image or a video of the input's aspect ratio."""
 
 import itertools
 from collections.abc import Iterator
@@ -6,44 +6,48 @@ from pathlib import Path
 
 import numpy as np
 
-from gen1_train.video.probe import VideoError
+from gen1_train.video.errors import VideoError
 from gen1_train.video.selection import Selection
-from gen1_train.video.stream import is_image, probe_input, read_selected
+from gen1_train.video.stream import probe_input, read_selected
 
-ASPECT = 0.01  # by which the aspects of mask and input may differ, as a share: sizes are whole pixels; ours
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # grey of red, green and blue, ITU-R BT.601
+ASPECT_TOLERANCE = 0.01  # relative difference of the aspect ratios of mask and input: sizes are whole pixels; ours
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # weights of red, green and blue, ITU-R BT.601
 
 
 def read_mask(
     path: str | Path, selection: Selection, count: int, width: int, height: int, input_size: tuple[int, int]
 ) -> Iterator[np.ndarray]:
-    """Yields `count` masks, float32 (height, width) in [0, 1], 1 = edit: the grey value over 255.
+    """Yields `count` masks, float32 (height, width) in [0, 1], where 1 means edit: the gray value over 255.
 
-    An image serves all frames. Of a video the same frames are chosen as of the input, and there must be `count`. Both
-    are resized and cropped as the input is, whose own size (width, height, as displayed) is `input_size`. Transparent
-    pixels count as white. Raises VideoError: at once for another aspect than the input's or a file that cannot be
-    read, and at the end of a video for another number of frames.
+    An image is used for all frames. From a video, the same frames are selected as from the input, and there must be
+    `count` of them. Both are resized and cropped like the input, whose own size (width, height, as displayed) is
+    `input_size`. Transparent pixels count as white. Raises VideoError: immediately for a file that cannot be read or
+    whose aspect ratio is not the input's, and at the end of a video with another number of frames.
     """
     info = probe_input(path)
-    aspect, wanted = info.width / info.height, input_size[0] / input_size[1]
-    if abs(aspect / wanted - 1) > ASPECT:
+    aspect = info.width / info.height
+    input_aspect = input_size[0] / input_size[1]
+    if abs(aspect / input_aspect - 1) > ASPECT_TOLERANCE:
         sizes = f"it is {info.width}x{info.height}, and the input is {input_size[0]}x{input_size[1]}"
-        raise VideoError(f"{sizes}: a mask has the aspect of the input")
-    if is_image(path):
+        raise VideoError(f"{sizes}: a mask must have the aspect ratio of the input")
+    if info.is_image:
         (frame,) = read_selected(path, Selection(), width, height)
-        return itertools.repeat(_grey(frame.pixels), count)
-    return _moving(path, selection, count, width, height)
+        return itertools.repeat(gray(frame.pixels), count)
+    return _read_video(path, selection, count, width, height)
 
 
-def _moving(path: str | Path, selection: Selection, count: int, width: int, height: int) -> Iterator[np.ndarray]:
-    found = 0
+def _read_video(path: str | Path, selection: Selection, count: int, width: int, height: int) -> Iterator[np.ndarray]:
+    frames = 0
     for frame in read_selected(path, selection, width, height):
-        found += 1  # those beyond the count too, to tell how many there are
-        if found <= count:
-            yield _grey(frame.pixels)
-    if found != count:
-        raise VideoError(f"it has {found} frames where the input has {count}: a mask has one for each, or is an image")
+        frames += 1  # also beyond `count`, for the error message
+        if frames <= count:
+            yield gray(frame.pixels)
+    if frames != count:
+        raise VideoError(
+            f"it has {frames} frames where the input has {count}: a mask must have one for each, or be an image"
+        )
 
 
-def _grey(frame: np.ndarray) -> np.ndarray:
+def gray(frame: np.ndarray) -> np.ndarray:
+    """Returns the gray values (…, h, w) of uint8 pixels (…, h, w, 3) in [0, 1]."""
     return np.clip(frame.astype(np.float32) @ LUMA / 255, 0, 1)

@@ -1,4 +1,4 @@
-"""Which frames of a video are meant."""
+"""Selects frames of a video."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -6,21 +6,21 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from gen1_train.errors import UserError
-from gen1_train.video.probe import VideoError
+from gen1_train.video.errors import VideoError
 
-MAX_FPS = 240.0  # frames a second; ours
-# Containers that keep time in milliseconds (Matroska) move a frame by up to 1, since the first one is rounded too.
+MAX_FPS = 240.0  # frames per second; ours
+# A container that stores milliseconds (Matroska) shifts a frame by up to 1 ms, because the first one is rounded too.
 ROUNDING = 1.1e-3  # seconds
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Some frames of a video, by number, or by time with `fps`. Raises UserError for what cannot be meant."""
+    """A selection of frames by number or, with `fps`, by time. Raises UserError for invalid values."""
 
     start: int = 0  # the first frame
-    frames: int | None = None  # how many; None: to the end
-    stride: int = 1  # frames of the video from one to the next
-    fps: float | None = None  # instead of a stride: the frame that is shown at every 1/fps s, by the timestamps
+    frames: int | None = None  # the number of frames; None: to the end
+    stride: int = 1  # frames of the video from one selected frame to the next
+    fps: float | None = None  # instead of a stride: the frame on display every 1/fps s, by the timestamps
 
     def __post_init__(self) -> None:
         for name, least in (("start", 0), ("frames", 1), ("stride", 1)):
@@ -30,31 +30,31 @@ class Selection:
         if self.fps is not None and not 0 < self.fps <= MAX_FPS:
             raise UserError(f"fps={self.fps}: it must be above 0 and at most {MAX_FPS:g}")
         if self.fps is not None and self.stride > 1:
-            raise UserError(f"fps={self.fps} and stride={self.stride} do not go together: give one of them")
+            raise UserError(f"fps={self.fps} and stride={self.stride} exclude each other: give one of them")
 
 
 class Timed(Protocol):
-    """A frame, as far as it is looked at here."""
+    """The attributes of a frame that a selection uses."""
 
-    index: int  # from 0, in the order of display
+    index: int  # from 0, in display order
     seconds: float  # since the video's first frame
 
 
-Shown = TypeVar("Shown", bound=Timed)
+TimedFrame = TypeVar("TimedFrame", bound=Timed)
 
 
-def pick(frames: Iterable[Shown], selection: Selection, rate: float) -> Iterator[tuple[Shown, float]]:
-    """Yields (frame, seconds since the first one chosen) from all frames of a video, in order.
+def pick(frames: Iterable[TimedFrame], selection: Selection, rate: float) -> Iterator[tuple[TimedFrame, float]]:
+    """Yields (frame, seconds since the first selected frame) from all frames of a video, in order.
 
-    By number the seconds are those of the timestamps, by time they are k/fps. `rate`: mean frames a second; the last
-    frame is shown as long as the one before it, but not longer than the mean (ours: few files tell). No frame beyond
-    those needed is drawn. Raises VideoError if the video ends before the start.
+    In a selection by number, the seconds are those of the timestamps; by time, they are k/fps. `rate`: mean frames per
+    second; the last frame is displayed as long as the one before it, but no longer than the mean (ours: few files store
+    it). No more frames are consumed than needed. Raises VideoError if the video ends before the start.
     """
-    chosen = _by_number(frames, selection) if selection.fps is None else _by_time(frames, selection, rate)
-    return itertools.islice(chosen, selection.frames)
+    selected = _by_number(frames, selection) if selection.fps is None else _by_time(frames, selection, rate)
+    return itertools.islice(selected, selection.frames)
 
 
-def _by_number(frames: Iterable[Shown], selection: Selection) -> Iterator[tuple[Shown, float]]:
+def _by_number(frames: Iterable[TimedFrame], selection: Selection) -> Iterator[tuple[TimedFrame, float]]:
     first: float | None = None
     for frame in _started(frames, selection.start):
         first = frame.seconds if first is None else first
@@ -62,10 +62,13 @@ def _by_number(frames: Iterable[Shown], selection: Selection) -> Iterator[tuple[
             yield frame, frame.seconds - first
 
 
-def _by_time(frames: Iterable[Shown], selection: Selection, rate: float) -> Iterator[tuple[Shown, float]]:
+def _by_time(frames: Iterable[TimedFrame], selection: Selection, rate: float) -> Iterator[tuple[TimedFrame, float]]:
     assert selection.fps is not None
     moments = (number / selection.fps for number in itertools.count())
-    moment, shown, first, last_step = next(moments), None, 0.0, 1 / rate
+    moment = next(moments)
+    shown = None  # the frame on display
+    first = 0.0
+    last_step = 1 / rate
     for frame in _started(frames, selection.start):
         if shown is None:
             first = frame.seconds
@@ -80,12 +83,12 @@ def _by_time(frames: Iterable[Shown], selection: Selection, rate: float) -> Iter
         moment = next(moments)
 
 
-def _started(frames: Iterable[Shown], start: int) -> Iterator[Shown]:
-    """The frames from `start` on. Raises VideoError if there is none."""
+def _started(frames: Iterable[TimedFrame], start: int) -> Iterator[TimedFrame]:
+    """The frames from number `start` on. Raises VideoError if there is none."""
     total = 0
     for frame in frames:
         total = frame.index + 1
         if frame.index >= start:
             yield frame
     if total <= start:
-        raise VideoError(f"start={start} is beyond its end: it has {total} frame{'s' * (total != 1)}")
+        raise VideoError(f"start={start} is beyond the end: the video has {total} frame{'s' * (total != 1)}")

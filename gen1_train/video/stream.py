@@ -1,6 +1,6 @@
-"""The chosen frames of a video (or of an image, as a video of one frame), one after the other, at a bucket's size.
+"""Streams the selected frames of a video (or of an image, a video of one frame) at a bucket's size.
 
-However long and large the video is, little of it is in memory: the frames are decoded, chosen and resized in the child.
+Little of the video is in memory, however long and large it is: the child decodes, selects and resizes the frames.
 """
 
 import math
@@ -10,89 +10,77 @@ from pathlib import Path
 
 import numpy as np
 
-from gen1_train.video.decode import absolute, ask, probe
-from gen1_train.video.geometry import resize_and_crop
-from gen1_train.video.image import IMAGE_SUFFIXES, image_size, read_image
-from gen1_train.video.probe import VideoError, VideoInfo
+from gen1_train.video.decode import absolute, probe, run_in_child
+from gen1_train.video.decoding.probe import VideoInfo
+from gen1_train.video.errors import VideoError
+from gen1_train.video.formats import Content, content_of
 from gen1_train.video.selection import Selection
 
 __all__ = ["SelectedFrame", "Selection", "expected_frames", "is_image", "output_fps", "probe_input", "read_selected"]
 
-IMAGE_FPS = 25.0  # frames a second of an image as a video of one frame; ours
-
 
 @dataclass(frozen=True)
 class SelectedFrame:
-    """A frame that was chosen."""
+    """A selected frame."""
 
     pixels: np.ndarray = field(repr=False)  # uint8 RGB (h, w, 3)
-    seconds: float  # when it is shown, since the first chosen frame
+    seconds: float  # presentation time since the first selected frame
     index: int  # its number in the video
     source_seconds: float  # its presentation time in the video, since the video's first frame
 
 
 def is_image(path: str | Path) -> bool:
-    """Whether a file is read as an image, by its name."""
-    return Path(path).suffix.lower() in IMAGE_SUFFIXES
+    """Whether a file or URL is read as an image, decided by its content: an animated GIF is a video."""
+    return content_of(path) is Content.IMAGE
 
 
 def probe_input(path: str | Path) -> VideoInfo:
-    """What the header tells; an image is a video of one frame. Cheap. Raises VideoError."""
-    if not is_image(path):
-        return probe(path)
-    width, height = image_size(path)
-    seconds = 1 / IMAGE_FPS
-    return VideoInfo(width, height, IMAGE_FPS, 1, seconds, rotation=0, codec="image", pixel_format="rgb24")
+    """Reads the header, which is fast; an image is a video of one frame. Raises VideoError."""
+    return probe(path)
 
 
 def expected_frames(info: VideoInfo, selection: Selection) -> int | None:
-    """How many frames `read_selected` will give, by the header alone; None if that does not tell.
+    """The number of frames that `read_selected` will yield according to the header; None if it is unknown.
 
-    For a progress bar: a header may be wrong, and with timestamps that are uneven it is only near.
+    Meant for a progress bar: a header may be wrong, and the number is approximate if the timestamps are uneven.
     """
-    left = info.expected_frames - selection.start
-    if left <= 0:
+    available = info.expected_frames - selection.start
+    if available <= 0:
         return None
-    count = math.ceil(left / selection.stride)
+    count = math.ceil(available / selection.stride)
     if selection.fps is not None:
-        count = math.ceil(left / info.fps * selection.fps - 1e-3)
+        count = math.ceil(available / info.fps * selection.fps - 1e-3)
     return count if selection.frames is None else min(count, selection.frames)
 
 
 def output_fps(info: VideoInfo, selection: Selection) -> float:
-    """Frames a second of the chosen frames at the pace of the video (mean, if the timestamps are uneven)."""
+    """Frames per second of the selected frames at the pace of the video (the mean, if the timestamps are uneven)."""
     return selection.fps or info.fps / selection.stride
 
 
 def read_selected(path: str | Path, selection: Selection, width: int, height: int) -> Iterator[SelectedFrame]:
-    """Yields the chosen frames as `resize_and_crop` brings them to width x height, upright and with square pixels.
+    """Yields the selected frames, upright, with square pixels, resized to width x height by `resize_and_crop`.
 
-    Raises VideoError: a file that cannot be read, a start beyond its end, and, at the first frame that is not known to
-    be whole, a damaged file. Frames before the start are decoded too: seeking is not exact in every file.
+    Raises VideoError for a file that cannot be read, a start beyond its end, and a damaged file, at the first frame
+    that is not known to be intact. Frames before the start are decoded too, because seeking is not exact in every
+    file.
     """
-    if is_image(path):
-        yield from _read_image(path, selection, width, height)
-        return
     request = {"do": "select", "path": absolute(path), "selection": asdict(selection), "size": [width, height]}
-    given, last = 0, 0.0
+    yielded = 0
+    last = 0.0  # source_seconds of the last frame
     try:
-        for header, pixels in ask(request):
+        for header, pixels in run_in_child(request):
             assert pixels is not None
-            given, last = given + 1, header["source_seconds"]
+            yielded += 1
+            last = header["source_seconds"]
             yield SelectedFrame(pixels, **header)
     except VideoError as error:
-        raise _with_mend(error, given, last) from error
+        raise _with_remedy(error, yielded, last) from error
 
 
-def _with_mend(error: VideoError, given: int, last: float) -> VideoError:
-    """The error of a file that broke on the way, with what can be done about it."""
-    if given == 0:
+def _with_remedy(error: VideoError, yielded: int, last: float) -> VideoError:
+    """The error of a file that is damaged after some frames, with the remedy."""
+    if yielded == 0:
         return error
-    reason = f"{error}; it is whole up to {last:.2f} s: frames={given} takes what comes before the damage"
+    reason = f"{error}; it is intact up to {last:.2f} s: frames={yielded} stops before the damage"
     return VideoError(reason, error.transient, error.unsupported)
-
-
-def _read_image(path: str | Path, selection: Selection, width: int, height: int) -> Iterator[SelectedFrame]:
-    if selection.start > 0:
-        raise VideoError(f"start={selection.start} is beyond its end: it is an image, a video of 1 frame")
-    yield SelectedFrame(resize_and_crop(read_image(path)[None], width, height)[0], 0.0, 0, 0.0)

@@ -1,13 +1,14 @@
-"""Images of one set and clips of another are one set, for the schedule and for loader workers."""
+"""The images of one set and the clips of another form one set for the schedule and for loader workers."""
 
 import pickle
 from pathlib import Path
 
 import pytest
 
+from gen1_train.data.manifest import Manifest
 from gen1_train.data.merged import MergedShards
 from gen1_train.data.schedule import Schedule, Settings
-from gen1_train.data.shards import Manifest, ShardSet
+from gen1_train.data.shards import ShardSet
 from gen1_train.errors import UserError
 from tests.made import make_shard_set
 
@@ -24,26 +25,28 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return images, prior
 
 
-def test_images_are_of_the_one_and_clips_of_the_other(sets):
+def test_images_and_clips_come_from_their_own_sets(sets):
     images, prior = sets
-    both = MergedShards(images, prior)
-    assert sorted(both.manifest.pools) == ["image-32x16", "video-48x16"]
+    merged = MergedShards(images, prior)
+    assert sorted(merged.manifest.pools) == ["image-32x16", "video-48x16"]
     for pool, source in (("image-32x16", images), ("video-48x16", prior)):
-        for index in range(both.manifest.pools[pool].samples):
-            found, wanted = both.read(pool, index, FIELDS), ShardSet(source).read(pool, index, FIELDS)
-            assert found.key == wanted.key and (found.moments == wanted.moments).all()
-            shard, row = both.locate(pool, index)
-            assert both.entry(shard, row) == ShardSet(source).entry(shard, row)
+        for index in range(merged.manifest.pools[pool].samples):
+            sample, original = merged.read(pool, index, FIELDS), ShardSet(source).read(pool, index, FIELDS)
+            assert sample.key == original.key and (sample.moments == original.moments).all()
+            shard, row = merged.locate(pool, index)
+            assert merged.entry(shard, row) == ShardSet(source).entry(shard, row)
 
 
-def test_a_loader_worker_gets_the_same(sets):
-    both = MergedShards(*sets)
-    again = pickle.loads(pickle.dumps(both))
-    assert again.manifest.hash == both.manifest.hash and again.buckets == both.buckets == ["32x16"]
-    assert MergedShards(sets[0]).manifest.hash != both.manifest.hash
+def test_a_merged_set_can_be_pickled(sets):
+    merged = MergedShards(*sets)
+    unpickled = pickle.loads(pickle.dumps(merged))
+    assert unpickled.manifest.hash == merged.manifest.hash
+    assert unpickled.buckets == merged.buckets == ["32x16"]
+    assert MergedShards(sets[0]).manifest.hash != merged.manifest.hash
 
 
-def test_a_batch_may_be_larger_than_its_pool_and_each_image_still_comes_once_an_epoch(sets):
+def test_a_batch_may_be_larger_than_its_pool(sets):
+    """Each image still comes once an epoch."""
     schedule = Schedule(MergedShards(*sets), Settings(0, 0.5, clips=2))
     seen = []
     for number in range(20):
@@ -56,11 +59,11 @@ def test_a_batch_may_be_larger_than_its_pool_and_each_image_still_comes_once_an_
     assert len({tuple(epoch) for epoch in epochs}) > 8
 
 
-def test_other_sets_are_refused_a_batch_larger_than_a_pool(sets):
+def test_in_other_sets_a_batch_larger_than_a_pool_is_refused(sets):
     with pytest.raises(UserError, match="image-32x16 has 5 samples, fewer than one global batch of 8"):
         Schedule(ShardSet(sets[0]), Settings(0, 1.0, clips=2))
 
 
-def test_without_a_prior_there_are_images_alone(sets):
-    alone = MergedShards(sets[0])
-    assert alone.pools("video") == alone.images.pools("video") and alone.read("image-32x16", 0, FIELDS).key
+def test_without_a_prior_all_pools_are_of_the_image_set(sets):
+    merged = MergedShards(sets[0])
+    assert merged.pools("video") == merged.images.pools("video") and merged.read("image-32x16", 0, FIELDS).key

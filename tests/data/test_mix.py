@@ -1,4 +1,4 @@
-"""Image steps: exactly their share, or drawn one by one; and their number before any step, against counting."""
+"""Image steps: an exact share or independent draws; their number before any step is compared with counting."""
 
 from fractions import Fraction
 
@@ -12,25 +12,28 @@ EIGHTH = Fraction(1, 8)
 
 @pytest.mark.parametrize("mix", MIXES.values())
 @pytest.mark.parametrize("share", [EIGHTH, Fraction(3, 20), Fraction(0), Fraction(1)])
-def test_the_number_before_a_step_is_that_of_counting(mix: type, share: Fraction) -> None:
-    made, count = mix(5, share), 0
+def test_images_before_agrees_with_counting(mix: type, share: Fraction) -> None:
+    mixed = mix(5, share)
+    count = 0
     for step in range(500):
-        assert made.images_before(step) == count
-        count += made.is_image(step)
+        assert mixed.images_before(step) == count
+        count += mixed.is_image(step)
     assert (count == 0) == (share == 0) and (count == 500) == (share == 1)
 
 
-def test_independent_draws_have_the_share_on_average_and_not_in_blocks() -> None:
-    made = IndependentMix(5, EIGHTH)
-    assert abs(made.images_before(200_000) - 25_000) < 600  # standard deviation 148
-    per_block = {made.images_before(8 * block + 8) - made.images_before(8 * block) for block in range(200)}
+def test_independent_draws_have_the_share_on_average_but_not_in_each_block() -> None:
+    independent = IndependentMix(5, EIGHTH)
+    assert abs(independent.images_before(200_000) - 25_000) < 600  # standard deviation 148
+    per_block = {
+        independent.images_before(8 * block + 8) - independent.images_before(8 * block) for block in range(200)
+    }
     assert {0, 1, 2, 3} <= per_block
     exact = ExactMix(5, EIGHTH)
     assert {exact.images_before(8 * block + 8) - exact.images_before(8 * block) for block in range(200)} == {1}
 
 
-def test_whatever_was_asked_before_changes_nothing() -> None:
-    """The counts of chunks are kept; they must not depend on the way by which they were reached."""
+def test_images_before_does_not_depend_on_earlier_calls() -> None:
+    """The counts of chunks are cached and must not depend on how they were reached."""
     fresh, used = IndependentMix(5, EIGHTH), IndependentMix(5, EIGHTH)
     far = 3 * CHUNK + 17
     used.images_before(7), used.images_before(5 * CHUNK)
@@ -42,16 +45,16 @@ def test_whatever_was_asked_before_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("mix", MIXES.values())
-def test_seeds_give_other_steps(mix: type) -> None:
-    one, again, two = ([mix(seed, EIGHTH).is_image(step) for step in range(200)] for seed in (1, 1, 2))
-    assert one == again != two
+def test_the_image_steps_depend_on_the_seed_alone(mix: type) -> None:
+    one, same, two = ([mix(seed, EIGHTH).is_image(step) for step in range(200)] for seed in (1, 1, 2))
+    assert one == same != two
 
 
 @pytest.mark.parametrize(
     ("ratio", "share"),
     [(0, Fraction(0)), (1, Fraction(1)), (0.125, EIGHTH), (0.15, Fraction(3, 20)), (1 / 3, Fraction(1, 3))],
 )
-def test_a_ratio_is_a_fraction(ratio: float, share: Fraction) -> None:
+def test_a_ratio_becomes_the_nearest_fraction(ratio: float, share: Fraction) -> None:
     assert share_of(ratio) == share
 
 

@@ -1,4 +1,4 @@
-"""Which samples are pairs, which of them are held out, and what a step reads."""
+"""Pairs of captions and frames: which samples are pairs, which of them are held out, and what a step reads."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,16 +8,17 @@ import pytest
 import torch
 
 from gen1_train.batch import Pool, Sample
-from gen1_train.data.pairs import PairBatches, Pairs, PairsConfig, captioned, numbers_at, read_pairs, split
+from gen1_train.data.pairs import PairBatches, Pairs, PairsConfig, find_captioned, pair_indices, read_pairs, split
 from gen1_train.data.shards import ShardSet
 from gen1_train.errors import UserError
+from gen1_train.system.console import console
 from tests.made import make_sample, make_shard_set
 
 CONFIG = PairsConfig()
 
 
-def some_captioned(key: str, pool: Pool, seed: int) -> Sample:
-    """Every third image has no caption, and clips share theirs by twos."""
+def partly_captioned(key: str, pool: Pool, seed: int) -> Sample:
+    """Makes a sample; every third image has no caption, and every two clips share a caption."""
     sample = make_sample(key, pool, seed)
     if pool.kind == "image" and seed % 3 == 0:
         return replace(sample, text_embedding=None, caption=None)
@@ -26,48 +27,49 @@ def some_captioned(key: str, pool: Pool, seed: int) -> Sample:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
-    return ShardSet(make_shard_set(tmp_path_factory.mktemp("pairs") / "set", make=some_captioned))
+    return ShardSet(make_shard_set(tmp_path_factory.mktemp("pairs") / "set", make=partly_captioned))
 
 
 @pytest.fixture(scope="module")
 def pairs(shards: ShardSet) -> Pairs:
-    return read_pairs(shards, captioned(shards), CONFIG)
+    return read_pairs(shards, find_captioned(shards), CONFIG)
 
 
-def test_captioned_samples_are_pairs_and_others_are_none(shards: ShardSet, pairs: Pairs) -> None:
-    places = captioned(shards)
-    assert len(places) == len(pairs) == 12 + 27  # 1000 + i is a multiple of three for 13 of the images
-    for number, (pool, index) in enumerate(places):
+def test_only_captioned_samples_are_pairs(shards: ShardSet, pairs: Pairs) -> None:
+    captioned = find_captioned(shards)
+    assert len(captioned) == len(pairs) == 12 + 27  # 1000 + i is a multiple of three for 13 of the images
+    for number, (pool, index) in enumerate(captioned):
         sample = shards.read(pool, index, ("text_embedding", "image_embedding"))
         first, end = pairs.starts[number : number + 2]
         assert np.array_equal(pairs.texts[number], sample.text_embedding)
         assert np.array_equal(pairs.frames[first:end], sample.image_embedding)
 
 
-def test_no_caption_is_in_both_parts_and_no_pair_is_lost(pairs: Pairs) -> None:
+def test_the_split_shares_no_caption_and_loses_no_pair(pairs: Pairs) -> None:
     training, held_out = split(pairs, held_out=1000)
     assert len(training) + len(held_out) == len(pairs) and 1 <= len(held_out) <= len(pairs) // 10
     texts = [{text.tobytes() for text in part.texts.numpy()} for part in (training, held_out)]
     assert not texts[0] & texts[1]
-    assert len(split(pairs, held_out=1)[1]) <= 2  # a caption with all that share it
+    assert len(split(pairs, held_out=1)[1]) <= 2  # one caption with all its pairs
 
 
-def test_the_same_captions_are_held_out_in_whatever_order_the_set_is(pairs: Pairs) -> None:
-    turned = pairs.take(np.arange(len(pairs))[::-1].copy())
-    held_out = [sorted(part.texts.numpy().tolist()) for part in (split(pairs, 3)[1], split(turned, 3)[1])]
+def test_the_held_out_captions_do_not_depend_on_the_order_of_the_set(pairs: Pairs) -> None:
+    reversed_pairs = pairs.take(np.arange(len(pairs))[::-1].copy())
+    held_out = [sorted(part.texts.numpy().tolist()) for part in (split(pairs, 3)[1], split(reversed_pairs, 3)[1])]
     assert held_out[0] == held_out[1]
 
 
 def test_taking_pairs_takes_their_frames(pairs: Pairs) -> None:
-    chosen = np.array([30, 2, 35])
-    taken = pairs.take(chosen)
-    for new, old in enumerate(chosen):
-        ours, theirs = (part.starts[i : i + 2] for part, i in ((taken, new), (pairs, old)))
-        assert torch.equal(taken.frames[ours[0] : ours[1]], pairs.frames[theirs[0] : theirs[1]])
+    indices = np.array([30, 2, 35])
+    taken = pairs.take(indices)
+    for new, old in enumerate(indices):
+        first, end = taken.starts[new : new + 2]
+        old_first, old_end = pairs.starts[old : old + 2]
+        assert torch.equal(taken.frames[first:end], pairs.frames[old_first:old_end])
     assert pairs.take(np.arange(len(pairs))).hash == pairs.hash != taken.hash
 
 
-def test_the_middle_frame_is_that_of_each_pair(pairs: Pairs) -> None:
+def test_middle_frames_belong_to_their_pairs(pairs: Pairs) -> None:
     middle = pairs.middle_frames()
     for number in range(len(pairs)):
         first, end = pairs.starts[number : number + 2]
@@ -76,8 +78,8 @@ def test_the_middle_frame_is_that_of_each_pair(pairs: Pairs) -> None:
 
 @pytest.mark.parametrize(("size", "batch"), [(10, 4), (7, 7), (5, 12)])
 def test_every_pair_comes_once_an_epoch(size: int, batch: int) -> None:
-    """Also where an epoch ends inside of a batch, and where a batch holds several."""
-    read = np.concatenate([numbers_at(size, seed=3, step=step, batch=batch) for step in range(4 * size)])
+    """This includes epochs that end within a batch, and batches that hold several epochs."""
+    read = np.concatenate([pair_indices(size, seed=3, step=step, batch=batch) for step in range(4 * size)])
     for epoch in read.reshape(-1, size):
         assert sorted(epoch) == list(range(size))
     assert len({tuple(epoch) for epoch in read.reshape(-1, size)}) > 1
@@ -85,7 +87,7 @@ def test_every_pair_comes_once_an_epoch(size: int, batch: int) -> None:
 
 def test_a_batch_is_a_function_of_seed_and_step(pairs: Pairs) -> None:
     batches = PairBatches(pairs, seed=1, batch=16, timesteps=1000, drop_text=0.5)
-    batches[0]  # what was read before does not matter
+    batches[0]  # earlier reads do not matter
     one, same = batches[5], PairBatches(pairs, 1, 16, 1000, 0.5)[5]
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert one["texts"].shape == one["images"].shape == one["noise"].shape == (16, 64)
@@ -93,7 +95,7 @@ def test_a_batch_is_a_function_of_seed_and_step(pairs: Pairs) -> None:
         assert not any(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_each_text_comes_with_a_frame_of_its_own_and_with_all_of_them_in_time(pairs: Pairs) -> None:
+def test_a_text_is_paired_with_each_of_its_own_frames_over_time(pairs: Pairs) -> None:
     clip = pairs.take(np.array([next(i for i in range(len(pairs)) if pairs.starts[i + 1] - pairs.starts[i] == 4)]))
     batch = PairBatches(clip, seed=0, batch=64, timesteps=10, drop_text=0.25)[0]
     frames = {image.tobytes() for image in batch["images"].half().numpy()}
@@ -102,38 +104,39 @@ def test_each_text_comes_with_a_frame_of_its_own_and_with_all_of_them_in_time(pa
     assert 4 <= int(batch["dropped"].sum()) <= 28  # 16 expected
 
 
-def test_of_too_many_pairs_a_choice_is_read(shards: ShardSet) -> None:
-    places = captioned(shards)
-    some = [read_pairs(shards, places, PairsConfig(max_pairs=10)) for _ in range(2)]
-    assert len(some[0]) == 10 and some[0].hash == some[1].hash
+def test_beyond_max_pairs_a_fixed_choice_is_read(shards: ShardSet) -> None:
+    captioned = find_captioned(shards)
+    chosen = [read_pairs(shards, captioned, PairsConfig(max_pairs=10)) for _ in range(2)]
+    assert len(chosen[0]) == 10 and chosen[0].hash == chosen[1].hash
 
 
-def test_a_damaged_pair_is_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_pair_is_left_out_with_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shards = ShardSet(make_shard_set(tmp_path / "set"))
-    places = captioned(shards)
-    shard, row = shards.locate(*places[3])
+    captioned = find_captioned(shards)
+    shard, row = shards.locate(*captioned[3])
     offset, size, _ = shards.entry(shard, row).members["text_embedding.npy"]
     with open(tmp_path / "set" / "shards" / shard.name, "r+b") as stream:
         stream.seek(offset + size - 8)
         stream.write(b"\xff" * 8)
-    pairs = read_pairs(shards, places, CONFIG)
-    assert (len(pairs), pairs.left_out) == (len(places) - 1, 1)
-    assert "a pair is left out" in capsys.readouterr().out
+    with console("gen1-train"):
+        pairs = read_pairs(shards, captioned, CONFIG)
+    assert (len(pairs), pairs.unreadable) == (len(captioned) - 1, 1)
+    assert capsys.readouterr().out.startswith(f"gen1-train: warning: a pair is left out: {shard.name}: ")
 
 
 def test_a_set_without_captions_is_refused(tmp_path: Path) -> None:
-    def silent(key: str, pool: Pool, seed: int) -> Sample:
+    def uncaptioned(key: str, pool: Pool, seed: int) -> Sample:
         return replace(make_sample(key, pool, seed), text_embedding=None, caption=None)
 
-    shards = ShardSet(make_shard_set(tmp_path / "set", make=silent))
+    shards = ShardSet(make_shard_set(tmp_path / "set", make=uncaptioned))
     with pytest.raises(UserError, match=r"no sample of .* has a caption"):
-        captioned(shards)
+        find_captioned(shards)
 
 
 def test_too_few_captions_are_refused(tmp_path: Path) -> None:
     shards = ShardSet(make_shard_set(tmp_path / "set", clips=2, images=17))
     with pytest.raises(UserError, match="19 pairs with 19 different captions are too few"):
-        split(read_pairs(shards, captioned(shards), CONFIG), held_out=5)
+        split(read_pairs(shards, find_captioned(shards), CONFIG), held_out=5)
 
 
 def test_embeddings_of_two_widths_are_refused(tmp_path: Path) -> None:
@@ -144,4 +147,4 @@ def test_embeddings_of_two_widths_are_refused(tmp_path: Path) -> None:
 
     shards = ShardSet(make_shard_set(tmp_path / "set", make=narrow))
     with pytest.raises(UserError, match="a text embedding has width 48 and an image embedding 64"):
-        read_pairs(shards, captioned(shards), CONFIG)
+        read_pairs(shards, find_captioned(shards), CONFIG)

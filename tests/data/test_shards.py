@@ -1,4 +1,4 @@
-"""A frozen shard set: random access that equals the tar, and every kind of damage said in one line."""
+"""A frozen shard set: random access agrees with the tar, and every kind of damage is reported in one line."""
 
 import pickle
 import zlib
@@ -11,9 +11,10 @@ import webdataset
 
 from gen1_train.batch import Pool, SampleError, encode_sample
 from gen1_train.data.index import Entry, index_path, read_index, write_index
-from gen1_train.data.shards import FORMAT, Manifest, ShardSet
+from gen1_train.data.manifest import FORMAT, Manifest
+from gen1_train.data.shards import ShardSet
 from gen1_train.errors import UserError
-from gen1_train.files import write_atomically
+from gen1_train.system.files import write_atomically
 from tests.made import make_sample, make_shard_set
 
 VIDEO, IMAGE = "video-32x16", "image-32x16"
@@ -21,75 +22,75 @@ FIELDS = ("frames", "structure", "moments", "structure_latent", "image_embedding
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """7 clips in 2 tars and 5 images in 2 tars; tests that damage something copy it first."""
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """7 clips in 2 tars and 5 images in 2 tars, shared by all tests that damage nothing."""
     return make_shard_set(tmp_path_factory.mktemp("set"), clips=7, images=5, frames=3)
 
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """A set to damage."""
+    """A set that a test may damage."""
     return make_shard_set(tmp_path, clips=4, images=3, frames=2)
 
 
-def line_of(error: pytest.ExceptionInfo) -> str:
+def message_of(error: pytest.ExceptionInfo) -> str:
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
 @pytest.mark.parametrize(("pool", "count"), [(VIDEO, 7), (IMAGE, 5)])
-def test_every_sample_reads_back_as_it_was_written(made: Path, pool: str, count: int) -> None:
-    shards = ShardSet(made)
+def test_samples_are_read_as_they_were_written(root: Path, pool: str, count: int) -> None:
+    shards = ShardSet(root)
     layout = shards.manifest.pools[pool].pool
     assert shards.manifest.pools[pool].samples == count
     for i in range(count):
-        wanted = make_sample(f"{layout.kind}-{i:03d}", layout, i + (1000 if layout.kind == "image" else 0))
+        written = make_sample(f"{layout.kind}-{i:03d}", layout, i + (1000 if layout.kind == "image" else 0))
         sample = shards.read(pool, i, FIELDS)
-        assert (sample.key, sample.caption, sample.meta) == (wanted.key, wanted.caption, wanted.meta)
+        assert (sample.key, sample.caption, sample.meta) == (written.key, written.caption, written.meta)
         for field in ("structure", "moments", "structure_latent", "image_embedding", "text_embedding"):
-            np.testing.assert_array_equal(getattr(sample, field), getattr(wanted, field))
-        assert sample.frames.shape == wanted.frames.shape
+            np.testing.assert_array_equal(getattr(sample, field), getattr(written, field))
+        assert sample.frames.shape == written.frames.shape
 
 
-def test_only_the_named_fields_are_read(made: Path) -> None:
-    sample = ShardSet(made).read(VIDEO, 0, ("structure_latent", "caption"))
+def test_only_the_named_fields_are_read(root: Path) -> None:
+    sample = ShardSet(root).read(VIDEO, 0, ("structure_latent", "caption"))
     assert sample.structure_latent is not None and sample.caption is not None
     assert sample.frames is None and sample.structure is None and sample.moments is None and sample.meta is None
 
 
-def test_locate_counts_through_the_shards(made: Path) -> None:
-    shards = ShardSet(made)
+def test_locate_finds_shard_and_row(root: Path) -> None:
+    shards = ShardSet(root)
     sizes = [shard.samples for shard in shards.manifest.pools[VIDEO].shards]
     assert sizes == [4, 3]
-    places = [(shard.name, row) for shard, row in (shards.locate(VIDEO, i) for i in range(7))]
-    assert places == [(f"{VIDEO}-{n:06d}.tar", row) for n, size in enumerate(sizes) for row in range(size)]
+    locations = [(shard.name, row) for shard, row in (shards.locate(VIDEO, i) for i in range(7))]
+    assert locations == [(f"{VIDEO}-{n:06d}.tar", row) for n, size in enumerate(sizes) for row in range(size)]
     for index in (-1, 7):
         with pytest.raises(IndexError):
             shards.locate(VIDEO, index)
 
 
-def test_an_entry_is_that_of_the_sample_that_is_read(made: Path) -> None:
-    shards = ShardSet(made)
+def test_the_entry_of_a_sample_agrees_with_its_index_and_data(root: Path) -> None:
+    shards = ShardSet(root)
     for i in range(7):
         shard, row = shards.locate(VIDEO, i)
         entry = shards.entry(shard, row)
-        assert entry == read_index(made / "shards" / shard.name)[row]
+        assert entry == read_index(root / "shards" / shard.name)[row]
         assert entry.key == shards.read(VIDEO, i, ("caption",)).key == f"video-{i:03d}"
 
 
-def test_pools_of_a_kind_are_sorted(made: Path) -> None:
-    shards = ShardSet(made)
+def test_pools_of_a_kind_are_sorted(root: Path) -> None:
+    shards = ShardSet(root)
     assert [pool.pool for pool in shards.pools("video")] == [Pool("video", 32, 16, 3)]
     assert [pool.pool.name for pool in shards.pools("image")] == [IMAGE]
     assert shards.pools("sound") == []
 
 
-def test_webdataset_reads_the_same_keys_and_bytes(made: Path) -> None:
-    """The promise that any WebDataset user can read our shards."""
-    tars = sorted(str(tar) for tar in (made / "shards").glob("video-*.tar"))
+def test_webdataset_reads_the_same_keys_and_bytes(root: Path) -> None:
+    """Any user of WebDataset can read our shards."""
+    tars = sorted(str(tar) for tar in (root / "shards").glob("video-*.tar"))
     stream = webdataset.WebDataset(tars, shardshuffle=False, empty_check=False)
     theirs = [{k: v for k, v in sample.items() if k not in ("__url__", "__local_path__")} for sample in stream]
-    layout = ShardSet(made).manifest.pools[VIDEO].pool
+    layout = ShardSet(root).manifest.pools[VIDEO].pool
     ours = [{"__key__": f"video-{i:03d}", **encode_sample(make_sample(f"video-{i:03d}", layout, i))} for i in range(7)]
     assert theirs == ours
 
@@ -101,26 +102,26 @@ def flip(path: Path, position: int) -> None:
 
 
 @pytest.mark.parametrize(("field", "member"), [("frames", "frame01.jpg"), ("moments", "moments.npy")])
-def test_a_flipped_byte_is_found_and_named(own: Path, field: str, member: str) -> None:
+def test_a_flipped_byte_is_detected_and_named(own: Path, field: str, member: str) -> None:
     tar = own / "shards" / f"{VIDEO}-000000.tar"
     offset, size, _ = read_index(tar)[1].members[member]
     flip(tar, offset + size - 1)
     shards = ShardSet(own)
     with pytest.raises(SampleError) as error:
         shards.read(VIDEO, 1, (field,))
-    assert f"{tar.name}: member video-001.{member} is damaged" in line_of(error) and error.value.reason == "checksum"
-    shards.read(VIDEO, 0, (field,))  # the neighbour is whole
-    shards.read(VIDEO, 1, ("caption",))  # and so is what is read of the same sample
+    assert f"{tar.name}: member video-001.{member} is damaged" in message_of(error) and error.value.reason == "checksum"
+    shards.read(VIDEO, 0, (field,))  # the sample next to it is intact
+    shards.read(VIDEO, 1, ("caption",))  # other members of the sample are intact too
 
 
-def test_a_tar_that_was_cut_off_is_found(own: Path) -> None:
+def test_a_truncated_tar_is_detected(own: Path) -> None:
     tar = own / "shards" / f"{VIDEO}-000000.tar"
     tar.write_bytes(tar.read_bytes()[: read_index(tar)[1].members["moments.npy"][0] + 5])
     with pytest.raises(SampleError, match=r"video-001\.moments\.npy is damaged"):
         ShardSet(own).read(VIDEO, 1, ("moments",))
 
 
-def test_a_field_that_the_sample_lacks_is_named(own: Path) -> None:
+def test_a_missing_member_is_named(own: Path) -> None:
     tar = own / "shards" / f"{IMAGE}-000000.tar"
     entry = read_index(tar)[0]
     del entry.members["caption.txt"]
@@ -131,7 +132,7 @@ def test_a_field_that_the_sample_lacks_is_named(own: Path) -> None:
 
 
 def refreeze_index(root: Path, pool: str, tar: Path, entries: list[Entry]) -> None:
-    """Freezes a set whose index says something else, with all checksums in order."""
+    """Replaces the index of one shard, and keeps all checksums consistent."""
     manifest = Manifest.load(root)
     crc32 = write_index(tar, entries)
     shards = manifest.pools[pool].shards
@@ -140,8 +141,8 @@ def refreeze_index(root: Path, pool: str, tar: Path, entries: list[Entry]) -> No
     manifest.save(root)
 
 
-def test_a_whole_member_that_cannot_be_decoded_is_named_with_its_sample(own: Path) -> None:
-    """Checksums hold, but what was frozen is no picture: the line has to say where it is, or nobody can find it."""
+def test_an_intact_member_that_cannot_be_decoded_is_named_with_its_sample(own: Path) -> None:
+    """The checksums match, but the frozen bytes are not an image. Only the message can say where it is."""
     tar = own / "shards" / f"{VIDEO}-000000.tar"
     entries = read_index(tar)
     offset, size, _ = entries[1].members["frame00.jpg"]
@@ -156,42 +157,42 @@ def test_a_whole_member_that_cannot_be_decoded_is_named_with_its_sample(own: Pat
 
 def test_a_sample_that_breaks_the_contract_is_refused(own: Path) -> None:
     manifest = Manifest.load(own)
-    manifest.pools[VIDEO] = replace(manifest.pools[VIDEO], width=16, height=32)
+    manifest.pools["video-16x32"] = replace(manifest.pools.pop(VIDEO), width=16, height=32)
     manifest.save(own)
     with pytest.raises(SampleError, match=r"video-000: structure is uint16 \(2, 16, 32\)"):
-        ShardSet(own).read(VIDEO, 0, ("structure",))
+        ShardSet(own).read("video-16x32", 0, ("structure",))
 
 
-def test_an_index_that_was_cut_off_is_refused(own: Path) -> None:
+def test_a_truncated_index_is_refused(own: Path) -> None:
     path = index_path(own / "shards" / f"{VIDEO}-000000.tar")
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError) as error:
         ShardSet(own).read(VIDEO, 0, ("caption",))
-    assert str(path) in line_of(error) and "not the index that was frozen" in line_of(error)
+    assert str(path) in message_of(error) and "not the index that was frozen" in message_of(error)
 
 
 @pytest.mark.parametrize("suffix", [".index", ".tar"])
-def test_a_file_that_is_gone_is_named(own: Path, suffix: str) -> None:
+def test_a_missing_file_is_named(own: Path, suffix: str) -> None:
     path = own / "shards" / f"{VIDEO}-000000{suffix}"
     path.unlink()
     with pytest.raises(UserError) as error:
         ShardSet(own).read(VIDEO, 0, ("caption",))
-    assert str(path) in line_of(error)
+    assert str(path) in message_of(error)
 
 
-def test_a_manifest_round_trips_and_its_hash_is_of_its_content(own: Path) -> None:
+def test_a_manifest_round_trips_and_its_hash_covers_its_content(own: Path) -> None:
     manifest = Manifest.load(own)
     manifest.save(own)
-    again = Manifest.load(own)
-    assert again == manifest and again.hash == manifest.hash
-    again.estimators["clip"]["width"] = 65
-    assert again.hash != manifest.hash
+    loaded = Manifest.load(own)
+    assert loaded == manifest and loaded.hash == manifest.hash
+    loaded.estimators["clip"]["width"] = 65
+    assert loaded.hash != manifest.hash
 
 
-def test_a_set_that_is_not_finished_is_none(tmp_path: Path) -> None:
+def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         ShardSet(tmp_path / "nowhere")
-    assert "manifest.json is missing" in line_of(error) and str(tmp_path / "nowhere") in line_of(error)
+    assert "manifest.json is missing" in message_of(error) and str(tmp_path / "nowhere") in message_of(error)
 
 
 def test_a_manifest_that_was_changed_is_refused(own: Path) -> None:
@@ -199,7 +200,7 @@ def test_a_manifest_that_was_changed_is_refused(own: Path) -> None:
     path.write_text(path.read_text().replace('"scale": 0.5', '"scale": 0.6'))
     with pytest.raises(UserError) as error:
         ShardSet(own)
-    assert "was changed after it was frozen" in line_of(error)
+    assert "was changed after it was frozen" in message_of(error)
 
 
 def test_a_manifest_of_another_format_is_refused(own: Path) -> None:
@@ -207,27 +208,31 @@ def test_a_manifest_of_another_format_is_refused(own: Path) -> None:
     path.write_text(path.read_text().replace(f'"format": {FORMAT}', f'"format": {FORMAT + 1}'))
     with pytest.raises(UserError) as error:
         ShardSet(own)
-    assert f"has format {FORMAT + 1}, this version reads {FORMAT}" in line_of(error)
+    assert f"{path} was made by a newer gen1-train (format {FORMAT + 1}, but this" in message_of(error)
+    path.write_text(path.read_text().replace(f'"format": {FORMAT + 1}', f'"format": {FORMAT - 1}'))
+    with pytest.raises(UserError) as error:
+        ShardSet(own)
+    assert f"has format {FORMAT - 1}, but this version reads {FORMAT}" in message_of(error)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"format": 1}', '{"format": 1, "pools": {"a": {}}}'])
-def test_a_manifest_that_is_none_is_refused(own: Path, content: str) -> None:
+def test_an_invalid_manifest_is_refused(own: Path, content: str) -> None:
     path = own / "manifest.json"
     path.write_text(content)
     with pytest.raises(UserError) as error:
         ShardSet(own)
-    assert str(path) in line_of(error)
+    assert str(path) in message_of(error)
 
 
-def test_a_set_travels_as_its_path_alone(made: Path) -> None:
-    """What DataLoader sends to a worker must not grow with the set, nor carry open files."""
-    shards = ShardSet(made)
-    wanted = shards.read(VIDEO, 6, ("moments",))
-    sent = pickle.dumps(shards)
-    assert len(sent) < len(str(made)) + 300
-    arrived = pickle.loads(sent)
-    assert np.array_equal(arrived.read(VIDEO, 6, ("moments",)).moments, wanted.moments)
-    assert arrived.manifest == shards.manifest
+def test_a_set_is_pickled_as_its_path(root: Path) -> None:
+    """What DataLoader sends to a worker must not grow with the set or contain open files."""
+    shards = ShardSet(root)
+    sample = shards.read(VIDEO, 6, ("moments",))
+    pickled = pickle.dumps(shards)
+    assert len(pickled) < len(str(root)) + 300
+    unpickled = pickle.loads(pickled)
+    assert np.array_equal(unpickled.read(VIDEO, 6, ("moments",)).moments, sample.moments)
+    assert unpickled.manifest == shards.manifest
 
 
 def test_write_atomically_leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

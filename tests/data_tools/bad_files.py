@@ -1,4 +1,4 @@
-"""A source folder with all that people's folders hold: good files of every kind, odd names, and files gone wrong."""
+"""A source folder with everything that real folders contain: good files of every kind, odd names, and broken files."""
 
 import os
 import shutil
@@ -11,12 +11,12 @@ import av
 import numpy as np
 from PIL import Image
 
-from gen1_train.video.frames import read_frames
-from gen1_train.video.probe import VideoError
-from tests.data_tools.source import WEIGHTS
+from gen1_train.video.decoding.reading import read_frames
+from gen1_train.video.errors import VideoError
+from tests.data_tools.small_source import WEIGHTS
 from tests.video.files import copy_stream, flip_bit, make_video, picture
 
-RECIPE = [  # of tests.data_tools.source, as a user gives it
+RECIPE = [  # the recipe of tests.data_tools.small_source, as a user gives it
     "recipe=tiny",
     "recipe.cut.frames=2",
     "recipe.cut.stride=2",
@@ -28,11 +28,11 @@ RECIPE = [  # of tests.data_tools.source, as a user gives it
     f"recipe.depth.path={WEIGHTS / 'depth'}",
     f"recipe.clip.model=local-dir:{WEIGHTS / 'clip'}",
 ]
-SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".png", ".jpg", ".tiff")  # of all the media files that are made here
+SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".png", ".jpg", ".tiff")  # of all the media files that are written here
 ODD_NAMES = [
     b"a b.mp4",
     b"a_b.mp4",
-    b"a-b.mp4",  # the three differ in nothing that a key can hold
+    b"a-b.mp4",  # these three differ only in characters that a key cannot contain
     b"a..b.mp4",
     b"-dash.mp4",
     b"'quo\"te`$(x).mp4",
@@ -41,15 +41,15 @@ ODD_NAMES = [
     b"a: b::c.mp4",
     "ünï 漢字.MP4".encode(),
     b"no utf-8 \xff\xfe.mp4",
-    b"long" * 62 + b"abc.mp4",  # 255 bytes, the most that a file system takes
+    b"long" * 62 + b"abc.mp4",  # 255 bytes, the longest name that a file system allows
     b"folder.mp4/inside.mp4",
 ]
-ODD_BAD_NAMES = [b"a first\xff.mp4", b"a\nsecond.png"]  # of files of which nothing can be made
+ODD_BAD_NAMES = [b"a first\xff.mp4", b"a\nsecond.png"]  # of files that cannot be read
 FLIPS = 3
 
 
 def make_good(folder: Path) -> dict[str, int]:
-    """Good files; returns the number of frames of each video, and for image number i, which shows that number, -i."""
+    """Writes good files; returns the number of frames of each video, and -i for image number i, which shows i."""
     folder.mkdir(parents=True)
     quick = {"deadline": "realtime", "cpu-used": "8"}
     content = {"good.mp4": 40, "good.mkv": 30, "good.webm": 20}
@@ -69,26 +69,26 @@ def make_good(folder: Path) -> dict[str, int]:
 
 
 def good_images() -> dict[str, Image.Image]:
-    """Image number i shows the number i, from 1."""
+    """Returns images by name; image number i, from 1, shows the number i."""
     pictures = [Image.fromarray(picture(number)) for number in range(1, 8)]
     deep = np.asarray(pictures[3].convert("L")).astype(np.uint16) * 257
-    see_through = pictures[4].convert("RGBA")
+    transparent = pictures[4].convert("RGBA")
     opacity = np.full((48, 64), 255, np.uint8)
     opacity[24:] = 0
-    see_through.putalpha(Image.fromarray(opacity))
+    transparent.putalpha(Image.fromarray(opacity))
     return {
         "good.png": pictures[0],
         "good.jpg": pictures[1],
         "cmyk.jpg": pictures[2].convert("CMYK"),
         "deep.png": Image.fromarray(deep),
-        "alpha.png": see_through,
-        "grey.png": pictures[5].convert("L"),
+        "alpha.png": transparent,
+        "gray.png": pictures[5].convert("L"),
         "palette.png": pictures[6].quantize(64),
     }
 
 
 def make_bad(folder: Path, whole: Path) -> None:
-    """Of none of them can all be made that they promise; `whole` gets those that are damaged as they were before."""
+    """Writes files that cannot be read completely; `whole` gets the damaged ones as they were before the damage."""
     for name in ("empty.mp4", "empty.mkv", "empty.png", "empty.jpg"):
         (folder / name).touch()
     for name in ("text.mp4", "text.jpg", *map(os.fsdecode, ODD_BAD_NAMES)):
@@ -116,24 +116,25 @@ def make_bad(folder: Path, whole: Path) -> None:
 
 
 def cut_short(path: Path) -> None:
-    """Takes away the last two fifths of a file."""
+    """Removes the last two fifths of a file."""
     os.truncate(path, path.stat().st_size * 3 // 5)
 
 
 def make_flipped(folder: Path, whole: Path) -> None:
-    """`flipped 0.mp4` and so on, each with one wrong bit that the decoder can notice.
+    """Writes `flipped 0.mp4` and so on, each with one flipped bit that the decoder can notice.
 
-    Half the bits of so small a video leave a stream that is valid and shows something else: that, nobody can notice.
+    Half of the bits of so small a video leave a valid stream that shows something else, which no decoder can notice.
     """
     original = make_video(whole / "flipped.mp4", frames=80)
-    found, seed = 0, 0
-    while found < FLIPS:
-        path = flip_bit(original, folder / f"flipped {found}.mp4", np.random.default_rng(seed))
-        found, seed = found + is_noticed(path), seed + 1
+    count, seed = 0, 0
+    while count < FLIPS:
+        path = flip_bit(original, folder / f"flipped {count}.mp4", np.random.default_rng(seed))
+        count += is_damage_noticed(path)
+        seed += 1
         shutil.copy(original, whole / path.name)
 
 
-def is_noticed(path: Path) -> bool:
+def is_damage_noticed(path: Path) -> bool:
     try:
         return sum(1 for _ in read_frames(path)) < 0
     except VideoError:
@@ -141,19 +142,21 @@ def is_noticed(path: Path) -> bool:
 
 
 def make_sound(path: Path) -> None:
-    """A file with a sound track and no video."""
+    """Writes a file with a sound track and no video."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=16000, layout="mono")
         tone = (np.sin(np.arange(15 * 1024) / 10) * 0.5).astype(np.float32).reshape(15, 1, 1024)
         for number, samples in enumerate(tone):
             frame = av.AudioFrame.from_ndarray(samples, "fltp", "mono")
-            frame.sample_rate, frame.pts, frame.time_base = 16000, number * 1024, Fraction(1, 16000)
+            frame.sample_rate = 16000
+            frame.pts = number * 1024
+            frame.time_base = Fraction(1, 16000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 
 def claim_size(path: Path, side: int) -> None:
-    """Makes the headers of a PNG file, or of all pictures of a MOV of PNGs, tell so many pixels a side."""
+    """Makes the headers of a PNG file, or of all pictures in a MOV of PNGs, claim `side` x `side` pixels."""
     data, start = bytearray(path.read_bytes()), 0
     while (start := data.find(b"IHDR", start)) >= 0:
         data[start + 4 : start + 12] = struct.pack(">II", side, side)

@@ -1,7 +1,7 @@
-"""`python -m tests.data_tools.killing SOURCE FOLDER KILLS SEED`: prepares a set again and again and is killed at it.
+"""Prepares a set again and again and kills the process: `python -m tests.data_tools.killing SOURCE FOLDER KILLS SEED`.
 
-Every run is a fork of this process, which has imported everything and started nothing, so a run costs no imports and
-the moments of the kills fall on its work. Prints a JSON list with one word for each run: "killed" or "finished".
+Every run is a fork of this process, which has loaded the networks and started nothing, so that a run spends no time on
+imports and the kills hit its work. Prints a JSON list with one word for each run: "killed" or "finished".
 """
 
 import json
@@ -13,19 +13,26 @@ import sys
 import time
 from pathlib import Path
 
+from data_tools.estimate import load_estimators
 from data_tools.prepare import run
-from gen1_train.exits import INCOMPLETE
-from tests.data_tools.source import config
+from gen1_train.errors import INCOMPLETE
+from tests.data_tools.small_source import config
 
 TASK_SECONDS = 1.0
 
 
 def main() -> None:
-    source, folder, kills, seed = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-    begin = time.monotonic()
+    source = Path(sys.argv[1])
+    folder = Path(sys.argv[2])
+    kills = int(sys.argv[3])
+    seed = int(sys.argv[4])
+    settings = config(source, folder, task_seconds=TASK_SECONDS)
+    load_estimators(settings.recipe, settings.device, settings.precision)
+    started = time.monotonic()
     assert finish(start(source, folder / "straight")) == "finished"
-    duration = time.monotonic() - begin
-    moments, ends = random.Random(seed), []
+    duration = time.monotonic() - started
+    moments = random.Random(seed)
+    ends = []
     number = 0
     while ends.count("killed") < kills:
         output = folder / f"killed-{number}"
@@ -36,7 +43,7 @@ def main() -> None:
             ends.append(finish(child))
         else:
             ends.append("finished")
-        if (output / "manifest.json").exists():  # the next kills begin anew; the test compares what came out
+        if (output / "manifest.json").exists():  # the next kills start from scratch; the test compares the sets
             number += 1
     assert finish(start(source, folder / f"killed-{number}")) == "finished"
     shutil.rmtree(source)
@@ -44,7 +51,7 @@ def main() -> None:
 
 
 def start(source: Path, output: Path) -> int:
-    """Forks a run; its process id."""
+    """Forks a run and returns its process id."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -59,7 +66,7 @@ def start(source: Path, output: Path) -> int:
 
 
 def finish(child: int) -> str:
-    """How a run ended."""
+    """Waits for a run and returns how it ended."""
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         return "killed"

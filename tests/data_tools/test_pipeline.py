@@ -1,4 +1,4 @@
-"""Clips in, samples out: in order, a few at a time, and one bad clip is one bad clip."""
+"""The pipeline turns clips into samples: in order, a few at a time, and one bad clip spoils no other."""
 
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -8,22 +8,22 @@ import numpy as np
 import pytest
 
 from data_tools.estimate import Estimators, load_estimators
-from data_tools.pipeline import AHEAD, Clip, Made, Pipeline
+from data_tools.pipeline import AHEAD, Clip, Pipeline, ProcessedClip
 from gen1_train.batch import Pool, SampleError, decode_sample
-from tests.data_tools.source import quick_recipe
+from tests.data_tools.small_source import quick_recipe
 from tests.video.files import picture
 
 VIDEO, IMAGE = Pool("video", 64, 48, 2), Pool("image", 64, 48, 1)
 
 
 class FakeEstimators:
-    """Networks whose results tell which clip they were made from."""
+    """Networks whose results show which clip they were made from."""
 
     def __init__(self, batch: int = 1, latents: bool = True) -> None:
         self.batch = batch
         self.recipe = SimpleNamespace(latents=latents, structure="fake")
         self.structure = SimpleNamespace(normalisation="none")
-        self.batches: list[int] = []  # sizes of those that were seen
+        self.batches: list[int] = []  # the batch sizes of all calls
 
     def maps(self, clips: np.ndarray) -> list[Any]:
         self.batches.append(len(clips))
@@ -57,7 +57,7 @@ def run(estimators: Any, items: list[Any], **settings: Any) -> list[Any]:
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize("encoders", [1, 4])
-def test_everything_comes_in_the_order_in_which_it_went_in(batch: int, encoders: int) -> None:
+def test_the_output_has_the_order_of_the_input(batch: int, encoders: int) -> None:
     items = [
         clip(0),
         "an event",
@@ -70,12 +70,12 @@ def test_everything_comes_in_the_order_in_which_it_went_in(batch: int, encoders:
         *map(clip, range(5, 12)),
     ]
     estimators = FakeEstimators(batch)
-    made = run(estimators, items, encoders=encoders)
-    assert [item.clip.key if isinstance(item, Made) else item for item in made] == [
+    results = run(estimators, items, encoders=encoders)
+    assert [item.clip.key if isinstance(item, ProcessedClip) else item for item in results] == [
         item.key if isinstance(item, Clip) else item for item in items
     ]
-    for item in made:
-        if isinstance(item, Made):
+    for item in results:
+        if isinstance(item, ProcessedClip):
             value = int(item.clip.key.removeprefix("key-"))
             sample = decode_sample(item.clip.key, item.members)
             for array in (sample.structure, sample.structure_latent, sample.moments, sample.image_embedding):
@@ -89,17 +89,17 @@ def test_everything_comes_in_the_order_in_which_it_went_in(batch: int, encoders:
     assert max(estimators.batches) == min(batch, 5) and sum(estimators.batches) == 12
 
 
-def test_captions_go_to_their_clips() -> None:
-    made = run(FakeEstimators(3), [clip(1, caption="ball"), clip(2), clip(3, caption="a box")])
-    samples = [decode_sample(item.clip.key, item.members) for item in made]
+def test_captions_stay_with_their_clips() -> None:
+    results = run(FakeEstimators(3), [clip(1, caption="ball"), clip(2), clip(3, caption="a box")])
+    samples = [decode_sample(item.clip.key, item.members) for item in results]
     assert [sample.caption for sample in samples] == ["ball", None, "a box"]
     assert [sample.text_embedding is not None and sample.text_embedding[0] for sample in samples] == [4, False, 5]
 
 
 def test_a_bad_clip_spoils_no_other() -> None:
-    made = run(FakeEstimators(3), [clip(1), clip(66), clip(3)])
-    assert [str(item.error) if item.error else "" for item in made] == ["", "not finite", ""]
-    assert [bool(item.members) for item in made] == [True, False, True]
+    results = run(FakeEstimators(3), [clip(1), clip(66), clip(3)])
+    assert [str(item.error) if item.error else "" for item in results] == ["", "not finite", ""]
+    assert [bool(item.members) for item in results] == [True, False, True]
 
 
 def test_a_bug_in_a_network_ends_the_run() -> None:
@@ -107,9 +107,9 @@ def test_a_bug_in_a_network_ends_the_run() -> None:
         run(FakeEstimators(), [clip(1), clip(99), clip(3)])
 
 
-def test_without_latents_the_autoencoder_is_not_asked() -> None:
-    (made,) = run(FakeEstimators(latents=False), [clip(1)])
-    assert {name.rpartition(".")[0].rstrip("0123456789") for name in made.members} == {
+def test_without_latents_the_autoencoder_does_not_run() -> None:
+    (result,) = run(FakeEstimators(latents=False), [clip(1)])
+    assert {name.rpartition(".")[0].rstrip("0123456789") for name in result.members} == {
         "frame",
         "structure",
         "image_embedding",
@@ -117,7 +117,7 @@ def test_without_latents_the_autoencoder_is_not_asked() -> None:
     }
 
 
-def test_no_more_is_taken_in_than_a_few_batches() -> None:
+def test_only_a_few_batches_are_read_ahead() -> None:
     taken: list[int] = []
 
     def endless() -> Iterator[Clip]:
@@ -132,8 +132,8 @@ def test_no_more_is_taken_in_than_a_few_batches() -> None:
             assert len(taken) <= count + 2 * (AHEAD + 1)
 
 
-def test_clips_that_go_together_give_what_each_gives_alone() -> None:
-    """With the real networks: but for rounding, since sums of other shapes have other orders."""
+def test_a_batch_gives_the_results_of_its_clips_alone() -> None:
+    """Uses the real networks; only rounding differs, since sums of other shapes have other orders."""
     estimators: Estimators = load_estimators(quick_recipe(), "cpu")
     clips = np.stack([np.stack([picture(number), picture(number + 3)]) for number in range(4)])
     alone = [estimators.moments(one[None])[0] for one in clips]
@@ -141,7 +141,7 @@ def test_clips_that_go_together_give_what_each_gives_alone() -> None:
     embedded = [estimators.image_embeddings(one[None])[0] for one in clips]
     together = estimators.image_embeddings(clips).astype(float)
     np.testing.assert_allclose(together, np.stack(embedded).astype(float), atol=0.01)
-    for found, one in zip(estimators.maps(clips), clips, strict=True):
+    for result, one in zip(estimators.maps(clips), clips, strict=True):
         (expected,) = estimators.maps(one[None])
-        assert isinstance(found, tuple) and isinstance(expected, tuple)
-        assert np.abs(found[0].astype(int) - expected[0].astype(int)).max() <= 65  # a thousandth of the range
+        assert isinstance(result, tuple) and isinstance(expected, tuple)
+        assert np.abs(result[0].astype(int) - expected[0].astype(int)).max() <= 65  # a thousandth of the range

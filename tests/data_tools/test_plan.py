@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from data_tools import examine
-from data_tools.examine import MediaFile
+from data_tools.clips.read import file_key
 from data_tools.plan import Plan, cut, load_fitting, make_plan
-from data_tools.read import file_key
 from data_tools.recipe import RecipeConfig
-from data_tools.sources import open_source
+from data_tools.source import examine
+from data_tools.source.examine import MediaFile
+from data_tools.source.sources import open_source
 from gen1_train.batch import KEY
 from gen1_train.errors import UserError
 from gen1_train.video.decode import read_clips
-from gen1_train.video.probe import VideoError
-from tests.data_tools.source import make_source, quick_recipe
+from gen1_train.video.errors import VideoError
+from tests.data_tools.small_source import make_source, quick_recipe
 from tests.video.files import make_video
 
 
@@ -45,14 +45,27 @@ def test_every_file_is_accounted_for(source: Path, tmp_path: Path) -> None:
         "tiny.png": ("too small", False),
     }
     reasons = {failure.file: failure.reason for failure in lost}
-    assert reasons["short.mp4"] == "it has 2 of the 3 frames that a clip takes"
+    assert reasons["short.mp4"] == "it has 2 of the 3 frames that a clip needs"
     assert reasons["tiny.png"] == "20x20 would be enlarged 2.4 times to 48x48"
     assert plan.ignored == {".md": 1}
     assert not plan.stills
     assert plan.files == 3
 
 
-def test_a_plan_is_the_same_everywhere_and_is_kept(source: Path, tmp_path: Path) -> None:
+def test_a_crop_that_loses_much_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "source").mkdir()
+    make_video(tmp_path / "source" / "tall.mp4", 60, width=64, height=128)
+    make_video(tmp_path / "source" / "wide.mp4", 60)
+    plan_of(tmp_path / "source", tmp_path / "out")
+    assert caplog.messages == [
+        "1 of 2 files lose more than 30% of the picture to the crop, such as tall.mp4 (64x128 to 64x48): add a bucket "
+        "of their shape to recipe.video_buckets or recipe.image_buckets"
+    ]
+    plan_of(tmp_path / "source", tmp_path / "out")
+    assert len(caplog.messages) == 1  # a plan is made once
+
+
+def test_a_plan_is_the_same_for_any_output_and_is_reused(source: Path, tmp_path: Path) -> None:
     first = plan_of(source, tmp_path / "one")
     second = plan_of(source, tmp_path / "two", threads=3)
     assert first.hash == second.hash == Plan.load(tmp_path / "one").hash
@@ -74,10 +87,10 @@ def test_another_plan_in_the_same_output_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match="with another recipe"):
             attempt(quick_recipe(stride=1))
-    (source / "a.txt").write_text("a caption that was not there")
+    (source / "a.txt").write_text("a caption that the plan does not know")
     with pytest.raises(UserError, match="with other files"):
         plan_of(source, tmp_path / "out")
-    assert load_fitting(tmp_path / "out", quick_recipe()).files == 1  # to go on with the plan as it is
+    assert load_fitting(tmp_path / "out", quick_recipe()).files == 1  # the plan itself can still be used
 
 
 def test_a_damaged_plan_is_refused(source: Path, tmp_path: Path) -> None:
@@ -104,12 +117,10 @@ def test_a_damaged_line_of_the_plan_is_refused(source: Path, tmp_path: Path) -> 
     lines.write_text(lines.read_text().replace('"frames": 60', '"frames": 59'))
     with pytest.raises(UserError, match="its checksum differs"):
         plan.read_task(tmp_path, 0)
-    assert plan.read_failures(tmp_path)  # the other lines are still good
+    assert plan.read_failures(tmp_path)  # the other lines can still be read
 
 
-def test_a_file_that_cannot_be_reached_now_keeps_its_place(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreachable_file_stays_in_the_plan(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(*_: object) -> None:
         raise VideoError("the mount is gone", transient=True)
 
@@ -118,9 +129,10 @@ def test_a_file_that_cannot_be_reached_now_keeps_its_place(
     assert [(file.path, file.bucket) for file in files_of(plan, tmp_path)] == [
         ("a.mp4", ""),
         ("broken.mp4", ""),
-        ("photo.png", "64x48"),
+        ("photo.png", ""),
         ("short.mp4", ""),
         ("sub/b.c.mkv", ""),
+        ("tiny.png", ""),
     ]
     assert all(file.seconds > 0 for file in files_of(plan, tmp_path))
 
@@ -131,14 +143,14 @@ def test_stills_are_taken_only_without_images(source: Path, tmp_path: Path) -> N
     assert plan_of(source, tmp_path / "c", quick_recipe(stills="always")).stills
 
 
-def test_tasks_have_about_the_same_length() -> None:
+def test_tasks_have_about_equal_length() -> None:
     files = [MediaFile(f"{i}.mp4", "video", 1, None, None, 64, 48, 250, 25.0, 1.0, "64x48") for i in range(10)]
     assert cut(files, 30.0) == [files[0:3], files[3:6], files[6:9], files[9:]]
     assert cut(files, 1.0) == [[file] for file in files]
     assert cut([], 1.0) == []
 
 
-def test_names_that_are_no_text_do_no_harm(tmp_path: Path) -> None:
+def test_names_that_are_not_text_can_be_used(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     make_video(source / "a.mp4", frames=20).rename(Path(os.fsdecode(os.fsencode(source) + b"/\xff.mp4")))
@@ -151,7 +163,7 @@ def test_names_that_are_no_text_do_no_harm(tmp_path: Path) -> None:
         assert len(list(read_clips(source / file.path, [[0, 2]]))) == 1
 
 
-def test_an_output_that_cannot_be_is_refused(source: Path, tmp_path: Path) -> None:
+def test_an_impossible_output_is_refused(source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         plan_of(source, tmp_path / "file")

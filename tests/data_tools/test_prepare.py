@@ -1,10 +1,9 @@
-"""From a folder of files to a frozen set, with the fitted estimators of the miniature."""
+"""Makes a frozen set from a folder of files, with the fitted estimators of the miniature."""
 
 import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor as Pool
@@ -16,21 +15,21 @@ import torch
 import webdataset
 
 from data_tools import freeze, prepare, task, workers
+from data_tools.clips.read import FileReader, Item
 from data_tools.estimate import load_estimators
-from data_tools.examine import MediaFile
 from data_tools.prepare import main, run
-from data_tools.read import FileReader, Item
+from data_tools.source.examine import MediaFile
 from data_tools.stats import Stats
 from data_tools.task import TaskResult
-from gen1_train import children
 from gen1_train.batch import STRUCTURE_MAX, Sample
 from gen1_train.data.index import read_index
-from gen1_train.data.shards import Manifest, Shard, ShardSet
-from gen1_train.errors import UserError
-from gen1_train.exits import INCOMPLETE
-from gen1_train.model.autoencoder import AutoencoderConfig
-from tests.data_tools.source import config, make_source, quick_recipe, work_and_die
-from tests.running import ENVIRONMENT, REPOSITORY
+from gen1_train.data.manifest import Manifest, Shard
+from gen1_train.data.shards import ShardSet
+from gen1_train.errors import INCOMPLETE, UserError
+from gen1_train.frozen.autoencoder import AutoencoderConfig
+from gen1_train.system import processes
+from gen1_train.system.console import console
+from tests.data_tools.small_source import config, do_task_and_die, make_source, quick_recipe
 from tests.video.files import make_video, number_of
 from tests.video.web import serve
 
@@ -49,6 +48,30 @@ def prepared(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.fixture(scope="module")
+def planned(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder after step=plan, to be copied."""
+    output = tmp_path_factory.mktemp("planned") / "set"
+    assert run(config(source, output, step="plan")) == 0
+    return output
+
+
+@pytest.fixture(scope="module")
+def three_tasks(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder after step=plan with a task for each file, to be copied."""
+    output = tmp_path_factory.mktemp("three-tasks") / "set"
+    assert run(config(source, output, step="plan", task_seconds=0.1)) == 0
+    return output
+
+
+@pytest.fixture(scope="module")
+def staged(source: Path, planned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder after step=task, to be copied."""
+    output = shutil.copytree(planned, tmp_path_factory.mktemp("staged") / "set")
+    assert run(config(source, output, step="task")) == 0
+    return output
+
+
 def tar_hashes(output: Path) -> dict[str, str]:
     return {tar.name: hashlib.sha256(tar.read_bytes()).hexdigest() for tar in (output / "shards").iterdir()}
 
@@ -58,7 +81,7 @@ def failures(output: Path) -> dict[str, dict]:
     return {entry["file"]: entry for entry in map(json.loads, lines)}
 
 
-def test_all_that_could_be_used_is_in_the_set(prepared: Path) -> None:
+def test_every_usable_file_is_in_the_set(prepared: Path) -> None:
     shards = ShardSet(prepared)
     pools = {name: pool.samples for name, pool in shards.manifest.pools.items()}
     assert pools == {"video-64x48": 6, "image-64x48": 1}
@@ -70,7 +93,7 @@ def test_all_that_could_be_used_is_in_the_set(prepared: Path) -> None:
         *(("a.mp4", first) for first in (0, 20, 40)),
         *(("sub/b.c.mkv", first) for first in (0, 16, 28)),
     ]
-    for sample in read:  # of the right frames, seen through crop and JPEG
+    for sample in read:  # the right frames, after crop and JPEG
         assert sample.frames is not None and sample.meta is not None
         first = sample.meta["first_frame"]
         assert [number_of(frame) for frame in sample.frames] == [first, first + 2]
@@ -79,7 +102,7 @@ def test_all_that_could_be_used_is_in_the_set(prepared: Path) -> None:
         assert sample.meta["structure"] == "depth" and "inverse depth" in sample.meta["normalise"]
 
 
-def test_the_numbers_of_the_set_are_those_of_its_samples(prepared: Path) -> None:
+def test_the_statistics_are_those_of_the_samples(prepared: Path) -> None:
     stats = Stats.load(prepared)
     assert dict(stats.samples) == {"video-64x48": 6, "image-64x48": 1}
     assert (stats.videos, stats.images, stats.captioned, dict(stats.decoders)) == (2, 1, 4, {"pyav": 6})
@@ -102,8 +125,8 @@ def test_captions_reach_the_samples(prepared: Path) -> None:
     assert sample.text_embedding is not None and sample.text_embedding.shape == (64,)
 
 
-def test_what_is_stored_equals_what_would_be_computed_from_it(prepared: Path) -> None:
-    """Structure: exactly. Moments: of the frames before JPEG, so nearly."""
+def test_stored_layers_equal_those_computed_from_the_stored_frames(prepared: Path) -> None:
+    """The structure latents are equal; the moments, made of the frames before JPEG, nearly."""
     estimators = load_estimators(quick_recipe(), "auto")
     torch.set_num_threads(1)
     sample = ShardSet(prepared).read("video-64x48", 0, FIELDS)
@@ -127,7 +150,7 @@ def test_webdataset_reads_the_shards(prepared: Path) -> None:
     assert all(sample["frame00.jpg"].shape == (48, 64, 3) and "." not in sample["__key__"] for sample in samples)
 
 
-def test_the_manifest_tells_what_made_the_set(prepared: Path) -> None:
+def test_the_manifest_names_what_made_the_set(prepared: Path) -> None:
     manifest = Manifest.load(prepared)
     assert manifest.plan == json.loads((prepared / "plan.json").read_text())["hash"]
     assert manifest.recipe["cut"]["stride"] == 2
@@ -137,13 +160,15 @@ def test_the_manifest_tells_what_made_the_set(prepared: Path) -> None:
     assert {"decord", "av", "torch"} <= set(manifest.versions)
 
 
-def test_a_frozen_set_is_left_alone(source: Path, prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_frozen_set_is_not_changed(source: Path, prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (prepared / "manifest.json").stat().st_mtime_ns
-    run(config(source, prepared))
-    assert "already frozen" in capsys.readouterr().out
+    with console("gen1-data"):
+        run(config(source, prepared))
+    assert capsys.readouterr().out.startswith("gen1-data: already frozen: ")
     assert (prepared / "manifest.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_other_tasks_and_single_steps_give_the_same_bytes(source: Path, prepared: Path, tmp_path: Path) -> None:
     settings = {"task_seconds": 0.1}
     with pytest.raises(UserError, match=r"no plan.json in output=.* step=plan"):
@@ -160,48 +185,51 @@ def test_other_tasks_and_single_steps_give_the_same_bytes(source: Path, prepared
     assert tar_hashes(tmp_path) == tar_hashes(prepared)
 
 
-def test_what_is_missing_is_told_as_job_arrays_take_it(
-    source: Path, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.slow
+def test_missing_tasks_are_printed_as_job_arrays_take_them(
+    source: Path, prepared: Path, three_tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing else goes to stdout; a finished share is not named, and a frozen set lacks nothing."""
+    """Nothing else is printed to stdout; finished shares are not named, and a frozen set lacks nothing."""
 
-    def told(output: Path = tmp_path, **more: object) -> str:
+    def missing(output: Path = tmp_path, **more: object) -> str:
         capsys.readouterr()
-        assert run(config(source, output, step="missing", **more)) == 0
+        with console("gen1-data"):
+            assert run(config(source, output, step="missing", **more)) == 0
         return capsys.readouterr().out.strip()
 
     settings = {"task_seconds": 0.1}
     with pytest.raises(UserError, match=r"no plan.json in output="):
-        told(**settings)
-    run(config(source, tmp_path, step="plan", **settings))
-    assert [told(**settings, of=of) for of in (None, 1, 2, 16)] == ["0-2", "0", "0-1", "0-2"]
+        missing(**settings)
+    shutil.copytree(three_tasks, tmp_path, dirs_exist_ok=True)
+    assert [missing(**settings, of=of) for of in (None, 1, 2, 16)] == ["0-2", "0", "0-1", "0-2"]
     run(config(source, tmp_path, step="task", task=1, **settings))
-    assert [told(**settings, of=of) for of in (None, 1, 2, 16)] == ["0,2", "0", "0", "0,2"]
+    assert [missing(**settings, of=of) for of in (None, 1, 2, 16)] == ["0,2", "0", "0", "0,2"]
     run(config(source, tmp_path, step="task", task=0, of=2, **settings))
-    assert told(**settings, of=2) == "freeze"
-    assert told(prepared, of=2) == ""
+    assert missing(**settings, of=2) == "freeze"
+    assert missing(prepared, of=2) == ""
 
 
-def test_numbers_are_told_by_their_runs() -> None:
-    assert list(prepare.runs([0, 1, 2, 5, 7, 8])) == ["0-2", "5", "7-8"]
-    assert not list(prepare.runs([]))
+def test_numbers_are_printed_as_ranges() -> None:
+    assert list(prepare.ranges([0, 1, 2, 5, 7, 8])) == ["0-2", "5", "7-8"]
+    assert not list(prepare.ranges([]))
 
 
-def test_a_finished_task_costs_nothing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(config(source, tmp_path, step="plan"))
-    run(config(source, tmp_path, step="task", task=0))
-    monkeypatch.setattr(workers, "load_estimators", lambda *_: pytest.fail("it was done already"))
+def test_a_finished_task_costs_nothing(
+    source: Path, staged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(staged, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(workers, "load_estimators", lambda *_: pytest.fail("the task is already done"))
     run(config(source, tmp_path, step="task", task=0))
 
 
 @pytest.mark.slow
-def test_a_killed_worker_leaves_what_is_finished(
+def test_a_killed_worker_keeps_finished_tasks(
     source: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pool breaks, with one line; the other task is kept, and the next run ends at the same bytes."""
+    """The pool breaks with one line; the other task is kept, and the next run ends with the same bytes."""
     settings = config(source, tmp_path, task_seconds=0.1, workers=2)
-    monkeypatch.setattr(workers, "work_there", work_and_die)
-    monkeypatch.setattr(children, "ProcessPoolExecutor", lambda _, *rest, **named: Pool(1, *rest, **named))
+    monkeypatch.setattr(workers, "do_task_in_worker", do_task_and_die)
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", lambda _, *rest, **named: Pool(1, *rest, **named))
     with pytest.raises(UserError, match="a worker process was killed"):
         run(settings)
     assert sorted(os.listdir(tmp_path / ".staging"))[-1] == "task-00000"
@@ -212,22 +240,22 @@ def test_a_killed_worker_leaves_what_is_finished(
 
 
 @pytest.mark.parametrize("kept", ["the finished shard", "nothing"])
-def test_a_killed_freeze_goes_on(
-    source: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
+def test_a_killed_freeze_resumes(
+    source: Path, prepared: Path, staged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
 ) -> None:
-    """A shard with its index is kept if it was made of the same samples; half a shard, or a foreign one, never."""
-    run(config(source, tmp_path, step="plan"))
-    run(config(source, tmp_path, step="task"))
+    """A shard with its index is kept if it was made of the same samples; a partial or foreign shard never is."""
+    shutil.copytree(staged, tmp_path, dirs_exist_ok=True)
     shards = tmp_path / "shards"
     write = freeze.write_shard
 
-    def dies(work: freeze.Work, output: Path) -> Shard:
-        if work.pool.startswith("video"):
+    def write_and_die(job: freeze.ShardJob, output: Path) -> Shard:
+        if job.pool.startswith("video"):
             (shards / "video-64x48-000000.tar").write_bytes(b"half a tar")
+            (shards / ".video-64x48-000000.tar.1234.tmp").write_bytes(b"half a tar")
             raise KeyboardInterrupt
-        return write(work, output)
+        return write(job, output)
 
-    monkeypatch.setattr(freeze, "write_shard", dies)
+    monkeypatch.setattr(freeze, "write_shard", write_and_die)
     with pytest.raises(KeyboardInterrupt):
         run(config(source, tmp_path, step="freeze"))
     monkeypatch.setattr(freeze, "write_shard", write)
@@ -236,33 +264,34 @@ def test_a_killed_freeze_goes_on(
     before = (shards / "image-64x48-000000.tar").stat().st_mtime_ns
     run(config(source, tmp_path, step="freeze"))
     assert tar_hashes(tmp_path) == tar_hashes(prepared)
+    assert sorted(os.listdir(shards)) == sorted(os.listdir(prepared / "shards"))
     assert ((shards / "image-64x48-000000.tar").stat().st_mtime_ns == before) == (kept == "the finished shard")
 
 
-def test_two_workers_at_one_task_do_no_harm(
-    source: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.slow
+def test_two_processes_may_do_the_same_task(
+    source: Path, prepared: Path, planned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second one to finish finds the task done, and takes what is there."""
-    run(config(source, tmp_path, step="plan"))
-    name, others = task.give_name, []
+    """The second to finish discards its result and returns that of the first."""
+    shutil.copytree(planned, tmp_path, dirs_exist_ok=True)
+    publish = task.publish
+    others = []
 
-    def late(building: Path, folder: Path, plan: str) -> TaskResult | None:
-        if not others:  # meanwhile another process does all of it
+    def publish_late(building: Path, folder: Path, plan: str) -> TaskResult | None:
+        if not others:  # meanwhile another process does the whole task
             others.append(folder.name)
-            script = (
-                "import sys; from data_tools.prepare import run; from tests.data_tools.source import config; "
-                "run(config(sys.argv[1], sys.argv[2], step='task'))"
-            )
-            command = [sys.executable, "-c", script, str(source), str(tmp_path)]
-            subprocess.run(command, cwd=REPOSITORY, env=ENVIRONMENT, check=True, capture_output=True)
+            process = processes.spawn_context().Process(target=run, args=(config(source, tmp_path, step="task"),))
+            process.start()
+            process.join()
+            assert process.exitcode == 0
             done = folder / "done.json"
             before = done.stat().st_mtime_ns
-            result = name(building, folder, plan)
+            result = publish(building, folder, plan)
             assert result is not None and done.stat().st_mtime_ns == before
             return result
-        return name(building, folder, plan)
+        return publish(building, folder, plan)
 
-    monkeypatch.setattr(task, "give_name", late)
+    monkeypatch.setattr(task, "publish", publish_late)
     run(config(source, tmp_path, step="task"))
     monkeypatch.undo()
     assert others == ["task-00000"]
@@ -270,14 +299,14 @@ def test_two_workers_at_one_task_do_no_harm(
     assert tar_hashes(tmp_path) == tar_hashes(prepared)
 
 
-def test_what_a_freeze_left_at_its_very_end_is_removed(source: Path, tmp_path: Path) -> None:
-    run(config(source, tmp_path))
+def test_staging_left_by_a_killed_freeze_is_removed(source: Path, prepared: Path, tmp_path: Path) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     (tmp_path / ".staging").mkdir()
     run(config(source, tmp_path))
     assert not (tmp_path / ".staging").exists()
 
 
-def test_videos_alone_give_images_too(source: Path, tmp_path: Path) -> None:
+def test_videos_alone_give_image_samples(source: Path, tmp_path: Path) -> None:
     run(config(source / "sub", tmp_path))
     shards = ShardSet(tmp_path)
     assert {name: pool.samples for name, pool in shards.manifest.pools.items()} == {"video-64x48": 3, "image-64x48": 3}
@@ -286,8 +315,8 @@ def test_videos_alone_give_images_too(source: Path, tmp_path: Path) -> None:
     assert [number_of(sample.frames[0])] == [sample.meta["first_frame"]]
 
 
-def by_place(root: Path) -> dict[tuple[str, int], Sample]:
-    """The clips of a set by the file's name and the first frame."""
+def by_position(root: Path) -> dict[tuple[str, int], Sample]:
+    """Returns the clips of a set by file name and first frame."""
     shards = ShardSet(root)
     samples = []
     for index in range(6):
@@ -297,23 +326,25 @@ def by_place(root: Path) -> dict[tuple[str, int], Sample]:
     return {(s.meta["source"].rpartition("/")[2], s.meta["first_frame"]): s for s in samples if s.meta}
 
 
-def test_a_list_of_files_here_and_on_a_server(source: Path, prepared: Path, tmp_path: Path) -> None:
-    """The samples are those of the folder, under the list's ids and captions."""
+@pytest.mark.slow
+def test_a_list_of_local_and_remote_files(source: Path, prepared: Path, tmp_path: Path) -> None:
+    """The samples are those of the folder, with the list's ids and captions."""
     with serve(source) as web:
         rows = [f"{source}/a.mp4,first,a ball", f"{web.url}/sub/b.c.mkv,,", f"{web.url}/photo.png,p 1,"]
         (tmp_path / "list.csv").write_text("\n".join(["path,id,caption", *rows]) + "\n")
         assert run(config(tmp_path / "list.csv", tmp_path / "set")) == 0
-    found, same = by_place(tmp_path / "set"), by_place(prepared)
-    assert found.keys() == same.keys()
-    for place, sample in found.items():
-        np.testing.assert_array_equal(sample.frames, same[place].frames)
-        ours = place[0] == "a.mp4"
-        assert sample.key.startswith("first-0000" if ours else "http-") and (sample.caption == "a ball") == ours
+    listed, expected = by_position(tmp_path / "set"), by_position(prepared)
+    assert listed.keys() == expected.keys()
+    for position, sample in listed.items():
+        np.testing.assert_array_equal(sample.frames, expected[position].frames)
+        has_id = position[0] == "a.mp4"
+        assert sample.key.startswith("first-0000" if has_id else "http-")
+        assert (sample.caption == "a ball") == has_id
     image = ShardSet(tmp_path / "set").read("image-64x48", 0, ("meta",))
     assert image.key.startswith("p-1-")
 
 
-def test_a_video_that_breaks_keeps_its_whole_clips(tmp_path: Path) -> None:
+def test_a_truncated_video_keeps_its_whole_clips(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     path = make_video(source / "broken.mp4", frames=120)
@@ -324,12 +355,15 @@ def test_a_video_that_breaks_keeps_its_whole_clips(tmp_path: Path) -> None:
     assert 0 < made < 30 and failure["clips"] == made and not failure["transient"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", ["task", "plan"])
-def test_what_may_pass_is_done_again_on_request_and_nothing_else(tmp_path: Path, source: Path, again: str) -> None:
-    """A file that is lost for a while: the set is frozen without it, and `retry=transient` brings it in."""
+def test_retry_repeats_only_tasks_with_transient_failures(
+    source: Path, prepared: Path, three_tasks: Path, tmp_path: Path, again: str
+) -> None:
+    """A file is lost for a while: the set is frozen without it, and `retry=transient` adds it."""
     copy = shutil.copytree(source, tmp_path / "source")
-    output, settings = tmp_path / "out", {"task_seconds": 0.1}
-    run(config(copy, output, step="plan", **settings))
+    settings = {"task_seconds": 0.1}
+    output = shutil.copytree(three_tasks, tmp_path / "out")
     hidden = (copy / "a.mp4").rename(tmp_path / "a.mp4")
     run(config(copy, output, step="task", **settings))
     assert run(config(copy, output, step="freeze", **settings)) == INCOMPLETE
@@ -340,19 +374,18 @@ def test_what_may_pass_is_done_again_on_request_and_nothing_else(tmp_path: Path,
     before = [path.stat().st_mtime_ns for path in others]
     hidden.rename(copy / "a.mp4")
     run(config(copy, output, step=again, retry="transient", **settings))
-    assert not (output / "manifest.json").exists()  # what is no longer whole is no set
+    assert not (output / "manifest.json").exists()  # an incomplete folder is not a set
     run(config(copy, output, step="task", **settings))
     assert [path.stat().st_mtime_ns for path in others] == before
     run(config(copy, output, step="freeze", **settings))
-    run(config(source, tmp_path / "straight", **settings))
-    assert tar_hashes(output) == tar_hashes(tmp_path / "straight")
+    assert tar_hashes(output) == tar_hashes(prepared)
     assert not (output / ".staging").exists()
     assert "a.mp4" not in failures(output)
 
 
-def test_a_file_that_changed_since_the_plan_is_not_used(source: Path, tmp_path: Path) -> None:
+def test_a_file_that_changed_since_the_plan_is_not_used(source: Path, planned: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(source, tmp_path / "source")
-    run(config(copy, tmp_path / "out", step="plan"))
+    shutil.copytree(planned, tmp_path / "out")
     make_video(copy / "sub" / "b.c.mkv", frames=30)
     run(config(copy, tmp_path / "out", step="task"))
     run(config(copy, tmp_path / "out", step="freeze"))
@@ -360,19 +393,21 @@ def test_a_file_that_changed_since_the_plan_is_not_used(source: Path, tmp_path: 
     assert lost["transient"] and "bytes and should have" in lost["reason"] and "changed" in lost["reason"]
 
 
-def test_a_source_that_vanishes_in_the_middle_stops_the_run(
+@pytest.mark.slow
+def test_a_source_that_disappears_stops_the_run(
     source: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not one failure after the other until a set without the rest is frozen. What is finished is kept."""
-    copy, output = shutil.copytree(source, tmp_path / "source"), tmp_path / "out"
+    """The run does not count every file as a failure and freeze the rest. Finished tasks are kept."""
+    copy = shutil.copytree(source, tmp_path / "source")
+    output = tmp_path / "out"
     files = FileReader.read
 
-    def vanishing(reader: FileReader, file: MediaFile) -> Iterator[Item]:
+    def disappear(reader: FileReader, file: MediaFile) -> Iterator[Item]:
         if file.path == "photo.png" and copy.exists():
             shutil.rmtree(copy)
         yield from files(reader, file)
 
-    monkeypatch.setattr(FileReader, "read", vanishing)
+    monkeypatch.setattr(FileReader, "read", disappear)
     with pytest.raises(UserError, match=r"source=.*source is gone"):
         run(config(copy, output, task_seconds=0.1))
     assert os.listdir(output / ".staging") == ["task-00000"]
@@ -391,23 +426,25 @@ def test_a_source_that_vanishes_in_the_middle_stops_the_run(
         ({"of": 2}, "needs task=K"),
         ({"step": "task", "task": 2, "of": 2}, "K in 0..1"),
         ({"retry": "all"}, "retry=all"),
-        ({"of": 2, "step": "missing", "task": 0}, "goes with step=task"),
-        ({"retry": "transient", "step": "freeze"}, "retry=transient goes with"),
-        ({"task": 1}, "goes with step=task"),
+        ({"of": 2, "step": "missing", "task": 0}, "needs step=task"),
+        ({"retry": "transient", "step": "freeze"}, "retry=transient needs step="),
+        ({"task": 1}, "task=1 needs step=task"),
         ({"step": "task", "task": 99}, "task=99 is not in 0..1"),
         ({"frames": 0}, "recipe.cut.frames=0"),
         ({"device": "abacus"}, "device=abacus"),
         ({"video_buckets": ["60x44"]}, "multiples of 8"),
     ],
 )
-def test_mistakes_are_named(source: Path, tmp_path: Path, changes: dict, message: str) -> None:
-    run(config(source, tmp_path / "out", step="plan"))
+def test_mistakes_are_errors_with_one_line(
+    source: Path, planned: Path, tmp_path: Path, changes: dict, message: str
+) -> None:
+    shutil.copytree(planned, tmp_path / "out")
     with pytest.raises(UserError, match=message):
         run(config(source, tmp_path / "out", **changes))
 
 
 @pytest.mark.parametrize("choice", [{"workers": 1}, {"workers": 2}, {"step": "plan"}])
-def test_a_network_that_is_not_there_is_told_before_the_source_is_walked(
+def test_a_missing_network_is_reported_before_the_source_is_listed(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: dict
 ) -> None:
     monkeypatch.setattr(prepare, "make_plan", lambda *_: pytest.fail("planning may take hours"))
@@ -418,7 +455,7 @@ def test_a_network_that_is_not_there_is_told_before_the_source_is_walked(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_source_without_a_usable_file_says_why(tmp_path: Path) -> None:
+def test_a_source_without_a_usable_file_is_an_error_with_a_reason(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     for name in ("a.mp4", "b.mp4"):
         (tmp_path / "source" / name).write_text("no video")
@@ -433,13 +470,14 @@ def test_two_workers_make_the_same_set(source: Path, prepared: Path, tmp_path: P
     assert tar_hashes(tmp_path) == tar_hashes(prepared)
 
 
+@pytest.mark.slow
 def test_several_readers_make_the_same_set(source: Path, prepared: Path, tmp_path: Path) -> None:
-    """What they read comes in the order of the files, whoever is first."""
+    """Their items come in the order of the files, whichever reader is first."""
     run(config(source, tmp_path, task_seconds=100.0, readers=3))
     assert tar_hashes(tmp_path) == tar_hashes(prepared)
 
 
-def test_the_command_ends_with_one_line(
+def test_a_mistake_ends_the_command_with_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["gen1-data", "source=nowhere", f"output={tmp_path}", "recipe=tiny"])
@@ -447,4 +485,4 @@ def test_the_command_ends_with_one_line(
         main()
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("gen1-data: error: source=nowhere is not there: name a folder, a list file (.csv")
+    assert line.startswith("gen1-data: error: source=nowhere does not exist: name a folder, a list file (.csv")

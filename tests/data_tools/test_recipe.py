@@ -8,8 +8,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from data_tools.prepare import DataToolsConfig
-from data_tools.recipe import RecipeConfig, check, recorded
-from gen1_train.cli import conf_dir
+from data_tools.recipe import RecipeConfig, recipe_from_dict
+from gen1_train.cli.app import conf_dir
 from gen1_train.errors import UserError
 
 
@@ -34,28 +34,34 @@ from gen1_train.errors import UserError
         ("video_buckets", ["448x256", "448x256"]),
     ],
 )
-def test_nonsense_is_refused_by_name(name: str, value: object) -> None:
+def test_an_impossible_setting_is_refused_by_name(name: str, value: object) -> None:
     recipe = RecipeConfig()
     section, _, entry = name.rpartition(".")
     setattr(getattr(recipe, section) if section else recipe, entry, value)
     with pytest.raises(UserError, match=re.escape(f"recipe.{name}")):
-        check(recipe)
+        recipe.check()
 
 
 @pytest.mark.parametrize("recipe", ["paper", "tiny"])
-def test_the_recipes_in_conf_are_complete_and_sound(recipe: str) -> None:
+def test_the_recipes_in_conf_are_complete_and_valid(recipe: str) -> None:
     ConfigStore.instance().store(name="data_schema", node=DataToolsConfig)
     with initialize_config_dir(str(conf_dir().absolute()), version_base="1.3"):
         composed = compose("data", overrides=["source=a", "output=b", f"recipe={recipe}"])
     config = OmegaConf.to_object(composed)
     assert isinstance(config, DataToolsConfig)
-    check(config.recipe)
+    config.recipe.check()
     assert (config.recipe.cut.frames, config.recipe.cut.stride) == (8, 4)
     if recipe == "paper":
         assert config.recipe.video_buckets == ["448x256"]
-    assert recorded(json.loads(json.dumps(asdict(config.recipe))), "here") == config.recipe
+    assert recipe_from_dict(json.loads(json.dumps(asdict(config.recipe))), "here") == config.recipe
 
 
 def test_a_recipe_of_another_version_is_refused() -> None:
     with pytest.raises(UserError, match="SET was made by another version"):
-        recorded({"frames": 8}, "SET")
+        recipe_from_dict({"frames": 8}, "SET")
+
+
+@pytest.mark.parametrize("values", [{"structure": {}}, {"depth": {"path": 3}}, {"clip": None}, {"__class__": "x"}])
+def test_a_recipe_of_others_has_the_types_of_ours(values: dict[str, object]) -> None:
+    with pytest.raises(UserError, match="was made by another version of gen1-data"):
+        recipe_from_dict(values, "SET")

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from data_tools.failures import Failure
-from data_tools.stats import CLIPS_EDGES, MEMBER_KINDS, STATS, Histogram, Loss, Stats, member_kind, merged
+from data_tools.stats import CLIPS_EDGES, MEMBER_KINDS, STATS, Histogram, Loss, Stats, member_kind, merge_stats
 from gen1_train.batch import Pool, encode_sample
 from gen1_train.errors import UserError
 from tests.made import make_sample
 
 
 def part(seed: int) -> Stats:
-    """What a task with some videos, images, drops and failures would count."""
+    """Returns the statistics of a task with some videos, images, drops and failures."""
     draw = Random(seed)
     stats = Stats()
     for _ in range(20):
@@ -34,28 +34,28 @@ def part(seed: int) -> Stats:
 
 def test_merging_is_exact_in_any_order_and_any_grouping() -> None:
     parts = [part(seed) for seed in range(4)]
-    results = [merged(deepcopy(order)) for order in permutations(parts)]
-    pairs = merged([merged(parts[:2]), merged(parts[2:])])
+    results = [merge_stats(deepcopy(order)) for order in permutations(parts)]
+    pairs = merge_stats([merge_stats(parts[:2]), merge_stats(parts[2:])])
     assert all(result == results[0] for result in results) and pairs == results[0]
     assert len({json.dumps(result.to_json()) for result in [*results, pairs]}) == 1
     assert results[0].videos == 80 and results[0].images == 4
-    assert merged([parts[0], Stats()]) == parts[0] == merged([Stats(), parts[0]])
+    assert merge_stats([parts[0], Stats()]) == parts[0] == merge_stats([Stats(), parts[0]])
     assert parts[0] == part(0)  # merging left the parts as they were
 
 
-def test_merged_parts_are_what_one_task_would_have_counted() -> None:
-    """A tenth of a second has no exact float: sums of floats would depend on how the work was cut."""
+def test_merged_parts_equal_the_counts_of_one_task() -> None:
+    """A tenth of a second has no exact float: sums of floats would depend on the division into tasks."""
     spans = [Failure("a.mp4", "static", "…", False, start=0.1 * i, end=0.1 * i + 0.1) for i in range(100)]
     whole, parts = Stats(), [Stats() for _ in range(7)]
     for number, span in enumerate(spans):
         for stats in (whole, parts[number % 7]):
             stats.add_failure(span)
             stats.add_video(0.1, 1, "pyav")
-    assert merged(parts) == whole
+    assert merge_stats(parts) == whole
     assert whole.drops == {"static": Loss(100, 10_000)} and whole.milliseconds == 10_000
 
 
-def test_counts_are_those_of_what_was_added() -> None:
+def test_everything_added_is_counted() -> None:
     stats = Stats()
     stats.add_video(2.5, 3, "decord")
     stats.add_video(100, 0, "pyav")
@@ -67,7 +67,7 @@ def test_counts_are_those_of_what_was_added() -> None:
     assert stats.clips_per_video.counts[:4] == [1, 0, 0, 1]
     assert stats.decoders == {"decord": 3, "pyav": 0} and stats.captioned == 1
     assert stats.failures == {"unreadable": Loss(1, 0, 1)} and stats.drops == {"too short": Loss(1, 500, 0)}
-    assert set(stats.bytes) == set(MEMBER_KINDS)  # encode_sample has no member that the kinds do not know
+    assert set(stats.bytes) == set(MEMBER_KINDS)  # every member of encode_sample has a kind
     assert stats.bytes["frame"] == sum(members[f"frame{i:02d}.jpg"] for i in range(4))
     assert sum(stats.bytes.values()) == sum(members.values())
 
@@ -94,14 +94,14 @@ def test_a_bin_begins_with_its_edge() -> None:
         histogram.merge(Histogram(CLIPS_EDGES))
 
 
-def test_the_file_holds_the_same_numbers(tmp_path: Path) -> None:
-    stats = merged(part(seed) for seed in range(3))
+def test_the_file_restores_the_same_statistics(tmp_path: Path) -> None:
+    stats = merge_stats(part(seed) for seed in range(3))
     stats.save(tmp_path)
     assert Stats.load(tmp_path) == stats
     assert Stats.from_json(json.loads(json.dumps(stats.to_json()))) == stats
     first = (tmp_path / STATS).read_bytes()
     assert len(first) < 5000
-    merged([part(2), part(0), part(1)]).save(tmp_path)
+    merge_stats([part(2), part(0), part(1)]).save(tmp_path)
     assert (tmp_path / STATS).read_bytes() == first
 
 
@@ -124,14 +124,14 @@ def broken() -> list[Any]:
 
 
 @pytest.mark.parametrize("content", broken())
-def test_anything_else_is_refused_in_one_line(tmp_path: Path, content: Any) -> None:
+def test_other_content_is_refused_in_one_line(tmp_path: Path, content: Any) -> None:
     (tmp_path / STATS).write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"stats\.json cannot be read") as error:
         Stats.load(tmp_path)
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_or_torn_file_is_said(tmp_path: Path) -> None:
+def test_a_missing_or_truncated_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no stats\.json"):
         Stats.load(tmp_path)
     (tmp_path / STATS).write_text(json.dumps(Stats().to_json())[:-20])

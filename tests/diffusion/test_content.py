@@ -1,4 +1,4 @@
-"""The content as a cross-attention token."""
+"""Tests of the content as a cross-attention token."""
 
 import torch
 
@@ -15,13 +15,13 @@ def test_a_token_keeps_the_direction_and_has_unit_sized_components() -> None:
     torch.testing.assert_close(cosine, torch.ones(3))
 
 
-def test_the_length_of_an_embedding_says_nothing() -> None:
+def test_the_length_of_an_embedding_has_no_effect() -> None:
     torch.manual_seed(0)
     embeddings = torch.randn(2, 16)
     torch.testing.assert_close(content_tokens(embeddings * torch.tensor([[1e-3], [50.0]])), content_tokens(embeddings))
 
 
-def test_dropped_content_is_the_zero_token_and_others_stay() -> None:
+def test_dropped_content_becomes_the_zero_token_and_the_rest_is_unchanged() -> None:
     torch.manual_seed(0)
     embeddings = torch.randn(3, 16)
     tokens = content_tokens(embeddings, torch.tensor([False, True, False]))
@@ -29,7 +29,7 @@ def test_dropped_content_is_the_zero_token_and_others_stay() -> None:
     assert torch.equal(tokens[[0, 2]], content_tokens(embeddings)[[0, 2]])
 
 
-def test_a_zero_embedding_is_no_content_and_not_nan() -> None:
+def test_a_zero_embedding_becomes_the_zero_token_without_nan() -> None:
     assert torch.equal(content_tokens(torch.zeros(1, 16)), torch.zeros(1, 1, 16))
 
 

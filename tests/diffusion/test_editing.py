@@ -1,6 +1,5 @@
-"""Sampling whole videos: Eq. 8 through a network that tells its terms apart, windows, masks, starts in the input."""
+"""Tests of sampling whole videos: Eq. 8 with a network that distinguishes its terms, windows, masks, init_strength."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -8,18 +7,21 @@ import torch
 from torch import Tensor
 
 from gen1_train.diffusion.content import content_tokens
-from gen1_train.diffusion.editing import Passes, SamplingConfig, Scene, sample_video, shared_noise
+from gen1_train.diffusion.editing import GuidedPrediction, Scene, sample_video, shared_noise
 from gen1_train.diffusion.guidance import GuidanceConfig
 from gen1_train.diffusion.sampler import ddim, timesteps
+from gen1_train.diffusion.sampling import SamplingConfig
 from gen1_train.diffusion.schedule import NoiseConfig, NoiseSchedule
 
 SCHEDULE = NoiseSchedule(NoiseConfig())
-WINDOW, SHAPE, WIDTH = 8, (4, 3, 5), 6
+WINDOW = 8
+SHAPE = (4, 3, 5)  # c h w of a latent
+WIDTH = 6  # of a content embedding
 CONTENTS = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(1))
 
 
 class Network:
-    """Stands for the UNet: another function of content and of neighbours; counts the clips and frames it was given."""
+    """A stand-in for the UNet that depends on content and neighboring frames, and counts its clips and frames."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, int, bool]] = []  # clips, frames in each, temporal
@@ -49,48 +51,45 @@ def edit(n: int, settings: SamplingConfig, contents: Tensor = CONTENTS[:1], **pa
 
 
 @pytest.mark.parametrize("omega_t", [0.0, 0.5, 1.0, 1.5])
-def test_a_window_is_equation_8_by_hand(omega_t: float) -> None:
-    given, network, omega = scene(WINDOW), Network(), 3.0
+def test_a_single_window_equals_equation_8_computed_directly(omega_t: float) -> None:
+    omega = 3.0
+    network = Network()
+    single_window = scene(WINDOW)
     tokens = {True: content_tokens(CONTENTS[:1]), False: torch.zeros(1, 1, WIDTH)}
 
     def denoise(z: Tensor, times: Tensor) -> Tensor:
-        passes = Passes(network, given, CONTENTS[:1], config(), WINDOW)
-        assert passes.extra is not None
-        inputs = torch.cat([z, passes.extra[None]], dim=2)
+        predict = GuidedPrediction(network, single_window, CONTENTS[:1], config(), WINDOW)
+        assert predict.structure is not None
+        inputs = torch.cat([z, predict.structure[None]], dim=2)
         full, empty = (network(inputs, times, tokens[flag], True) for flag in (True, False))
         alone = network(inputs, times, tokens[False], False)
         return alone + omega_t * (empty - alone) + omega * (full - empty)
 
-    expected = ddim(denoise, given.noise[None], SCHEDULE, timesteps(SCHEDULE, 4))
+    expected = ddim(denoise, single_window.noise[None], SCHEDULE, timesteps(SCHEDULE, 4))
     torch.testing.assert_close(edit(WINDOW, config(omega, omega_t)), expected)
 
 
-def test_omega_t_of_one_is_plain_guidance_and_of_zero_without_omega_is_each_frame_alone() -> None:
+def test_without_omega_and_omega_t_each_frame_is_sampled_alone() -> None:
     alone = edit(20, config(omega=0.0, temporal=False))
     torch.testing.assert_close(edit(20, config(omega=0.0, omega_t=0.0)), alone)
-    one_by_one = torch.cat(
-        [
-            sample_video(
-                *(Network(), Scene(*(part[i : i + 1] for part in (whole.noise, whole.structure)))),  # type: ignore[index]
-                *(CONTENTS[:1], SCHEDULE, config(omega=0.0), WINDOW),
-            )
-            for whole in (scene(20),)
-            for i in range(20)
-        ],
-        dim=1,
-    )
-    torch.testing.assert_close(alone, one_by_one)
+    whole = scene(20)
+    assert whole.structure is not None
+    one_by_one = []
+    for i in range(20):
+        frame = Scene(whole.noise[i : i + 1], whole.structure[i : i + 1])
+        one_by_one.append(sample_video(Network(), frame, CONTENTS[:1], SCHEDULE, config(omega=0.0), WINDOW))
+    torch.testing.assert_close(alone, torch.cat(one_by_one, dim=1))
 
 
 @pytest.mark.parametrize("omega_t", [1.0, 1.4])
 @pytest.mark.parametrize("batch", [1, 3, 100])
-def test_the_batch_and_the_other_prompts_change_no_picture(batch: int, omega_t: float) -> None:
+def test_batch_size_and_other_prompts_do_not_change_a_video(batch: int, omega_t: float) -> None:
     together = edit(20, config(omega_t=omega_t, batch=batch), CONTENTS)
     apart = torch.cat([edit(20, config(omega_t=omega_t, batch=2), CONTENTS[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(together, apart)
 
 
-def test_a_longer_video_begins_with_the_same_noise_and_every_window_holds_each_draw_once() -> None:
+def test_noise_does_not_depend_on_the_length_and_every_window_holds_each_draw_once() -> None:
     noise = shared_noise(21, WINDOW, SHAPE, seed=5)
     assert torch.equal(noise[:3], shared_noise(3, WINDOW, SHAPE, seed=5))
     for start in range(21 - WINDOW):
@@ -99,68 +98,79 @@ def test_a_longer_video_begins_with_the_same_noise_and_every_window_holds_each_d
 
 
 @pytest.mark.parametrize(("n", "most"), [(9, 2.6), (12, 2.6), (20, 2.6), (80, 2.45)])
-def test_the_frames_alone_go_through_once_whatever_the_windows(n: int, most: float) -> None:
-    """A pass without temporal layers costs 0.794 of one with them (Stable Diffusion 1.5's widths, in FLOPs)."""
-    passes = Passes(Network(), scene(n), CONTENTS[:1], config(omega_t=1.5), WINDOW)
-    passes(scene(n).noise[None], torch.tensor([500]))
-    assert passes.frames[False] == n
-    one_pass = passes.frames[True] / 2
-    assert (passes.frames[True] + 0.794 * passes.frames[False]) / one_pass <= most
+def test_passes_without_temporal_layers_process_each_frame_once(n: int, most: float) -> None:
+    """A pass without temporal layers costs 0.794 times one with them (in FLOPs, at Stable Diffusion 1.5's widths)."""
+    predict = GuidedPrediction(Network(), scene(n), CONTENTS[:1], config(omega_t=1.5), WINDOW)
+    predict(scene(n).noise[None], torch.tensor([500]))
+    assert predict.frames[False] == n
+    one_pass = predict.frames[True] / 2
+    assert (predict.frames[True] + 0.794 * predict.frames[False]) / one_pass <= most
 
 
 @pytest.mark.parametrize(("omega", "omega_t", "count"), [(1.0, 1.0, 1), (7.5, 1.0, 2), (7.5, 1.5, 3)])
-def test_passes_are_as_many_as_the_terms(omega: float, omega_t: float, count: int) -> None:
+def test_there_is_one_pass_per_term(omega: float, omega_t: float, count: int) -> None:
     network = Network()
     sample_video(network, scene(WINDOW), CONTENTS[:1], SCHEDULE, config(omega, omega_t), WINDOW)
     assert sum(clips * frames for clips, frames, _ in network.calls) == 4 * count * WINDOW
 
 
-def test_a_still_scene_has_no_seams() -> None:
-    """Windows agree where their frames do: the same in every frame gives the same in every frame."""
+@pytest.mark.parametrize("window", [1, 2, 3, 4])
+def test_a_model_of_few_frames_edits_longer_videos(window: int) -> None:
+    """Two windows of up to four frames cannot share four of them, which was the default."""
+    noise = shared_noise(9, window, SHAPE, seed=0)
+    network = Network()
+    still = Scene(noise, structure=torch.ones(9, *SHAPE))
+    video = sample_video(network, still, CONTENTS[:1], SCHEDULE, config(), window)
+    assert video.shape == (1, 9, *SHAPE) and video.isfinite().all()
+    assert {frames for _, frames, _ in network.calls} == {window}
+
+
+def test_a_static_scene_has_no_seams() -> None:
+    """Identical input frames give identical output frames, across all windows."""
     still = Scene(torch.ones(20, *SHAPE), structure=torch.ones(20, *SHAPE))
-    made = sample_video(Network(), still, CONTENTS[:1], SCHEDULE, config(), WINDOW)
-    torch.testing.assert_close(made, made[:, :1].expand_as(made))
+    video = sample_video(Network(), still, CONTENTS[:1], SCHEDULE, config(), WINDOW)
+    torch.testing.assert_close(video, video[:, :1].expand_as(video))
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpm++"])
-def test_the_masked_part_is_the_input_and_the_rest_is_not(solver: str) -> None:
+def test_only_the_area_outside_the_mask_keeps_the_input(solver: str) -> None:
     latents, mask = torch.randn(12, *SHAPE), torch.zeros(12, 1, *SHAPE[1:])
     mask[..., 2:] = 1
-    made = edit(12, config(solver=solver), latents=latents, mask=mask)
-    torch.testing.assert_close(made[0, ..., :2], latents[..., :2])
-    assert (made[0, ..., 2:] - latents[..., 2:]).abs().mean() > 0.1
+    video = edit(12, config(solver=solver), latents=latents, mask=mask)
+    torch.testing.assert_close(video[0, ..., :2], latents[..., :2])
+    assert (video[0, ..., 2:] - latents[..., 2:]).abs().mean() > 0.1
 
 
-def test_a_mask_of_ones_is_none() -> None:
+def test_a_mask_of_ones_equals_no_mask() -> None:
     latents, ones = torch.randn(12, *SHAPE), torch.ones(12, 1, *SHAPE[1:])
     torch.testing.assert_close(edit(12, config(), latents=latents, mask=ones), edit(12, config()))
 
 
-def test_the_weaker_the_start_the_nearer_the_input() -> None:
+def test_a_lower_init_strength_stays_closer_to_the_input() -> None:
     latents = torch.randn(12, *SHAPE)
-    made = [edit(12, config(init_strength=strength), latents=latents) for strength in (0.25, 0.5, 1.0)]
-    distances = [float((video[0] - latents).abs().mean()) for video in made]
+    videos = [edit(12, config(init_strength=strength), latents=latents) for strength in (0.25, 0.5, 1.0)]
+    distances = [float((video[0] - latents).abs().mean()) for video in videos]
     assert distances[0] < distances[1] < distances[2]
-    assert torch.equal(made[2], edit(12, config()))  # from pure noise: the input has no part in it
+    assert torch.equal(videos[2], edit(12, config()))  # pure noise: the input is not used
 
 
-def test_a_negative_prompt_stands_for_no_content() -> None:
+def test_a_negative_prompt_replaces_the_missing_content() -> None:
     plain = edit(12, config())
     negative = sample_video(Network(), scene(12), CONTENTS[:1], SCHEDULE, config(), WINDOW, negative=CONTENTS[1])
     assert (plain - negative).abs().mean() > 0.01
-    itself = sample_video(Network(), scene(12), CONTENTS[:1], SCHEDULE, config(), WINDOW, negative=CONTENTS[0])
-    torch.testing.assert_close(itself, edit(12, config(omega=1.0)))  # the difference that omega scales is zero
+    same = sample_video(Network(), scene(12), CONTENTS[:1], SCHEDULE, config(), WINDOW, negative=CONTENTS[0])
+    torch.testing.assert_close(same, edit(12, config(omega=1.0)))  # the difference that omega scales is zero
 
 
-def test_an_image_is_a_frame_alone() -> None:
+def test_an_image_is_sampled_without_temporal_layers() -> None:
     network = Network()
     sample_video(network, scene(1), CONTENTS[:1], SCHEDULE, config(), WINDOW)
     assert {temporal for _, _, temporal in network.calls} == {False}
 
 
-def test_progress_is_told_step_by_step() -> None:
-    told: list[Callable[[], object] | int] = []
+def test_on_step_is_called_once_per_step() -> None:
+    steps: list[None] = []
     settings = replace(config(), init_strength=0.5)
-    given = scene(12, latents=torch.zeros(12, *SHAPE))
-    sample_video(Network(), given, CONTENTS, SCHEDULE, settings, WINDOW, on_step=lambda: told.append(1))
-    assert len(told) == 2
+    noised = scene(12, latents=torch.zeros(12, *SHAPE))
+    sample_video(Network(), noised, CONTENTS, SCHEDULE, settings, WINDOW, on_step=lambda: steps.append(None))
+    assert len(steps) == 2

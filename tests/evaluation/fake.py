@@ -1,4 +1,4 @@
-"""An editor without a network whose answers follow the dials, a list of pairs, and small videos."""
+"""A fake editor without networks, whose edits depend on the dials, and lists of pairs with small videos."""
 
 import csv
 from pathlib import Path
@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from gen1_train import keyed
+from gen1_train.diffusion.sampling import SamplingConfig
 from gen1_train.evaluation.methods import Editing
 from gen1_train.evaluation.pairs import Pair, read_pairs
 from gen1_train.video.encode import write_video
 
-WIDTH, HEIGHT = 112, 64
+WIDTH = 112
+HEIGHT = 64
 
 
 class FakeClip:
@@ -26,19 +28,29 @@ class FakeClip:
 
 
 class FakeEditor:
-    """More omega_t: less noise from frame to frame; more t_s: less of the input."""
+    """A higher omega_t gives less noise from frame to frame, a higher t_s less of the input."""
 
     def __init__(self) -> None:
-        self.buckets, self.clip = [f"{WIDTH}x{HEIGHT}"], FakeClip()
+        self.buckets = [f"{WIDTH}x{HEIGHT}"]
+        self.clip = FakeClip()
+        self.highest_level = 7
 
     def structure_estimator(self, frames: Tensor) -> Tensor:
         return frames.float().mean(-1)
 
-    def __call__(self, frames: np.ndarray, **dials: Any) -> np.ndarray:
-        content = keyed.normal((3,), str(dials.get("prompt", "image"))).numpy() * 40
-        flicker = 1.0 if not dials.get("temporal", True) else 0.5 / (0.5 + dials["omega_t"])
-        noise = keyed.normal(frames.shape, dials["seed"], "fake").numpy() * 30
-        kept = 1 - (dials["t_s"] / 10) * dials.get("init_strength", 1.0)
+    def __call__(
+        self,
+        frames: np.ndarray,
+        *,
+        prompt: str | None = None,
+        image: np.ndarray | None = None,
+        sampling: SamplingConfig | None = None,
+    ) -> np.ndarray:
+        assert sampling is not None
+        content = keyed.normal((3,), prompt or "image").numpy() * 40
+        flicker = 0.5 / (0.5 + sampling.guidance.omega_t) if sampling.temporal else 1.0
+        noise = keyed.normal(frames.shape, sampling.seed, "fake").numpy() * 30
+        kept = 1 - (sampling.t_s / 10) * sampling.init_strength
         return np.clip(frames * kept + content + flicker * noise, 0, 255).astype(np.uint8)
 
 
@@ -47,7 +59,7 @@ def load(rank: int) -> Editing:
 
 
 def moving(frames: int = 5, seed: int = 0, step: tuple[int, int] = (2, 1)) -> np.ndarray:
-    """Smooth noise that moves by a whole number of pixels (x, y) a frame: uint8 (n, h, w, 3)."""
+    """Returns smooth noise that moves by a whole number of pixels (x, y) per frame: uint8 (n, h, w, 3)."""
     coarse = np.random.default_rng(seed).integers(0, 256, (14, 22, 3), dtype=np.uint8)
     whole = cv2.resize(coarse, (22 * 8, 14 * 8), interpolation=cv2.INTER_CUBIC)
     x, y = step
@@ -55,7 +67,7 @@ def moving(frames: int = 5, seed: int = 0, step: tuple[int, int] = (2, 1)) -> np
 
 
 def write_pairs(folder: Path, count: int = 3, **extra: Any) -> Path:
-    """A list of so many pairs, each with a video of its own, and the same value in every further column."""
+    """Writes a list of `count` pairs, each with its own video, and with the same value in each column of `extra`."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         write_video(folder / f"{number}.mp4", moving(seed=number), 8)

@@ -1,4 +1,4 @@
-"""The list of pairs: what is read, and the one line for each mistake."""
+"""The list of pairs: how it is read, and one line for each mistake."""
 
 import json
 from pathlib import Path
@@ -9,23 +9,23 @@ from gen1_train.errors import UserError
 from gen1_train.evaluation.pairs import Pair, read_pairs
 
 
-def written(folder: Path, text: str, name: str = "pairs.csv") -> Path:
+def write(folder: Path, text: str, name: str = "pairs.csv") -> Path:
     path = folder / name
     path.write_text(text)
     return path
 
 
-def test_csv_and_json_lines_say_the_same(tmp_path: Path) -> None:
-    table = written(
+def test_csv_and_json_lines_give_the_same_pairs(tmp_path: Path) -> None:
+    table = write(
         tmp_path,
         'prompt,video,image,start,frames,fps\n"a ball, of  clay",a.mp4,,2,8,12.5\nfog,/b.mov,c.png,,,\n\nfire,s3://x/d.mp4,,,,\n',
     )
-    wanted = [
+    expected = [
         Pair(2, "a.mp4", "a ball, of clay", None, 2, 8, 12.5),
         Pair(3, "/b.mov", "fog", "c.png"),
         Pair(5, "s3://x/d.mp4", "fire"),
     ]
-    assert read_pairs(table) == wanted
+    assert read_pairs(table) == expected
     rows = [
         {},
         {"video": "a.mp4", "prompt": "a ball, of clay", "start": 2, "frames": 8, "fps": 12.5},
@@ -33,17 +33,22 @@ def test_csv_and_json_lines_say_the_same(tmp_path: Path) -> None:
         {},
         {"video": "s3://x/d.mp4", "prompt": "fire"},
     ]
-    lines = written(tmp_path, "\n".join(json.dumps(row) if row else "" for row in rows), "pairs.jsonl")
-    assert read_pairs(lines) == wanted
+    lines = write(tmp_path, "\n".join(json.dumps(row) if row else "" for row in rows), "pairs.jsonl")
+    assert read_pairs(lines) == expected
     paths = [(pair.video_path, pair.image_path) for pair in read_pairs(lines)]
     assert paths == [(f"{tmp_path}/a.mp4", None), ("/b.mov", f"{tmp_path}/c.png"), ("s3://x/d.mp4", None)]
 
 
+def test_spaces_around_the_name_of_a_file_belong_to_it(tmp_path: Path) -> None:
+    table = write(tmp_path, "video,prompt,start\n a.mp4, fog , 3 \nb.mp4,x,  \n")
+    assert read_pairs(table) == [Pair(2, " a.mp4", "fog", start=3), Pair(3, "b.mp4", "x")]
+
+
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "no column video"),
-        ("video,prompt\n", "no pair"),
+        ("video,prompt\n", "has no pairs"),
         ("video\na.mp4\n", "no column prompt"),
         ("video,prompt,framse\n", "line 1: there is no column 'framse'; did you mean frames?"),
         ("video,prompt,zzz\n", "the columns are video, prompt, image, start, frames, fps"),
@@ -56,15 +61,15 @@ def test_csv_and_json_lines_say_the_same(tmp_path: Path) -> None:
         ("video,prompt,fps\na.mp4,x,fast\n", "line 2: fps=fast is not a number"),
     ],
 )
-def test_a_mistake_in_csv_is_one_line(tmp_path: Path, text: str, said: str) -> None:
-    refused(written(tmp_path, text), said)
+def test_a_mistake_in_csv_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    check_refused(write(tmp_path, text), message)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        ("{", "line 1 is no JSON"),
-        ("[1]", "line 1 is no JSON object"),
+        ("{", "line 1 is not JSON"),
+        ("[1]", "line 1 is not a JSON object"),
         ('{"video": "a.mp4", "prompt": "x"}\n{"video": "a.mp4", "text": "x"}', "line 2: there is no column 'text'"),
         ('{"video": "a.mp4"}', "line 1: the prompt is empty"),
         ('{"video": "a.mp4", "prompt": 3}', "line 1: prompt=3 is not a text"),
@@ -72,18 +77,30 @@ def test_a_mistake_in_csv_is_one_line(tmp_path: Path, text: str, said: str) -> N
         ('{"video": "a.mp4", "prompt": "x", "frames": true}', "line 1: frames=True is not a whole number"),
     ],
 )
-def test_a_mistake_in_json_lines_is_one_line(tmp_path: Path, text: str, said: str) -> None:
-    refused(written(tmp_path, text, "pairs.jsonl"), said)
+def test_a_mistake_in_json_lines_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    check_refused(write(tmp_path, text, "pairs.jsonl"), message)
 
 
-def test_no_list_is_one_line(tmp_path: Path) -> None:
-    refused(tmp_path / "pairs.csv", "is not there")
-    refused(tmp_path / "pairs.txt", "ends with .csv or .jsonl")
+@pytest.mark.parametrize("column", ["video", "image"])
+def test_a_url_may_neither_hold_a_secret_nor_do_more_than_name_bytes(tmp_path: Path, column: str) -> None:
+    rows = {"reference://a::https://h/refs.json": "reference:// is not", "https://me:hush@h/a.mp4": "user name or pass"}
+    for url, reason in rows.items():
+        row = {"video": "a.mp4", "prompt": "x", column: url}
+        path = write(tmp_path, json.dumps(row), "pairs.jsonl")
+        check_refused(path, f"line 1: {column}=")
+        with pytest.raises(UserError, match=reason) as error:
+            read_pairs(path)
+        assert "hush" not in str(error.value)
+
+
+def test_an_unreadable_list_is_one_line(tmp_path: Path) -> None:
+    check_refused(tmp_path / "pairs.csv", "does not exist")
+    check_refused(tmp_path / "pairs.txt", "ends with .csv or .jsonl")
     (tmp_path / "latin.csv").write_bytes("video,prompt\na,grün\n".encode("latin-1"))
-    refused(tmp_path / "latin.csv", "no UTF-8")
+    check_refused(tmp_path / "latin.csv", "is not UTF-8 text")
 
 
-def refused(path: Path, said: str) -> None:
+def check_refused(path: Path, message: str) -> None:
     with pytest.raises(UserError) as error:
         read_pairs(path)
-    assert said in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Cases of edits, and what their measures say of frames whose truth is known."""
+"""Cases of edits, and their measures on frames whose truth is known."""
 
 import json
 from dataclasses import asdict
@@ -12,14 +12,14 @@ from gen1_train.evaluation.methods import GEN1, INPUT, PER_FRAME, Setting
 from gen1_train.evaluation.metrics import METRICS
 from gen1_train.evaluation.pairs import read_pairs
 from gen1_train.evaluation.results import RESULTS, Unit
-from gen1_train.evaluation.summary import summarise
+from gen1_train.evaluation.summary import summarize
 from gen1_train.video.encode import write_video
 from miniature.cases import PAIRS, TEXT_PAIRS, draw_case, read_cases, render_case, write_cases
-from miniature.measure import found_mask, mask_iou, measure, measure_edit
+from miniature.measure import grabcut_mask, mask_iou, measure, measure_edit
 from miniature.references import REFERENCES
 from miniature.results import write_results
-from miniature.scene import HELD_OUT
-from miniature.texture import through_autoencoder
+from miniature.texture_share import through_autoencoder
+from miniature.world.scene import HELD_OUT
 
 COUNT = 4
 WANTED, OTHER = Setting(GEN1, 1.0, 0), Setting(PER_FRAME, t_s=0)
@@ -36,17 +36,17 @@ def frames_of(case, scene):
     return render_case(scene, 64, 112, supersample=2).frames
 
 
-def test_cases_are_functions_of_the_seed(cases):
+def test_cases_depend_only_on_the_seed(cases):
     assert read_cases(cases) == [draw_case(900, index) for index in range(COUNT)]
     assert draw_case(901, 0) != draw_case(900, 0)
     for case in read_cases(cases):
         solids = case.source().solids
-        assert all((solid.colour, solid.shape) in HELD_OUT for solid in solids)
-        assert solids[case.solid].colour == case.own
-        assert case.target not in {case.source().ground, *(solid.colour for solid in solids)}
+        assert all((solid.color, solid.shape) in HELD_OUT for solid in solids)
+        assert solids[case.solid].color == case.own
+        assert case.target not in {case.source().ground, *(solid.color for solid in solids)}
 
 
-def test_a_prompt_picture_has_the_wanted_caption_and_nothing_else(cases):
+def test_a_prompt_picture_shares_only_the_caption_with_the_wanted_edit(cases):
     for case in read_cases(cases):
         wanted, other = case.wanted(), case.prompt_scene()
         assert other.caption == wanted.caption
@@ -55,7 +55,7 @@ def test_a_prompt_picture_has_the_wanted_caption_and_nothing_else(cases):
             assert one.anchor != two.anchor and one.radius != two.radius and one.phase != two.phase
 
 
-def test_gen1_eval_takes_the_lists(cases):
+def test_gen1_eval_reads_the_lists(cases):
     pairs, texts = read_pairs(cases / PAIRS), read_pairs(cases / TEXT_PAIRS)
     for case, pair, text in zip(read_cases(cases), pairs, texts, strict=True):
         assert pair.prompt == text.prompt == case.wanted().caption
@@ -73,7 +73,8 @@ def test_a_folder_holds_one_set_of_cases(cases):
         write_cases(cases, COUNT, texture="tartan")
 
 
-def test_the_truth_hits_and_the_input_does_not(cases):
+@pytest.mark.slow
+def test_the_truth_has_the_wanted_color_and_the_input_does_not(cases):
     for case in read_cases(cases):
         truth = measure_edit(frames_of(case, case.wanted()), case)
         assert (truth["hit"], truth["own"], truth["colour"]) == (True, False, case.target)
@@ -83,7 +84,8 @@ def test_the_truth_hits_and_the_input_does_not(cases):
         assert own["mask_iou"] > 0.85
 
 
-def test_grey_blurred_and_foreign_frames_do_not_pass(cases):
+@pytest.mark.slow
+def test_grey_blurred_and_unrelated_frames_score_low(cases):
     chosen = [case for case in read_cases(cases) if case.target not in ("black", "white")]
     ious = []
     for case, other in zip(chosen, chosen[1:] + chosen[:1], strict=True):
@@ -96,18 +98,19 @@ def test_grey_blurred_and_foreign_frames_do_not_pass(cases):
     assert np.mean(ious) < 0.4
 
 
-def test_a_mask_is_found_where_the_solids_have_gone(cases):
+def test_moved_solids_are_segmented_at_their_new_positions(cases):
     case = read_cases(cases)[0]
     clip = render_case(case.source(), 64, 112)
     truth = clip.solids > 0
     moved = np.roll(truth, 5, axis=2)
-    found = found_mask(np.roll(clip.frames, 5, axis=2), truth)
+    segmented = grabcut_mask(np.roll(clip.frames, 5, axis=2), truth)
     assert mask_iou(moved, truth) < 0.75
-    assert mask_iou(found, truth) == pytest.approx(mask_iou(moved, truth), abs=0.08)
-    assert mask_iou(found, moved) > 0.85
+    assert mask_iou(segmented, truth) == pytest.approx(mask_iou(moved, truth), abs=0.08)
+    assert mask_iou(segmented, moved) > 0.85
 
 
-def test_a_texture_is_measured_as_the_autoencoder_shows_it():
+@pytest.mark.slow
+def test_texture_share_is_0_for_plain_and_1_for_textured_autoencoder_output():
     cases = [draw_case(900, index, texture="capped") for index in range(6)]
     for case in cases:
         assert (case.target, case.texture) == (case.own, "capped") and case.own_texture != "capped"
@@ -115,60 +118,68 @@ def test_a_texture_is_measured_as_the_autoencoder_shows_it():
         assert (before["hit"], before["own"], before["texture_hit"]) == (True, True, False)
         after = measure_edit(through_autoencoder(frames_of(case, case.wanted())), case)
         assert after["texture_share"] == pytest.approx(1, abs=1e-3) and after["texture_hit"] is True
-        plain = frames_of(case, case.dressed(case.target, "plain"))
+        plain = frames_of(case, case.repainted(case.target, "plain"))
         assert measure_edit(through_autoencoder(plain), case)["texture_share"] == pytest.approx(0, abs=1e-3)
-    assert {case.own_texture for case in cases} == {"striped", "checkered", "dotted"}  # none of which counts as capped
+    assert {case.own_texture for case in cases} == {
+        "striped",
+        "checkered",
+        "dotted",
+    }  # and none of these counts as capped
 
 
-def write_evaluation(folder, cases, shown):
-    """gen1-eval's folder with the frames that `shown` gives for each setting and case."""
+def write_evaluation(folder, cases, scenes):
+    """Writes gen1-eval's folder, with videos of the scene that `scenes[setting]` returns for each case."""
     rows = []
     for case, pair in zip(read_cases(cases), read_pairs(cases / PAIRS), strict=True):
-        for place, (setting, make) in enumerate(shown.items()):
+        for number, (setting, scene_of) in enumerate(scenes.items()):
             path = Unit(pair, setting).file(folder, "videos", ".mp4")
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_video(path, frames_of(case, make(case)), 6)
-            measured = dict.fromkeys(METRICS, 0.9 - 0.1 * place + 0.001 * pair.line)
+            write_video(path, frames_of(case, scene_of(case)), 6)
+            measured = dict.fromkeys(METRICS, 0.9 - 0.1 * number + 0.001 * pair.line)
             row = {"line": pair.line, "video": pair.video, "prompt": pair.prompt, **asdict(setting), "frames": 8}
             rows.append(row | measured | {"seconds": 1.0})
     (folder / RESULTS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {"methods": ["gen1"], "omega_t": [1.0], "t_s": [0], "omega": 3.0, "steps": 2, "solver": "ddim"}
     plan = {"checkpoint": {"stage": "5", "step": 1}, "settings": settings}
-    summary = summarise(rows, list(shown), 0)
+    summary = summarize(rows, list(scenes), 0)
     (folder / "summary.json").write_text(json.dumps({**plan, "summary": summary}))
 
 
-def test_an_evaluation_is_measured_and_the_page_says_what_holds(cases, tmp_path):
-    place = cases.parent / "evaluation" / "time"
-    shown = {
+@pytest.mark.slow
+def test_an_evaluation_is_measured_and_the_page_states_which_claims_hold(cases, tmp_path):
+    evaluation = cases.parent / "evaluation" / "time"
+    scenes = {
         WANTED: lambda case: case.wanted(),
         OTHER: lambda case: case.source(),
         Setting(INPUT): lambda case: case.source(),
     }
-    write_evaluation(place, cases, shown)
-    wanted, other, _ = measure(place, read_cases(cases))
+    write_evaluation(evaluation, cases, scenes)
+    wanted, other, _ = measure(evaluation, read_cases(cases))
     assert wanted["values"]["hit"] == {"mean": 1.0, "interval": (1.0, 1.0), "cases": COUNT}
     assert (other["values"]["hit"]["mean"], other["values"]["own"]["mean"]) == (0.0, 1.0)
     assert wanted["values"]["mask_iou"]["mean"] > 0.85
-    assert len((place / "measured.jsonl").read_text().splitlines()) == 3 * COUNT
+    assert len((evaluation / "measured.jsonl").read_text().splitlines()) == 3 * COUNT
 
     row = {value: {"mean": 0.5, "interval": [0.4, 0.6], "cases": COUNT} for value in ("hit", "mask_iou")}
     (cases / REFERENCES).write_text(json.dumps({"autoencoder": row}))
     write_results(cases.parent, tmp_path)
     page = (tmp_path / "results.md").read_text()
-    assert "**Holds**: image prompt: the edited solid shows the prompted colour in at least 80%" in page
+    assert "**Holds**: image prompt: the edited solid shows the prompted color in at least 80%" in page
     assert "**Holds**: frame consistency at omega_t = 1 is above that of per-frame editing" in page
     assert "| autoencoder | 4 | 0.500 [0.400, 0.600] |" in page
-    assert "gen1-eval methods=[gen1]" in page and "Customization" not in page
+    assert (
+        "data=experiment/cases/pairs.csv output=evaluation/time 'methods=[gen1]'" in page
+        and "Customization" not in page
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"results.md", "results.jpg", "results"}
 
-    write_evaluation(place, cases, {WANTED: shown[OTHER], OTHER: shown[WANTED]})
-    measure(place, read_cases(cases))
+    write_evaluation(evaluation, cases, {WANTED: scenes[OTHER], OTHER: scenes[WANTED]})
+    measure(evaluation, read_cases(cases))
     write_results(cases.parent, tmp_path)
     assert "**Does not hold**: image prompt" in (tmp_path / "results.md").read_text()
 
 
-def test_what_is_missing_is_said(cases, tmp_path):
+def test_missing_files_are_named(cases, tmp_path):
     with pytest.raises(UserError, match="keep_videos=true"):
         measure(tmp_path, read_cases(cases))
     with pytest.raises(UserError, match=r"python -m miniature\.cases"):

@@ -1,11 +1,11 @@
-"""The small models have the names and formats of the large ones."""
+"""The small models have the parameter names and file formats of the large ones."""
 
 import open_clip
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 
-from gen1_train.estimators.depth import dpt_inverse_depth
+from gen1_train.frozen.depth import dpt_inverse_depth
 from miniature.tiny import (
     CLIP_CONFIG,
     clip_model,
@@ -15,7 +15,7 @@ from miniature.tiny import (
 )
 
 
-def test_stable_diffusion_has_the_686_names(tmp_path):
+def test_stable_diffusion_has_its_686_parameter_names(tmp_path):
     write_stable_diffusion(tmp_path / "a")
     write_stable_diffusion(tmp_path / "b")
     stored = []
@@ -29,11 +29,11 @@ def test_stable_diffusion_has_the_686_names(tmp_path):
     assert image.shape == (1, 4, 8, 8)
 
 
-def test_depth_helper_equals_the_model_on_squares_and_takes_other_shapes():
+def test_the_depth_helper_equals_the_model_on_squares_and_accepts_other_shapes():
     torch.manual_seed(0)
     model = depth_estimator().eval()
     with torch.no_grad():
-        model.head.head[-2].bias.fill_(1.0)  # or the last ReLU may hide everything
+        model.head.head[-2].bias.fill_(1.0)  # or the last ReLU might clip everything to zero
         square = torch.randn(2, 3, 64, 64)
         own = model(square).predicted_depth
         resized = torch.nn.functional.interpolate(own[:, None], (64, 64), mode="bilinear", antialias=True)[:, 0]

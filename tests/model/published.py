@@ -1,4 +1,4 @@
-"""Stable Diffusion in the formats that it is published in, written from diffusers' UNet without the reader's tables."""
+"""Writers of Stable Diffusion's published formats from diffusers' UNet, without the reader's tables."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -45,7 +45,7 @@ def image_unet(config: UNetConfig, half: bool = False) -> UNet2DConditionModel:
 
 
 def compvis_modules(config: UNetConfig) -> dict[str, str]:
-    """diffusers' name of a module -> CompVis'; the blocks in the order in which CompVis' UNet appends them."""
+    """Maps diffusers' module names to CompVis', with the blocks in the order of CompVis' UNet."""
     last = len(config.channels) - 1
     down: list[list[str]] = [[]]  # block 0 is the input convolution
     for level, attends in enumerate(config.attention):
@@ -71,7 +71,7 @@ def compvis_modules(config: UNetConfig) -> dict[str, str]:
 
 
 def compvis_name(name: str, modules: dict[str, str]) -> str:
-    """diffusers' name of a parameter -> CompVis'."""
+    """Converts diffusers' name of a parameter to CompVis'."""
     module = next(module for module in modules if name.startswith(f"{module}."))
     inside = name.removeprefix(f"{module}.")
     first, _, rest = inside.partition(".")
@@ -83,7 +83,7 @@ def compvis_name(name: str, modules: dict[str, str]) -> str:
 
 
 def compvis_names(config: UNetConfig, names: Iterable[str]) -> dict[str, str]:
-    """CompVis' name -> diffusers' of every parameter."""
+    """Maps CompVis' name of every parameter to diffusers'."""
     modules = compvis_modules(config)
     return {compvis_name(name, modules): name for name in names}
 
@@ -93,8 +93,8 @@ def bare_compvis(config: UNetConfig, unet: UNet2DConditionModel) -> dict[str, Te
     return {old: weights[new].clone() for old, new in compvis_names(config, weights).items()}
 
 
-def whole_checkpoint(config: UNetConfig, unet: UNet2DConditionModel) -> dict[str, Tensor]:
-    """With tensors of the autoencoder, the text encoder, the averaged UNet and the noise schedule, as published."""
+def complete_checkpoint(config: UNetConfig, unet: UNet2DConditionModel) -> dict[str, Tensor]:
+    """The UNet, and tensors of autoencoder, text encoder, averaged UNet and noise schedule, as in published files."""
     bare = bare_compvis(config, unet)
     return {
         "betas": torch.rand(10),
@@ -111,28 +111,28 @@ Writer = Callable[[Path, UNetConfig, UNet2DConditionModel], Path]
 
 
 def folder(variant: str | None = None, shard: str = "10GB", inner: bool = False) -> Writer:
-    def write(place: Path, config: UNetConfig, unet: UNet2DConditionModel) -> Path:
-        unet.save_pretrained(place / "unet", variant=variant, max_shard_size=shard)
-        return place / "unet" if inner else place
+    def write(target: Path, config: UNetConfig, unet: UNet2DConditionModel) -> Path:
+        unet.save_pretrained(target / "unet", variant=variant, max_shard_size=shard)
+        return target / "unet" if inner else target
 
     return write
 
 
-def legacy_index(place: Path, config: UNetConfig, unet: UNet2DConditionModel) -> Path:
-    folder("fp16", "1MB")(place, config, unet)
-    index = place / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json"
+def legacy_index(target: Path, config: UNetConfig, unet: UNet2DConditionModel) -> Path:
+    folder("fp16", "1MB")(target, config, unet)
+    index = target / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json"
     index.rename(index.with_name("diffusion_pytorch_model.safetensors.fp16.index.json"))
-    return place
+    return target
 
 
 def file(
-    name: str, contents: Callable[[UNetConfig, UNet2DConditionModel], dict[str, Tensor]], config_beside: bool = False
+    name: str, contents: Callable[[UNetConfig, UNet2DConditionModel], dict[str, Tensor]], with_config: bool = False
 ) -> Writer:
-    def write(place: Path, config: UNetConfig, unet: UNet2DConditionModel) -> Path:
-        save_file(contents(config, unet), place / name)
-        if config_beside:
-            unet.save_config(place)
-        return place / name
+    def write(target: Path, config: UNetConfig, unet: UNet2DConditionModel) -> Path:
+        save_file(contents(config, unet), target / name)
+        if with_config:
+            unet.save_config(target)
+        return target / name
 
     return write
 
@@ -143,18 +143,18 @@ def checkpoint(
     zipped: bool = True,
     lightning: bool = False,
 ) -> Writer:
-    """`lightning`: with the state of a callback, by its class, and a numpy number, as in those of SD 1.x."""
+    """`lightning`: with the state of a callback, keyed by its class, and a numpy number, as in SD 1.x checkpoints."""
 
-    def write(place: Path, config: UNetConfig, unet: UNet2DConditionModel) -> Path:
+    def write(target: Path, config: UNetConfig, unet: UNet2DConditionModel) -> Path:
         tensors = contents(config, unet)
         content: dict[str, object] = {**tensors} if bare else {"state_dict": tensors, "global_step": 470000, "epoch": 2}
         if lightning:
             content["callbacks"] = {ModelCheckpoint: {"monitor": "val/loss", "best_model_score": np.float64(0.1)}}
-        torch.save(content, place / "sd-v1.ckpt", _use_new_zipfile_serialization=zipped)
-        return place / "sd-v1.ckpt"
+        torch.save(content, target / "sd-v1.ckpt", _use_new_zipfile_serialization=zipped)
+        return target / "sd-v1.ckpt"
 
     return write
 
 
-def as_diffusers(config: UNetConfig, unet: UNet2DConditionModel) -> dict[str, Tensor]:
+def diffusers_weights(config: UNetConfig, unet: UNet2DConditionModel) -> dict[str, Tensor]:
     return dict(unet.state_dict())

@@ -1,4 +1,4 @@
-"""diffusers' UNet2DConditionModel of a UNetConfig: what the spatial half of our UNet has to equal."""
+"""The reference for the spatial half of our UNet: diffusers' UNet2DConditionModel of a UNetConfig."""
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -12,7 +12,7 @@ SD2 = {**SD1, "channels": [16, 32, 32, 64], "heads": [2, 4, 4, 8], "linear_proje
 
 
 def diffusers_unet(config: UNetConfig) -> UNet2DConditionModel:
-    """With random weights from torch's global generator."""
+    """Builds the UNet with random weights from torch's global generator."""
     down = ["CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in config.attention]
     up = ["CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(config.attention)]
     return UNet2DConditionModel(
@@ -36,7 +36,7 @@ def inflated(config: UNetConfig, image_unet: UNet2DConditionModel) -> SpatioTemp
 
 
 def frame_by_frame(image_unet: UNet2DConditionModel, latents: Tensor, timesteps: Tensor, content: Tensor) -> Tensor:
-    """What diffusers' UNet makes of every frame (b, n, c, h, w), alone: a loop, so that no fold can be wrong twice."""
+    """Runs diffusers' UNet on each frame (b, n, c, h, w) alone, in a loop, independent of our folds."""
     clips = []
     for clip, t, tokens in zip(latents, timesteps, content):
         frames = [image_unet(frame[None], t[None], tokens[None]).sample for frame in clip]
@@ -47,14 +47,14 @@ def frame_by_frame(image_unet: UNet2DConditionModel, latents: Tensor, timesteps:
 def inputs(
     config: UNetConfig, b: int = 2, n: int = 3, size: tuple[int, int] = (8, 8), tokens: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Random float64 (latents, timesteps, content)."""
+    """Returns random float64 (latents, timesteps, content)."""
     latents = torch.randn(b, n, config.in_channels, *size, dtype=torch.float64)
     timesteps = torch.tensor([17, 903, 500, 0])[:b]
     return latents, timesteps, torch.randn(b, tokens, config.content_dim, dtype=torch.float64)
 
 
 def perturb(unet: SpatioTemporalUNet) -> None:
-    """Temporal layers as after training: nothing is zero any more."""
+    """Makes the temporal layers nonzero, as after training."""
     with torch.no_grad():
         for name, parameter in unet.named_parameters():
             if ".temporal_" in name:

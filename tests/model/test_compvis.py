@@ -1,4 +1,4 @@
-"""CompVis' names: the mapping is diffusers' own, and the shapes tell the config that the weights came from."""
+"""Tests of CompVis' names: the mapping equals diffusers' own, and the config is inferred from the shapes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from tests.model.published import compvis_names
 from tests.model.reference import SD1, SD2, diffusers_unet
 
-HERE = Path("HERE")
+SOURCE = Path("SOURCE")
 SD_1_5 = UNetConfig(temporal=False)
 SD_2_1 = replace(SD_1_5, heads=[5, 10, 20, 20], context_dim=1024, content_dim=1024, linear_projection=True)
 CONFIGS = {
@@ -23,7 +23,7 @@ CONFIGS = {
     "SD 1.5 for inpainting": replace(SD_1_5, in_channels=9),
     "narrow SD 1": UNetConfig(**SD1, temporal=False),
     "narrow SD 2": UNetConfig(**SD2, temporal=False),
-    "one layer a level": UNetConfig(**SD1 | {"layers": 1}, temporal=False),
+    "one layer per level": UNetConfig(**SD1 | {"layers": 1}, temporal=False),
     "three layers, three levels": UNetConfig(
         **SD1 | {"channels": [8, 16, 16], "attention": [False, True, True], "heads": [2, 2, 4], "layers": 3},
         temporal=False,
@@ -32,35 +32,35 @@ CONFIGS = {
 
 
 def meta_weights(config: UNetConfig) -> dict[str, Tensor]:
-    """The weights of diffusers' UNet, as names and shapes alone."""
+    """Returns the weights of diffusers' UNet on the meta device: only names and shapes."""
     with torch.device("meta"):
         return diffusers_unet(config).state_dict()
 
 
-def ours(compvis: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {new: compvis[old] for old, new in diffusers_names(compvis, HERE).items()}
+def renamed(compvis: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {new: compvis[old] for old, new in diffusers_names(compvis, SOURCE).items()}
 
 
-@pytest.mark.parametrize("what", CONFIGS)
-def test_the_mapping_is_that_of_diffusers(what: str) -> None:
-    config = CONFIGS[what]
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_mapping_equals_that_of_diffusers(name: str) -> None:
+    config = CONFIGS[name]
     weights = meta_weights(config)
     compvis = {old: weights[new] for old, new in compvis_names(config, weights).items()}
     assert len(compvis) == len(weights)
-    whole = {f"model.diffusion_model.{name}": tensor for name, tensor in compvis.items()}
-    theirs = convert_ldm_unet_checkpoint(whole, {"layers_per_block": config.layers})
-    assert theirs.keys() == weights.keys()  # the inverse mapping, which the test has written, is right
-    converted = ours(compvis)
-    assert converted.keys() == theirs.keys()
-    assert all(converted[name] is theirs[name] for name in theirs)
+    checkpoint = {f"model.diffusion_model.{parameter}": tensor for parameter, tensor in compvis.items()}
+    expected = convert_ldm_unet_checkpoint(checkpoint, {"layers_per_block": config.layers})
+    assert expected.keys() == weights.keys()  # the inverse mapping, which these tests implement, is right
+    converted = renamed(compvis)
+    assert converted.keys() == expected.keys()
+    assert all(converted[parameter] is expected[parameter] for parameter in expected)
 
 
-def test_stable_diffusion_1_5_has_its_686_names() -> None:
+def test_all_686_names_of_stable_diffusion_1_5_are_mapped() -> None:
     names = compvis_names(SD_1_5, meta_weights(SD_1_5))
     with torch.device("meta"):
         unet = SpatioTemporalUNet(SD_1_5)
-    assert len(names) == 686 and set(diffusers_names(names, HERE).values()) == set(unet.state_dict())
-    for name in (  # as they stand in the published file
+    assert len(names) == 686 and set(diffusers_names(names, SOURCE).values()) == set(unet.state_dict())
+    for name in (  # as in the published file
         "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
         "input_blocks.11.0.out_layers.3.bias",
         "middle_block.1.proj_in.weight",
@@ -71,9 +71,9 @@ def test_stable_diffusion_1_5_has_its_686_names() -> None:
         assert name in names
 
 
-@pytest.mark.parametrize("what", ["SD 1.5", "SD 2.1", "SD 1.5 for inpainting"])
-def test_the_config_is_told_by_the_shapes(what: str) -> None:
-    assert config_from_weights(meta_weights(CONFIGS[what]), HERE) == CONFIGS[what]
+@pytest.mark.parametrize("name", ["SD 1.5", "SD 2.1", "SD 1.5 for inpainting"])
+def test_the_config_is_inferred_from_the_shapes(name: str) -> None:
+    assert config_from_weights(meta_weights(CONFIGS[name]), SOURCE) == CONFIGS[name]
 
 
 @pytest.mark.parametrize(
@@ -86,23 +86,25 @@ def test_the_config_is_told_by_the_shapes(what: str) -> None:
         {"content_dim": 7, "context_dim": 5},
     ],
 )
-def test_the_config_of_other_models_is_told_too(changes: dict[str, object]) -> None:
+def test_the_config_of_other_models_is_inferred_too(changes: dict[str, object]) -> None:
     config = replace(UNetConfig(**SD1, temporal=False), channels=[32, 64, 64, 96], groups=32)
     config = replace(config, **changes)
     with torch.device("meta"):
         weights = SpatioTemporalUNet(config).state_dict()
-    assert config_from_weights(weights, HERE) == config
+    assert config_from_weights(weights, SOURCE) == config
 
 
-def test_what_divides_otherwise_than_stable_diffusion_is_not_guessed() -> None:
-    with pytest.raises(UserError, match=r"\[8, 16, 32, 32\] channels .* config\.json tells them"):
-        config_from_weights(meta_weights(CONFIGS["narrow SD 1"]), HERE)
+def test_heads_are_not_guessed_for_channels_unlike_stable_diffusion() -> None:
+    with pytest.raises(UserError, match=r"\[8, 16, 32, 32\] channels .* config\.json specifies them"):
+        config_from_weights(meta_weights(CONFIGS["narrow SD 1"]), SOURCE)
 
 
-def test_half_a_unet_is_refused() -> None:
+def test_an_incomplete_unet_is_refused() -> None:
     weights = {k: v for k, v in meta_weights(SD_1_5).items() if not k.startswith("mid_block")}
-    with pytest.raises(UserError, match=r"no whole Stable Diffusion UNet \(mid_block\.attentions\.0\.proj_in\.weight,"):
-        config_from_weights(weights, HERE)
+    with pytest.raises(
+        UserError, match=r"no complete Stable Diffusion UNet \(mid_block\.attentions\.0\.proj_in\.weight,"
+    ):
+        config_from_weights(weights, SOURCE)
 
 
 @pytest.mark.parametrize(
@@ -118,14 +120,12 @@ def test_half_a_unet_is_refused() -> None:
 )
 def test_names_of_other_networks_are_refused(name: str) -> None:
     with pytest.raises(UserError) as error:
-        diffusers_names([*compvis_names(SD_1_5, meta_weights(SD_1_5)), name], HERE)
-    assert f"(1 unknown weights, {name} is one)" in str(error.value) and "\n" not in str(error.value)
+        diffusers_names([*compvis_names(SD_1_5, meta_weights(SD_1_5)), name], SOURCE)
+    assert f"(1 unknown weights, e.g. {name})" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_two_names_of_one_parameter_are_refused() -> None:
-    names = [
-        *compvis_names(SD_1_5, meta_weights(SD_1_5)),
-        "output_blocks.2.2.conv.weight",
-    ]  # beside output_blocks.2.1.conv.weight
-    with pytest.raises(UserError, match="its layers are others"):
-        diffusers_names(names, HERE)
+    duplicate = "output_blocks.2.2.conv.weight"  # in addition to output_blocks.2.1.conv.weight
+    names = [*compvis_names(SD_1_5, meta_weights(SD_1_5)), duplicate]
+    with pytest.raises(UserError, match="its layers differ"):
+        diffusers_names(names, SOURCE)

@@ -1,4 +1,4 @@
-"""diffusers' config <-> ours: every entry is mapped, must be Stable Diffusion's or is harmless; none is forgotten."""
+"""Tests of the conversion to and from diffusers' config: every entry is mapped, fixed or harmless; none is missing."""
 
 import inspect
 import json
@@ -37,7 +37,7 @@ CONFIGS = {
     "projected content": UNetConfig(**{**SD1, "content_dim": 40}, temporal=False),
     "three resolutions": UNetConfig(**THREE, temporal=False),
 }
-# entry -> a value that diffusers has for something else
+# entry -> a value with another meaning in diffusers
 OTHER: dict[str, Any] = {
     "center_input_sample": True,
     "flip_sin_to_cos": False,
@@ -73,57 +73,62 @@ OTHER: dict[str, Any] = {
 }
 
 
-def plain(value: Any) -> Any:
-    """As it is after a way through JSON."""
+def through_json(value: Any) -> Any:
+    """Returns the value as it is read back from JSON."""
     return json.loads(json.dumps(value))
 
 
-def test_every_entry_of_diffusers_stands_in_one_table() -> None:
-    """If this fails, diffusers has a new entry: find out what it changes, and put it where it belongs."""
+def test_every_entry_of_diffusers_is_in_one_table() -> None:
+    """If this fails, diffusers has a new entry: find out what it changes and add it to the right table."""
     assert set(MAPPED) | set(FIXED) | set(HARMLESS) == set(SIGNATURE)
     assert len(MAPPED) + len(FIXED) + len(HARMLESS) == len(SIGNATURE)
 
 
-def test_what_is_absent_is_diffusers_default() -> None:
-    assert plain({name: SIGNATURE[name] for name in MAPPED}) == MAPPED
+def test_absent_entries_have_the_defaults_of_diffusers() -> None:
+    assert through_json({name: SIGNATURE[name] for name in MAPPED}) == MAPPED
     assert {name: SIGNATURE[name] for name in FIXED} == {name: supported[0] for name, supported in FIXED.items()}
     assert config_from_diffusers({}, FOLDER) == UNetConfig(context_dim=1280, content_dim=1280, temporal=False)
 
 
-@pytest.mark.parametrize("what", CONFIGS)
-def test_there_and_back(what: str) -> None:
-    config = CONFIGS[what]
-    assert config_from_diffusers(plain(config_to_diffusers(config)), FOLDER) == config
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_survives_the_conversion_to_diffusers_and_back(name: str) -> None:
+    config = CONFIGS[name]
+    assert config_from_diffusers(through_json(config_to_diffusers(config)), FOLDER) == config
     video = replace(config, temporal=True, temporal_kernel=5, max_frames=4)
-    assert config_from_diffusers(config_to_diffusers(video), FOLDER) == config  # diffusers' has nothing temporal
+    assert config_from_diffusers(config_to_diffusers(video), FOLDER) == config  # diffusers has no temporal layers
 
 
-@pytest.mark.parametrize("what", CONFIGS)
-def test_diffusers_makes_the_same_unet_of_it(what: str) -> None:
-    """From the config alone, with our weights: every key, and the function in float64."""
-    config = CONFIGS[what]
+@pytest.mark.parametrize("name", CONFIGS)
+def test_diffusers_builds_the_same_unet_from_the_config(name: str) -> None:
+    """With our weights, every key and the function in float64 agree."""
+    config = CONFIGS[name]
     torch.manual_seed(0)
     unet = SpatioTemporalUNet(config).double().eval().requires_grad_(False)
-    theirs = UNet2DConditionModel.from_config(plain(config_to_diffusers(config))).double().eval().requires_grad_(False)
+    reference = (
+        UNet2DConditionModel.from_config(through_json(config_to_diffusers(config)))
+        .double()
+        .eval()
+        .requires_grad_(False)
+    )
     weights = weights_to_diffusers(unet.state_dict())
-    theirs.load_state_dict(weights)
+    reference.load_state_dict(weights)
     for tokens in (1, 3):
-        given = inputs(config, tokens=tokens)
-        expected = frame_by_frame(theirs, *given)
-        assert (unet(*given) - expected).abs().max() < 1e-9 * expected.abs().max()
-    assert config_from_diffusers(dict(theirs.config), FOLDER) == config  # as diffusers saves it, with all defaults
+        example = inputs(config, tokens=tokens)
+        expected = frame_by_frame(reference, *example)
+        assert (unet(*example) - expected).abs().max() < 1e-9 * expected.abs().max()
+    assert config_from_diffusers(dict(reference.config), FOLDER) == config  # as diffusers saves it, with all defaults
     back = weights_from_diffusers(weights)
     assert list(back) == list(unet.state_dict()) and all(back[k] is weights[n] for k, n in zip(back, weights))
 
 
-def test_the_projection_of_the_content_is_diffusers_encoder_hid_proj() -> None:
+def test_the_content_projection_is_encoder_hid_proj_in_diffusers() -> None:
     unet = SpatioTemporalUNet(CONFIGS["projected content"])
     renamed = set(weights_to_diffusers(unet.state_dict())) - set(unet.state_dict())
     assert renamed == {"encoder_hid_proj.weight", "encoder_hid_proj.bias"}
 
 
-def test_stable_diffusions_own_configs_are_read() -> None:
-    """As they are published: 1.5 with the entries of its time, 2.1 with nulls and what does not matter."""
+def test_the_published_configs_of_stable_diffusion_are_read() -> None:
+    """The published configs: 1.5 with only the entries of its time, 2.1 with nulls and harmless entries."""
     down, up = ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3
     first = {
         "_class_name": "UNet2DConditionModel",
@@ -148,8 +153,8 @@ def test_stable_diffusions_own_configs_are_read() -> None:
     }
     assert config_from_diffusers(first, FOLDER) == UNetConfig(temporal=False)
     written = config_to_diffusers(UNetConfig())
-    ours = set(first) - {"_diffusers_version", "sample_size"}
-    assert {name: written[name] for name in ours} == {name: first[name] for name in ours}
+    shared = set(first) - {"_diffusers_version", "sample_size"}
+    assert {name: written[name] for name in shared} == {name: first[name] for name in shared}
     second = {
         **first,
         "attention_head_dim": [5, 10, 20, 20],
@@ -166,18 +171,18 @@ def test_stable_diffusions_own_configs_are_read() -> None:
     )
 
 
-def test_every_fixed_entry_has_a_trial_below() -> None:
+def test_every_fixed_entry_has_a_refused_value() -> None:
     assert set(OTHER) == set(FIXED)
 
 
 @pytest.mark.parametrize("name", OTHER)
-def test_another_function_is_refused_by_entry_and_value(name: str) -> None:
+def test_an_unsupported_value_is_refused_by_name(name: str) -> None:
     content = {**config_to_diffusers(CONFIGS["like SD 1"]), name: OTHER[name]}
     with pytest.raises(UserError) as error:
         config_from_diffusers(content, FOLDER)
     line = str(error.value)
     assert line.startswith("FOLDER is not a Stable Diffusion 1.x or 2.x UNet: ") and "\n" not in line
-    assert f"{name} is {OTHER[name]!r}, supported is {FIXED[name][0]!r};" in line
+    assert f"{name} is {OTHER[name]!r}, but only {FIXED[name][0]!r} is supported;" in line
 
 
 REFUSED: dict[str, dict[str, Any]] = {
@@ -185,7 +190,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "in_channels": {"in_channels": 0},
     "block_out_channels": {"block_out_channels": [8, "16", 32, 32]},
     "down_block_types": {"down_block_types": ["CrossAttnDownBlock2D"] * 3},
-    "up_block_types": {"up_block_types": ["CrossAttnUpBlock2D"] * 4},  # another than on the way down
+    "up_block_types": {"up_block_types": ["CrossAttnUpBlock2D"] * 4},  # differs from the way down
     "attention_head_dim": {"attention_head_dim": [8, 8]},
     "layers_per_block": {"layers_per_block": [1, 2, 2, 2]},
     "cross_attention_dim": {"cross_attention_dim": [24, 24, 24, 48]},
@@ -200,23 +205,25 @@ NONSENSE = {name: {name: "nonsense"} for name in REFUSED}
 
 
 @pytest.mark.parametrize(("name", "changes"), [*REFUSED.items(), *NONSENSE.items()])
-def test_what_our_config_cannot_say_is_refused(name: str, changes: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=rf"^FOLDER is not .* UNet: {name} is .*, supported is .*; give another UNet$"):
+def test_values_that_our_config_cannot_express_are_refused(name: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(
+        UserError, match=rf"^FOLDER is not .* UNet: {name} is .*, but only .* is supported; give another UNet$"
+    ):
         config_from_diffusers({**config_to_diffusers(CONFIGS["like SD 1"]), **changes}, FOLDER)
 
 
 def test_a_projection_between_equal_widths_is_refused() -> None:
     content = {**config_to_diffusers(CONFIGS["like SD 1"]), "encoder_hid_dim": 24}
-    with pytest.raises(UserError, match=r"encoder_hid_dim is 24, supported is a width other than"):
+    with pytest.raises(UserError, match=r"encoder_hid_dim is 24, but only a width other than"):
         config_from_diffusers(content, FOLDER)
 
 
-def test_a_width_of_the_content_alone_means_a_projection_as_in_diffusers() -> None:
+def test_a_content_width_without_a_type_means_a_projection_as_in_diffusers() -> None:
     content = {**config_to_diffusers(CONFIGS["like SD 1"]), "encoder_hid_dim": 40}
     assert config_from_diffusers(content, FOLDER) == CONFIGS["projected content"]
 
 
-def test_a_list_that_says_the_same_of_every_resolution_is_one_value() -> None:
+def test_a_list_with_the_same_value_for_every_resolution_is_one_value() -> None:
     config = CONFIGS["like SD 1"]
     content = config_to_diffusers(config)
     lists = {
@@ -226,7 +233,7 @@ def test_a_list_that_says_the_same_of_every_resolution_is_one_value() -> None:
     assert config_from_diffusers({**content, **lists, "transformer_layers_per_block": [1] * 4}, FOLDER) == config
 
 
-def test_what_is_harmless_changes_nothing() -> None:
+def test_harmless_entries_have_no_effect() -> None:
     config = CONFIGS["like SD 1"]
     values = dict(zip(HARMLESS, (7, True, 256, 8, 512), strict=True))
     content = {**config_to_diffusers(config), **values, "_name_or_path": "somewhere", "decay": 0.9999}
@@ -235,6 +242,6 @@ def test_what_is_harmless_changes_nothing() -> None:
     one = UNet2DConditionModel.from_config(config_to_diffusers(config)).double().eval()
     other = UNet2DConditionModel.from_config(content).double().eval()
     other.load_state_dict(one.state_dict())
-    given = inputs(config, tokens=3)
+    example = inputs(config, tokens=3)
     with torch.no_grad():
-        assert torch.equal(frame_by_frame(one, *given), frame_by_frame(other, *given))
+        assert torch.equal(frame_by_frame(one, *example), frame_by_frame(other, *example))

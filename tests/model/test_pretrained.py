@@ -1,4 +1,4 @@
-"""How weights pass on: every key copied, widened or declared new; anything else is refused and nothing is changed."""
+"""Tests of loading weights: every key is copied, widened or declared new; anything else is refused without changes."""
 
 import json
 from collections import Counter
@@ -30,30 +30,30 @@ def line_of(error: pytest.ExceptionInfo) -> str:
     return str(error.value)
 
 
-def test_stage_2_takes_stage_1_as_it_is() -> None:
+def test_stage_2_copies_all_weights_of_stage_1() -> None:
     before, after = random_unet(IMAGE), random_unet(IMAGE, seed=1)
     report = load_weights(after, before.state_dict(), "stage1")
     assert report.new == report.widened == [] and len(report.copied) == 686
-    wanted = before.state_dict()
-    assert all(torch.equal(v, wanted[k]) for k, v in after.state_dict().items())
+    expected = before.state_dict()
+    assert all(torch.equal(v, expected[k]) for k, v in after.state_dict().items())
 
 
-def test_stage_2_may_add_a_projection_of_the_content() -> None:
+def test_stage_2_may_add_a_content_projection() -> None:
     after = random_unet(replace(IMAGE, content_dim=40))
     report = load_weights(after, random_unet(IMAGE).state_dict(), "stage1")
     assert report.new == ["content_projection.weight", "content_projection.bias"]
 
 
-def test_stage_3_adds_the_temporal_layers_and_nothing_else() -> None:
+def test_stage_3_adds_only_the_temporal_layers() -> None:
     before, after = random_unet(IMAGE), random_unet(VIDEO, seed=1)
     report = load_weights(after, before.state_dict(), "stage2")
     assert len(report.copied) == 686 and report.widened == []
     assert set(report.new) == {k for k in after.state_dict() if is_temporal(k)} and len(report.new) > 100
-    given = inputs(VIDEO)
-    torch.testing.assert_close(after(*given), before(*given), rtol=0, atol=0)
+    example = inputs(VIDEO)
+    torch.testing.assert_close(after(*example), before(*example), rtol=0, atol=0)
 
 
-def test_stage_4_widens_the_input_and_changes_no_output() -> None:
+def test_stage_4_widens_the_input_without_changing_the_output() -> None:
     before, after = random_unet(VIDEO), random_unet(GUIDED, seed=1)
     perturb(before)
     report = load_weights(after, before.state_dict(), "stage3")
@@ -63,24 +63,24 @@ def test_stage_4_widens_the_input_and_changes_no_output() -> None:
     expected = before(latents, timesteps, content)
     for scale in (0.0, 1.0, 100.0):
         structure = scale * torch.randn(2, 3, 8, 8, 8, dtype=torch.float64)
-        made = after(torch.cat([latents, structure], dim=2), timesteps, content)
-        torch.testing.assert_close(made, expected, rtol=1e-10, atol=1e-10)
+        actual = after(torch.cat([latents, structure], dim=2), timesteps, content)
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_stage_5_and_a_resume_take_everything() -> None:
+def test_stage_5_and_a_resumed_run_copy_everything() -> None:
     before, after = random_unet(GUIDED), random_unet(GUIDED, seed=1)
     perturb(before)
     report = load_weights(after, before.state_dict(), "stage4")
     assert report.new == report.widened == []
-    given = inputs(GUIDED)
-    assert torch.equal(after(*given), before(*given))
+    example = inputs(GUIDED)
+    assert torch.equal(after(*example), before(*example))
 
 
 @pytest.mark.parametrize(("old", "new"), [("IMAGE", "VIDEO"), ("VIDEO", "GUIDED")])
-def test_a_resume_and_an_editor_take_nothing_as_new(old: str, new: str) -> None:
-    """Their checkpoint is of this very model: temporal layers that are missing there were lost, not added."""
+def test_a_resumed_run_and_an_editor_accept_no_new_weights(old: str, new: str) -> None:
+    """Their checkpoint is of the same model: missing temporal layers mean that it is damaged."""
     configs = {"IMAGE": IMAGE, "VIDEO": VIDEO, "GUIDED": GUIDED}
-    with pytest.raises(UserError, match="are not those of this model"):
+    with pytest.raises(UserError, match="do not fit this model"):
         load_weights(random_unet(configs[new]), random_unet(configs[old]).state_dict(), "step-00000100", may_be_new=())
 
 
@@ -90,21 +90,21 @@ def without(weights: dict[str, Tensor], *starts: str) -> dict[str, Tensor]:
 
 PROJECTED = replace(GUIDED, content_dim=40)
 WIDE = torch.zeros(8, 16, 3, 3)
-# what -> (what is made of good weights, what the line has to say)
+# name -> (damage to good weights, expected part of the message)
 DAMAGE: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
     "missing": (lambda good: without(good, "conv_norm_out.bias"), "(1 missing: conv_norm_out.bias)"),
-    "left over": (lambda good: {**good, "extra.weight": WIDE}, "1 left over: extra.weight"),
+    "unexpected": (lambda good: {**good, "extra.weight": WIDE}, "1 unexpected: extra.weight"),
     "misshapen": (
         lambda good: {**good, "conv_out.bias": WIDE[0, 0, 0]},
-        "1 of another shape: conv_out.bias is (3,), wanted (4,)",
+        "1 of another shape: conv_out.bias is (3,), expected (4,)",
     ),
     "too wide": (
         lambda good: {**good, "conv_in.weight": WIDE},
-        "conv_in.weight is (8, 16, 3, 3), wanted (8, 12, 3, 3)",
+        "conv_in.weight is (8, 16, 3, 3), expected (8, 12, 3, 3)",
     ),
     "other kernel": (
         lambda good: {**good, "conv_in.weight": WIDE[:, :4, 1:2]},
-        "conv_in.weight is (8, 4, 1, 3), wanted",
+        "conv_in.weight is (8, 4, 1, 3), expected",
     ),
     "half temporal": (
         lambda good: without(good, "up_blocks.1.resnets.0.temporal_conv2."),
@@ -123,13 +123,13 @@ def projected() -> SpatioTemporalUNet:
     return random_unet(PROJECTED)
 
 
-@pytest.mark.parametrize("what", DAMAGE)
-def test_weights_that_do_not_fit_are_refused_and_change_nothing(projected: SpatioTemporalUNet, what: str) -> None:
-    damage, says = DAMAGE[what]
+@pytest.mark.parametrize("name", DAMAGE)
+def test_weights_that_do_not_fit_are_refused_without_changes(projected: SpatioTemporalUNet, name: str) -> None:
+    damage, message = DAMAGE[name]
     before = {k: v.clone() for k, v in projected.state_dict().items()}
     with pytest.raises(UserError) as error:
         load_weights(projected, damage({k: torch.zeros_like(v) for k, v in before.items()}), "FOLDER")
-    assert "FOLDER" in line_of(error) and says in line_of(error)
+    assert "FOLDER" in line_of(error) and message in line_of(error)
     assert all(torch.equal(v, before[k]) for k, v in projected.state_dict().items())
 
 
@@ -137,18 +137,16 @@ def test_a_long_list_of_problems_is_counted_by_part() -> None:
     with pytest.raises(UserError) as error:
         load_weights(random_unet(IMAGE), {"extra.weight": WIDE}, "FOLDER")
     line = line_of(error)
-    assert line.startswith(
-        "the weights in FOLDER are not those of this model (686 missing: conv_in.weight, conv_in.bias, "
-    )
-    assert ", 46 in mid_block, 2 in conv_norm_out, 2 in conv_out; 1 left over: extra.weight); check model=" in line
+    assert line.startswith("the weights in FOLDER do not fit this model (686 missing: conv_in.weight, conv_in.bias, ")
+    assert ", 46 in mid_block, 2 in conv_norm_out, 2 in conv_out; 1 unexpected: extra.weight); check model=" in line
 
 
-def test_a_video_model_does_not_become_an_image_model() -> None:
-    with pytest.raises(UserError, match=r"312 left over: .*temporal"):
+def test_weights_of_a_video_model_do_not_fit_an_image_model() -> None:
+    with pytest.raises(UserError, match=r"312 unexpected: .*temporal"):
         load_weights(random_unet(IMAGE), random_unet(VIDEO).state_dict(), "FOLDER")
 
 
-def test_weights_that_are_not_finite_are_refused_by_name(projected: SpatioTemporalUNet) -> None:
+def test_nonfinite_weights_are_refused_by_name(projected: SpatioTemporalUNet) -> None:
     before = {k: v.clone() for k, v in projected.state_dict().items()}
     weights = {k: torch.zeros_like(v) for k, v in before.items()}
     weights["conv_out.bias"][1] = float("nan")
@@ -162,7 +160,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(projected: SpatioTempor
     assert all(torch.equal(v, before[k]) for k, v in projected.state_dict().items())
 
 
-def test_the_report_tells_what_was_copied_widened_and_new(tmp_path: Path) -> None:
+def test_the_report_lists_copied_widened_and_new_weights(tmp_path: Path) -> None:
     after = random_unet(PROJECTED)
     report = load_weights(after, random_unet(IMAGE).float().half().state_dict(), "runs/step-9/unet.safetensors")
     new = len(after.state_dict()) - 686
@@ -181,16 +179,16 @@ def test_the_report_tells_what_was_copied_widened_and_new(tmp_path: Path) -> Non
     }
     assert rows["content_projection.bias"] == {"how": "new"}
     assert Counter(row["how"] for row in rows.values()) == {"copied": 685, "widened": 1, "new": new}
-    assert len(report.to_json().splitlines()) < len(rows) + 20  # a line a parameter
+    assert len(report.to_json().splitlines()) < len(rows) + 20  # one line per parameter
 
 
-def test_names_are_listed_in_full_while_they_are_few() -> None:
+def test_only_few_names_are_listed_in_full() -> None:
     assert listed(["a.weight", "b"]) == "a.weight, b"
     names = [f"down_blocks.{i}.resnets.{j}.norm1.bias" for i in range(2) for j in range(5)] + ["conv_in.bias"]
     assert listed(names) == f"{', '.join(names[:3])}, …: 5 in down_blocks.0, 5 in down_blocks.1, 1 in conv_in"
 
 
-def test_a_unet_of_other_widths_is_refused_by_name() -> None:
+def test_a_unet_with_other_widths_is_refused_by_field() -> None:
     pretrained = replace(IMAGE, groups=8)
     with pytest.raises(UserError) as error:
         check_same_family(replace(pretrained, channels=[32, 64, 64, 64], heads=[4] * 4), pretrained, "FOLDER")
@@ -199,13 +197,13 @@ def test_a_unet_of_other_widths_is_refused_by_name() -> None:
     assert "heads [8, 8, 8, 8] (model: [4, 4, 4, 4])" in line and "groups" not in line
 
 
-def test_what_inflation_changes_is_not_another_family() -> None:
+def test_fields_that_inflation_changes_may_differ() -> None:
     grown = replace(IMAGE, in_channels=12, temporal=True, max_frames=16, temporal_kernel=5, content_dim=768)
     check_same_family(grown, IMAGE, "FOLDER")
 
 
 @pytest.mark.parametrize("damage", ["missing", "damaged"])
-def test_a_file_of_weights_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> None:
+def test_an_unreadable_weights_file_is_named(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "unet.safetensors"
     if damage == "damaged":
         path.write_bytes(b"no weights")

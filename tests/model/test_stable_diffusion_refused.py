@@ -1,4 +1,4 @@
-"""What stage 1 refuses to read, with what its one line says; nothing is ever unpickled."""
+"""Tests of the inputs that stage 1 refuses, with their one-line messages; nothing is ever unpickled."""
 
 import json
 import pickle
@@ -36,7 +36,7 @@ def write_xl(path: Path) -> Path:
     return path / "xl.safetensors"
 
 
-def write_quantised(path: Path) -> Path:
+def write_quantized(path: Path) -> Path:
     save_file({k: v.to(torch.int8) for k, v in image_unet(SMALL).state_dict().items()}, path / "int8.safetensors")
     return path / "int8.safetensors"
 
@@ -52,7 +52,7 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 
 class Harm:
-    """Unpickled, it would leave a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -61,16 +61,16 @@ class Harm:
         return Path.touch, (self.path,)  # type: ignore[return-value]
 
 
-# what is there in place of a UNet -> what the line has to say
+# name -> (writer of something else than a UNet, expected part of the message)
 REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "nothing": (lambda path: path / "sd.safetensors", "there is no such file or folder; give a folder in diffusers'"),
-    "empty folder": (lambda path: path, "it has no config.json of one; give a folder in diffusers' layout"),
-    "folder of files": (lambda path: write_lora(path).parent, "the one of its files that you mean (lora.safetensors)"),
-    "text": (lambda path: write_bytes(path / "a.txt", b"hello"), "not of a format that is read: give a folder"),
+    "nothing": (lambda path: path / "sd.safetensors", "no such file or folder; give a folder in diffusers'"),
+    "empty folder": (lambda path: path, "it has no config.json; give a folder in diffusers' layout"),
+    "folder of files": (lambda path: write_lora(path).parent, "give one of its files (lora.safetensors)"),
+    "text": (lambda path: write_bytes(path / "a.txt", b"hello"), "has an unsupported format: give a folder"),
     "no safetensors": (lambda path: write_bytes(path / "a.safetensors", b"hello"), "cannot be read as safetensors"),
-    "lora": (write_lora, "holds no UNet of Stable Diffusion (its first tensor is lora_unet_down_blocks_0.alpha)"),
-    "SDXL": (write_xl, "not a Stable Diffusion 1.x or 2.x UNet (1 unknown weights, label_emb.0.0.weight is one)"),
-    "quantised": (write_quantised, "is int8: give weights that are not quantised"),
+    "lora": (write_lora, "holds no Stable Diffusion UNet (its first tensor is lora_unet_down_blocks_0.alpha)"),
+    "SDXL": (write_xl, "not a Stable Diffusion 1.x or 2.x UNet (1 unknown weights, e.g. label_emb.0.0.weight)"),
+    "quantized": (write_quantized, "is int8: give weights that are not quantized"),
     "pickle of diffusers": (
         lambda path: write_bytes(path / "a.bin", b""),
         "is a pickle, which is not read: convert it",
@@ -79,35 +79,36 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda path: write_pickle(path, {"state_dict": {}, "callbacks": {UNetConfig: SMALL}}),
         "holds more than tensors (gen1_train.model.unet.UNetConfig): it is not executed; convert it to .safetensors",
     ),
-    "no tensors": (lambda path: write_pickle(path, {"state_dict": {}}), "(there is no tensor in it)"),
-    "odd state_dict": (lambda path: write_pickle(path, {"state_dict": [1]}), "(there is no tensor in it)"),
-    "a list": (lambda path: write_pickle(path, [torch.zeros(1)]), "(there is no tensor in it)"),
+    "no tensors": (lambda path: write_pickle(path, {"state_dict": {}}), "(it has no tensors)"),
+    "odd state_dict": (lambda path: write_pickle(path, {"state_dict": [1]}), "(it has no tensors)"),
+    "a list": (lambda path: write_pickle(path, [torch.zeros(1)]), "(it has no tensors)"),
     "empty": (lambda path: write_bytes(path / "a.ckpt", b""), "is damaged or holds more than tensors"),
     "a page": (lambda path: write_bytes(path / "a.ckpt", b"<!DOCTYPE html>"), "is damaged or holds more than tensors"),
     "junk": (lambda path: write_bytes(path / "a.ckpt", b"hello" * 50), "is damaged or holds more than tensors"),
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_is_no_unet_of_stable_diffusion_is_refused(what: str, tmp_path: Path) -> None:
-    write, says = REFUSED[what]
+@pytest.mark.parametrize("name", REFUSED)
+def test_anything_but_a_stable_diffusion_unet_is_refused(name: str, tmp_path: Path) -> None:
+    write, message = REFUSED[name]
     path = write(tmp_path)
     line = refusal(path)
-    assert says in line and str(path) in line
+    assert message in line and str(path) in line
 
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_pickle_is_never_executed(tmp_path: Path, zipped: bool) -> None:
-    path, trace = tmp_path / "harm.ckpt", tmp_path / "executed"
+    path = tmp_path / "harm.ckpt"
+    trace = tmp_path / "executed"
     pickle.loads(pickle.dumps(Harm(trace)))
-    trace.unlink()  # it was there: the harm is real
+    trace.unlink()  # it existed: unpickling does execute
     torch.save({"state_dict": Harm(trace)}, path, _use_new_zipfile_serialization=zipped)
     assert "it is not executed" in refusal(path) and not trace.exists()
     path.write_bytes(pickle.dumps(Harm(trace), protocol=2))
     assert "it is not executed" in refusal(path) and not trace.exists()
 
 
-def test_a_cut_off_ckpt_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_ckpt_is_refused(tmp_path: Path) -> None:
     for zipped in (True, False):
         path = checkpoint(bare_compvis, zipped=zipped)(tmp_path, SMALL, image_unet(SMALL))
         path.write_bytes(path.read_bytes()[:-1000])
@@ -116,47 +117,47 @@ def test_a_cut_off_ckpt_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("sd")
-    write_stable_diffusion(place, cross_attention_dim=24)
-    return place
+    folder = tmp_path_factory.mktemp("sd")
+    write_stable_diffusion(folder, cross_attention_dim=24)
+    return folder
 
 
-def copied(source: Path, target: Path, leave: str = "") -> Path:
-    """The `unet/` of a folder, to damage."""
+def copied(source: Path, target: Path, omit: str = "") -> Path:
+    """Copies the `unet/` of a folder, so that a test can damage it."""
     (target / "unet").mkdir(parents=True)
     for path in (source / "unet").iterdir():
-        if path.name != leave:
+        if path.name != omit:
             (target / "unet" / path.name).write_bytes(path.read_bytes())
     return target / "unet"
 
 
 @pytest.mark.parametrize("files", [[], ["diffusion_pytorch_model.non_ema.safetensors"]])
-def test_a_folder_without_its_weights_says_what_is_missing(stable_diffusion: Path, tmp_path: Path, files: list) -> None:
-    unet = copied(stable_diffusion, tmp_path, leave=WEIGHTS_FILE)
+def test_missing_weights_in_a_folder_are_named(stable_diffusion: Path, tmp_path: Path, files: list) -> None:
+    unet = copied(stable_diffusion, tmp_path, omit=WEIGHTS_FILE)
     for name in files:
         (unet / name).write_bytes((stable_diffusion / "unet" / WEIGHTS_FILE).read_bytes())
     line = refusal(tmp_path)
     assert f"no weights at {unet / WEIGHTS_FILE}" in line
-    assert all(name in line and read_stable_diffusion(unet / name).config for name in files)  # the mend works
+    assert all(name in line and read_stable_diffusion(unet / name).config for name in files)  # the remedy works
 
 
 @pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.fp16.bin"])
 def test_a_folder_of_pickles_is_refused(stable_diffusion: Path, tmp_path: Path, name: str) -> None:
-    unet = copied(stable_diffusion, tmp_path, leave=WEIGHTS_FILE)
+    unet = copied(stable_diffusion, tmp_path, omit=WEIGHTS_FILE)
     (unet / name).write_bytes(b"")
     assert f"{unet / name} is a pickle, which is not read: convert it to .safetensors" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["cut off", "no safetensors", "empty"])
+@pytest.mark.parametrize("damage", ["truncated", "no safetensors", "empty"])
 def test_damaged_safetensors_are_refused(stable_diffusion: Path, tmp_path: Path, damage: str) -> None:
     path = copied(stable_diffusion, tmp_path) / WEIGHTS_FILE
     data = path.read_bytes()
-    path.write_bytes({"cut off": data[:-100], "no safetensors": b"\x80\x02}q\x00." * 9, "empty": b""}[damage])
+    path.write_bytes({"truncated": data[:-100], "no safetensors": b"\x80\x02}q\x00." * 9, "empty": b""}[damage])
     assert f"{path} cannot be read as safetensors" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "", "\xff"])
-def test_a_config_that_is_none_is_refused(stable_diffusion: Path, tmp_path: Path, content: str) -> None:
+def test_an_invalid_config_is_refused(stable_diffusion: Path, tmp_path: Path, content: str) -> None:
     path = copied(stable_diffusion, tmp_path) / "config.json"
     path.write_bytes(content.encode("latin-1"))
     assert str(path) in refusal(tmp_path)
@@ -182,7 +183,7 @@ def test_other_kinds_of_unet_are_refused(stable_diffusion: Path, tmp_path: Path,
     assert "not a Stable Diffusion 1.x or 2.x UNet" in line
 
 
-# --- shards: what is damaged -> what the line has to say
+# --- shards
 
 Index = dict[str, str]  # the weight_map: name -> shard
 
@@ -200,7 +201,7 @@ def rewrite(unet: Path, shard: str, change: Callable[[dict[str, Tensor]], dict[s
     save_file(change({k: v.clone() for k, v in load_file(unet / shard).items()}), unet / shard)
 
 
-def take_from_shard(unet: Path, index: Index) -> None:
+def remove_from_shard(unet: Path, index: Index) -> None:
     rewrite(unet, index["conv_in.bias"], lambda w: {k: v for k, v in w.items() if k != "conv_in.bias"})
 
 
@@ -216,33 +217,34 @@ def point_outside(unet: Path, index: Index) -> None:
     index["conv_in.bias"] = "../model.safetensors"
 
 
+# name -> (damage, expected part of the message)
 SHARD_DAMAGE: dict[str, tuple[Callable[[Path, Index], None], str]] = {
-    "missing": (remove_shard, "lists shards that are missing there: diffusion_pytorch_model-0000"),
-    "lacks a key": (take_from_shard, "(conv_in.bias not in it); fetch both again"),
-    "has a key more": (add_to_shard, "(extra.weight in it, but not by the index)"),
-    "another's key": (
+    "missing": (remove_shard, "lists shards that are missing: diffusion_pytorch_model-0000"),
+    "lacks a key": (remove_from_shard, "(missing: conv_in.bias); fetch both again"),
+    "has an extra key": (add_to_shard, "(not in the index: extra.weight)"),
+    "a key of another shard": (
         swap_in_index,
-        "is not the shard of diffusion_pytorch_model.safetensors.index.json (conv_in.bias",
+        "does not match diffusion_pytorch_model.safetensors.index.json (not in the index: conv_in.bias",
     ),
-    "a path": (point_outside, "is not the index of shards"),
+    "a path": (point_outside, "is not an index of shards"),
     "empty": (lambda unet, index: index.clear(), "it has no weight_map of file names"),
 }
 
 
-@pytest.mark.parametrize("what", SHARD_DAMAGE)
-def test_shards_that_are_not_those_of_the_index_are_refused(shards: Path, tmp_path: Path, what: str) -> None:
-    damage, says = SHARD_DAMAGE[what]
+@pytest.mark.parametrize("name", SHARD_DAMAGE)
+def test_shards_that_do_not_match_the_index_are_refused(shards: Path, tmp_path: Path, name: str) -> None:
+    damage, message = SHARD_DAMAGE[name]
     unet = copied(shards, tmp_path)
     path = unet / f"{WEIGHTS_FILE}.index.json"
     index = json.loads(path.read_text())
     assert len(set(index["weight_map"].values())) > 1
     damage(unet, index["weight_map"])
     path.write_text(json.dumps(index))
-    assert says in refusal(tmp_path)
+    assert message in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}'])
-def test_an_index_that_is_none_is_refused(shards: Path, tmp_path: Path, content: str) -> None:
+def test_an_invalid_index_is_refused(shards: Path, tmp_path: Path, content: str) -> None:
     path = copied(shards, tmp_path) / f"{WEIGHTS_FILE}.index.json"
     path.write_text(content)
     assert str(path) in refusal(tmp_path)

@@ -1,12 +1,16 @@
-"""The identity that everything rests on: inflated, the UNet is Stable Diffusion's, frame by frame."""
+"""Tests of the fundamental identity: the inflated UNet equals Stable Diffusion's, frame by frame."""
 
 import subprocess
 import sys
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from gen1_train.errors import UserError
+from gen1_train.model.temporal import TemporalConv
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from tests.model.reference import SD1, SD2, diffusers_unet, frame_by_frame, inflated, inputs, perturb
 
@@ -14,7 +18,7 @@ Pair = tuple[UNet2DConditionModel, SpatioTemporalUNet]
 
 
 def pair(config: UNetConfig) -> Pair:
-    """A random image UNet and its inflation, in float64: a wrong epsilon shows there, in float32 it does not."""
+    """Builds a random image UNet and its inflation, in float64, in which even a wrong epsilon is visible."""
     torch.manual_seed(0)
     image_unet = diffusers_unet(config).double().eval().requires_grad_(False)
     return image_unet, inflated(config, image_unet).eval().requires_grad_(False)
@@ -41,61 +45,61 @@ CONFIGS = {
     "like SD 2, odd sizes": (SD2, (5, 6), 5),
     "with structure": ({**SD1, "in_channels": 12}, (8, 8), 1),
     "three levels": ({**SD1, "channels": [8, 16, 16], "attention": [True, False, True], "heads": [2, 2, 4]}, (4, 6), 1),
-    "one layer a level": ({**SD1, "layers": 1}, (8, 8), 1),
+    "one layer per level": ({**SD1, "layers": 1}, (8, 8), 1),
 }
 
 
-@pytest.mark.parametrize("what", CONFIGS)
-def test_inflated_equals_diffusers_frame_by_frame(what: str) -> None:
-    values, size, tokens = CONFIGS[what]
+@pytest.mark.parametrize("name", CONFIGS)
+def test_inflated_equals_diffusers_frame_by_frame(name: str) -> None:
+    values, size, tokens = CONFIGS[name]
     config = UNetConfig(**values)
     image_unet, unet = pair(config)
-    given = inputs(config, size=size, tokens=tokens)
-    expected = frame_by_frame(image_unet, *given)
+    example = inputs(config, size=size, tokens=tokens)
+    expected = frame_by_frame(image_unet, *example)
     assert expected.shape == (2, 3, 4, *size) and expected.std() > 1e-2
     for temporal in (False, True):
-        error = (unet(*given, temporal=temporal) - expected).abs().max() / expected.abs().max()
+        error = (unet(*example, temporal=temporal) - expected).abs().max() / expected.abs().max()
         assert error < 1e-9, f"{error:.1e}"
 
 
 def test_inflated_equals_diffusers_in_float32() -> None:
     image_unet, unet = pair(UNetConfig(**SD1))
     latents, timesteps, content = inputs(unet.config)
-    given = latents.float(), timesteps, content.float()
-    expected = frame_by_frame(image_unet.float(), *given)
-    error = (unet.float()(*given) - expected).abs().max() / expected.abs().max()
+    example = latents.float(), timesteps, content.float()
+    expected = frame_by_frame(image_unet.float(), *example)
+    error = (unet.float()(*example) - expected).abs().max() / expected.abs().max()
     assert error < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_temporal_layers_start_as_the_identity_to_the_bit(dtype: torch.dtype) -> None:
+def test_temporal_layers_start_as_the_exact_identity(dtype: torch.dtype) -> None:
     _, unet = pair(UNetConfig(**SD1))
     unet.to(dtype)
     latents, timesteps, content = inputs(unet.config)
-    given = latents.to(dtype), timesteps, content.to(dtype)
-    on, off = unet(*given), unet(*given, temporal=False)
+    example = latents.to(dtype), timesteps, content.to(dtype)
+    on, off = unet(*example), unet(*example, temporal=False)
     assert torch.equal(on, off) and on.dtype == dtype
-    without = SpatioTemporalUNet(UNetConfig(**SD1, temporal=False)).to(dtype)
-    without.load_state_dict({k: v for k, v in unet.state_dict().items() if ".temporal_" not in k})
-    assert torch.equal(without(*given), off)
+    image_only = SpatioTemporalUNet(UNetConfig(**SD1, temporal=False)).to(dtype)
+    image_only.load_state_dict({k: v for k, v in unet.state_dict().items() if ".temporal_" not in k})
+    assert torch.equal(image_only(*example), off)
 
 
-def test_training_changes_the_video_model_and_leaves_the_image_model(trained: Pair) -> None:
+def test_trained_temporal_layers_do_not_change_the_image_model(trained: Pair) -> None:
     image_unet, unet = trained
-    given = inputs(unet.config)
-    expected = frame_by_frame(image_unet, *given)
-    torch.testing.assert_close(unet(*given, temporal=False), expected, rtol=1e-9, atol=1e-9)
-    assert (unet(*given) - expected).abs().max() > 0.1 * expected.abs().max()
+    example = inputs(unet.config)
+    expected = frame_by_frame(image_unet, *example)
+    torch.testing.assert_close(unet(*example, temporal=False), expected, rtol=1e-9, atol=1e-9)
+    assert (unet(*example) - expected).abs().max() > 0.1 * expected.abs().max()
 
 
-def test_frames_mix_within_their_clip_only(trained: Pair) -> None:
+def test_frames_mix_only_within_their_clip(trained: Pair) -> None:
     _, unet = trained
     latents, timesteps, content = inputs(unet.config)
     other = latents.clone()
     other[1, 2] += 1.0  # the last frame of clip 1
     changed = (unet(other, timesteps, content) - unet(latents, timesteps, content)).abs().amax((2, 3, 4))
-    assert (changed[0] < 1e-12).all()  # clip 0 knows nothing of it
-    assert (changed[1] > 1e-4).all()  # every frame of clip 1 does
+    assert (changed[0] < 1e-12).all()  # clip 0 is unaffected
+    assert (changed[1] > 1e-4).all()  # every frame of clip 1 changes
     changed = unet(other, timesteps, content, temporal=False) - unet(latents, timesteps, content, temporal=False)
     assert (changed.abs().amax((2, 3, 4)) > 1e-12).tolist() == [[False] * 3, [False, False, True]]
 
@@ -110,32 +114,32 @@ def test_clips_have_their_own_timestep_and_content(trained: Pair) -> None:
         torch.testing.assert_close(alone, together[part], rtol=1e-9, atol=1e-10)
 
 
-def test_the_order_of_frames_matters_to_the_video_model_alone(trained: Pair) -> None:
+def test_the_order_of_frames_matters_only_to_the_video_model(trained: Pair) -> None:
     _, unet = trained
     latents, timesteps, content = inputs(unet.config)
-    backwards = unet(latents.flip(1), timesteps, content).flip(1)
-    assert (backwards - unet(latents, timesteps, content)).abs().max() > 1e-3
-    backwards = unet(latents.flip(1), timesteps, content, temporal=False).flip(1)
-    torch.testing.assert_close(backwards, unet(latents, timesteps, content, temporal=False), rtol=1e-9, atol=1e-10)
+    reversed_order = unet(latents.flip(1), timesteps, content).flip(1)
+    assert (reversed_order - unet(latents, timesteps, content)).abs().max() > 1e-3
+    reversed_order = unet(latents.flip(1), timesteps, content, temporal=False).flip(1)
+    torch.testing.assert_close(reversed_order, unet(latents, timesteps, content, temporal=False), rtol=1e-9, atol=1e-10)
 
 
-def test_an_image_is_a_video_of_one_frame(trained: Pair) -> None:
+def test_images_are_processed_as_videos_of_one_frame(trained: Pair) -> None:
     image_unet, unet = trained
-    given = inputs(unet.config, b=3, n=1)
-    expected = frame_by_frame(image_unet, *given)
-    torch.testing.assert_close(unet(*given, temporal=False), expected, rtol=1e-9, atol=1e-9)
-    assert unet(*given).shape == expected.shape
+    example = inputs(unet.config, b=3, n=1)
+    expected = frame_by_frame(image_unet, *example)
+    torch.testing.assert_close(unet(*example, temporal=False), expected, rtol=1e-9, atol=1e-9)
+    assert unet(*example).shape == expected.shape
 
 
 def test_more_frames_than_positions_are_refused(sd1: Pair) -> None:
     _, unet = sd1
-    given = inputs(unet.config, b=1, n=9, size=(4, 4))
+    example = inputs(unet.config, b=1, n=9, size=(4, 4))
     with pytest.raises(ValueError, match=r"9 frames.*8"):
-        unet(*given)
-    assert unet(*given, temporal=False).shape == given[0].shape  # positions are of the temporal layers
+        unet(*example)
+    assert unet(*example, temporal=False).shape == example[0].shape  # only the temporal layers have positions
 
 
-def test_content_of_another_width_is_projected() -> None:
+def test_content_with_another_width_is_projected() -> None:
     torch.manual_seed(0)
     wide = SpatioTemporalUNet(UNetConfig(**{**SD1, "content_dim": 40})).double()
     plain = SpatioTemporalUNet(UNetConfig(**SD1)).double()
@@ -147,13 +151,43 @@ def test_content_of_another_width_is_projected() -> None:
     torch.testing.assert_close(wide(latents, timesteps, content), expected, rtol=1e-9, atol=1e-10)
 
 
-def test_each_level_needs_its_number_of_heads() -> None:
+def test_each_level_needs_a_number_of_heads() -> None:
     with pytest.raises(ValueError):
         SpatioTemporalUNet(UNetConfig(**{**SD1, "heads": [8, 8]}))
 
 
-def test_new_layers_learn_outputs_first_then_everything() -> None:
-    """Zero outputs are the identity, not a dead end: they move in the first step, and all behind them in the next."""
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temporal_kernel": 0}, "model.temporal_kernel=0 must be odd"),
+        ({"temporal_kernel": 2}, "model.temporal_kernel=2 must be odd"),
+        ({"temporal_kernel": -1}, "model.temporal_kernel=-1 must be odd"),
+        ({"max_frames": 0}, "model.max_frames=0 must be above 0"),
+        ({"layers": 0}, "model.layers=0 must be above 0"),
+        ({"groups": 0}, "model.groups=0 must be above 0"),
+        ({"content_dim": 0}, "model.content_dim=0 must be above 0"),
+        ({"heads": [8, 8, 0, 8]}, "model.heads=[8, 8, 0, 8]: all must be 1 or more"),
+        ({"channels": []}, "model.channels=[]"),
+        (
+            {"channels": [5], "heads": [1], "attention": [True], "groups": 5},
+            "model.channels=[5]: the first must be even",
+        ),
+    ],
+)
+def test_a_unet_that_cannot_take_a_clip_is_refused_by_its_config(change: dict[str, Any], message: str) -> None:
+    UNetConfig().check()
+    with pytest.raises(UserError) as error:
+        replace(UNetConfig(), **change).check()
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_every_odd_kernel_keeps_the_length_of_a_clip(kernel: int) -> None:
+    assert TemporalConv(8, kernel)(torch.randn(5, 8, 2, 2), frames=5).shape == (5, 8, 2, 2)
+
+
+def test_new_layers_first_train_their_outputs_then_everything() -> None:
+    """Layers that start at zero can train: the outputs change in the first step, everything else in the second."""
     torch.manual_seed(0)
     unet = SpatioTemporalUNet(UNetConfig(**SD1))
     latents, timesteps, content = inputs(unet.config, n=2, size=(16, 16), tokens=2)
@@ -161,8 +195,8 @@ def test_new_layers_learn_outputs_first_then_everything() -> None:
     convs = [f"temporal_conv{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")]
     outputs = (*convs, ".attn.to_out.weight", ".attn.to_out.bias", ".ff.net.2.weight", ".ff.net.2.bias")
 
-    def still() -> set[str]:
-        """The temporal parameters without any gradient, after a backward pass and a step of SGD."""
+    def without_gradient() -> set[str]:
+        """Runs a step of SGD and returns the temporal parameters that had no gradient in it."""
         unet.zero_grad()
         (unet(latents.float(), timesteps, content.float()) - target).square().mean().backward()
         names = {k for k, p in unet.named_parameters() if ".temporal_" in k and not p.grad.any()}
@@ -172,31 +206,32 @@ def test_new_layers_learn_outputs_first_then_everything() -> None:
         return names
 
     inner = {k for k, _ in unet.named_parameters() if ".temporal_" in k and not k.endswith(outputs)}
-    assert still() == inner
-    assert still() == set()
+    assert without_gradient() == inner
+    assert without_gradient() == set()
 
 
-def test_an_image_step_leaves_the_temporal_layers_alone() -> None:
+def test_an_image_step_gives_the_temporal_layers_no_gradient() -> None:
     unet = SpatioTemporalUNet(UNetConfig(**SD1)).double()
     unet(*inputs(unet.config, n=1, size=(16, 16), tokens=2), temporal=False).sum().backward()
-    without = {k for k, p in unet.named_parameters() if p.grad is None}
-    assert without == {k for k, _ in unet.named_parameters() if ".temporal_" in k}
+    no_gradient = {k for k, p in unet.named_parameters() if p.grad is None}
+    assert no_gradient == {k for k, _ in unet.named_parameters() if ".temporal_" in k}
 
 
-def test_spatial_names_are_those_of_diffusers(sd1: Pair) -> None:
+def test_spatial_names_equal_those_of_diffusers(sd1: Pair) -> None:
     image_unet, unet = sd1
     spatial = {k for k in unet.state_dict() if ".temporal_" not in k}
     assert spatial == set(image_unet.state_dict()) and len(spatial) == 686
 
 
-def test_stable_diffusion_1_5_in_full() -> None:
-    """On the meta device, so at no cost: every name and shape of the real thing, and the paper's temporal layers."""
+def test_the_full_size_unet_has_the_shapes_of_stable_diffusion_1_5() -> None:
+    """Compares all names and shapes on the meta device, and counts the paper's temporal layers."""
     with torch.device("meta"):
         image_unet = diffusers_unet(UNetConfig())
-        unet, image_only = SpatioTemporalUNet(UNetConfig()), SpatioTemporalUNet(UNetConfig(temporal=False))
-    wanted = {k: v.shape for k, v in image_unet.state_dict().items()}
-    assert {k: v.shape for k, v in image_only.state_dict().items()} == wanted
-    assert {k: v.shape for k, v in unet.state_dict().items() if ".temporal_" not in k} == wanted
+        unet = SpatioTemporalUNet(UNetConfig())
+        image_only = SpatioTemporalUNet(UNetConfig(temporal=False))
+    expected = {k: v.shape for k, v in image_unet.state_dict().items()}
+    assert {k: v.shape for k, v in image_only.state_dict().items()} == expected
+    assert {k: v.shape for k, v in unet.state_dict().items() if ".temporal_" not in k} == expected
     assert sum(p.numel() for p in image_only.parameters()) == 859_520_964
     names = [name for name, _ in unet.named_modules()]
     # one after each spatial convolution of each residual block, one after each spatial transformer block
@@ -205,7 +240,7 @@ def test_stable_diffusion_1_5_in_full() -> None:
     assert sum(name.endswith(".transformer_blocks.0") for name in names) == 16
 
 
-def test_the_model_needs_torch_alone() -> None:
+def test_the_model_needs_only_torch() -> None:
     code = """
 import sys
 
@@ -226,11 +261,12 @@ import torch
 from gen1_train.model import SpatioTemporalUNet, UNetConfig
 from gen1_train.diffusion import content, guidance, loss, sampler, structure
 NAMES.remove("safetensors")
-from gen1_train.model import autoencoder, pretrained
+from gen1_train.frozen import autoencoder
+from gen1_train.model import pretrained
 
 config = UNetConfig(channels=[8, 8], attention=[True, False], heads=[2, 2], groups=2, context_dim=4, content_dim=4)
 out = SpatioTemporalUNet(config)(torch.zeros(1, 2, 4, 4, 4), torch.tensor([3]), torch.zeros(1, 1, 4))
 print(tuple(out.shape))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stdout == "(1, 2, 4, 4, 4)\n", done.stderr
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.stdout == "(1, 2, 4, 4, 4)\n", result.stderr

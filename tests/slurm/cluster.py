@@ -1,4 +1,4 @@
-"""A real Slurm of two nodes on this machine, for a test session: tests/slurm/cluster.sh, and what tests ask of it."""
+"""A real Slurm of two nodes on this machine, for a test session; tests/slurm/cluster.sh starts it."""
 
 import os
 import re
@@ -22,9 +22,8 @@ def missing() -> list[str]:
 
 
 class Cluster:
-    """`base`: a new folder with a short path, since munge's socket is in it."""
-
     def __init__(self, base: Path) -> None:
+        """`base`: a new folder with a short path, because munge's socket is in it."""
         self.base = base
         self._own = {"GEN1_CLUSTER": str(base), "GEN1_CLUSTER_PORTS": " ".join(map(str, free_ports(3)))}
         self.environment = {
@@ -32,45 +31,43 @@ class Cluster:
         }
 
     def start(self) -> None:
-        told = self._manage("start")
-        for setting in re.findall(r"(\w+)=(\S+)", told):
-            self.environment[setting[0]] = setting[1]
+        self.environment |= dict(re.findall(r"(\w+)=(\S+)", self._manage("start")))
 
     def stop(self) -> None:
         self._manage("stop")
 
     def _manage(self, verb: str) -> str:
-        done = subprocess.run(
+        result = subprocess.run(
             [CLUSTER, verb], env={**os.environ, **self._own}, capture_output=True, text=True, timeout=90
         )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert result.returncode == 0, result.stderr
+        return result.stdout
 
     def call(self, *command: str | Path, folder: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
-        """A client's command, in a folder, with more in its environment."""
-        call = [str(part) for part in command]
+        """Runs a command of a client of the cluster, with `more` variables in its environment."""
+        words = [str(word) for word in command]
         environment = {**self.environment, **more}
-        return subprocess.run(call, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+        return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 
     def submit(self, *command: str | Path, folder: Path, **more: str) -> str:
-        """`sbatch` with these arguments; the job's id."""
-        done = self.call("sbatch", "--parsable", *command, folder=folder, **more)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
+        """Runs `sbatch` with these arguments; returns the job's id."""
+        result = self.call("sbatch", "--parsable", *command, folder=folder, **more)
+        assert result.returncode == 0, result.stderr
+        return result.stdout.strip()
 
     def job(self, number: str) -> dict[str, str]:
-        """What scontrol knows of a job, or of an array's element as ID_K."""
-        done = self.call("scontrol", "show", "job", "--oneliner", number)
-        assert done.returncode == 0, done.stderr
-        return dict(re.findall(r"(\S+?)=(\S*)", done.stdout))
+        """The fields that scontrol shows for a job, or for an element of an array (ID_K)."""
+        result = self.call("scontrol", "show", "job", "--oneliner", number)
+        assert result.returncode == 0, result.stderr
+        return dict(re.findall(r"(\S+?)=(\S*)", result.stdout))
 
     def wait(self, number: str, *states: str, seconds: float = 180) -> dict[str, str]:
-        """Polls until a job is in one of the states (or, without any, has ended); what scontrol then knows."""
+        """Waits until a job is in one of the states, or without any, has ended; returns its fields."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            found = self.job(number)
-            if found["JobState"] in (states or ENDED):
-                return found
-            assert not states or found["JobState"] not in ENDED, f"job {number} has ended as {found['JobState']}"
+            job = self.job(number)
+            if job["JobState"] in (states or ENDED):
+                return job
+            assert not states or job["JobState"] not in ENDED, f"job {number} has ended as {job['JobState']}"
             time.sleep(0.3)
-        raise AssertionError(f"job {number} is {found['JobState']} ({found['Reason']}) after {seconds:g} s")
+        raise AssertionError(f"job {number} is {job['JobState']} ({job['Reason']}) after {seconds:g} s")

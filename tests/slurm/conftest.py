@@ -10,15 +10,15 @@ from tests.slurm.cluster import Cluster, missing
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Two nodes; where Slurm is not installed the tests are skipped, but not in CI (.ci/run sets GEN1_NEED_SLURM)."""
-    if lacks := missing():
-        said = f"Slurm is not installed ({', '.join(lacks)} not found): apt-get install slurm-wlm munge"
-        assert not os.environ.get("GEN1_NEED_SLURM"), said
-        pytest.skip(said)
+    """Two nodes. Without Slurm, the tests are skipped, but fail in CI (.ci/run sets GEN1_NEED_SLURM)."""
+    if programs := missing():
+        reason = f"Slurm is not installed ({', '.join(programs)} not found): apt-get install slurm-wlm munge"
+        assert not os.environ.get("GEN1_NEED_SLURM"), reason
+        pytest.skip(reason)
     with tempfile.TemporaryDirectory(prefix="gen1-slurm-", ignore_cleanup_errors=True) as base:
-        made = Cluster(Path(base))
+        cluster = Cluster(Path(base))
         try:
-            made.start()
-            yield made
+            cluster.start()
+            yield cluster
         finally:
-            made.stop()
+            cluster.stop()

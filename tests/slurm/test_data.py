@@ -1,4 +1,4 @@
-"""slurm/data.sh on two nodes: the set that one process makes, whatever befalls its jobs."""
+"""slurm/data.sh on two nodes makes the set of one process, whatever happens to its jobs."""
 
 import os
 import re
@@ -10,20 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from gen1_train.exits import INCOMPLETE
+from gen1_train.errors import INCOMPLETE
 from tests.running import ENVIRONMENT, REPOSITORY, command
 from tests.slurm.cluster import SCRIPTS, Cluster
 from tests.video.files import make_video
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 SCRIPT = SCRIPTS / "data.sh"
-# six tasks, a video each, of which share 1 of 4 has two
+# six tasks of one video each; share 1 of 4 has two of them
 SETTINGS = ["source=videos", "recipe=tiny", "recipe.task_seconds=0.1"]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where jobs are submitted: five videos, a long one, and a file that is none; the site's facts."""
+    """The folder where jobs are submitted, with five videos, a long one, a file that is no video, and a site.env."""
     videos = tmp_path / "videos"
     videos.mkdir()
     for number in range(6):
@@ -42,7 +42,7 @@ def submit(cluster: Cluster, folder: Path, *settings: str) -> str:
 
 
 def planned(cluster: Cluster, folder: Path) -> tuple[str, str, str]:
-    """Submits the set, and waits for the plan: the array's job, the shares that it does, and the job that freezes."""
+    """Submits the set and waits for the plan. Returns the job of the array, its shares, and the job that freezes."""
     job = submit(cluster, folder, *SETTINGS, "output=sets/made", "of=4")
     ended = cluster.wait(job)
     log = (folder / f"gen1-data-{job}.log").read_text()
@@ -53,27 +53,26 @@ def planned(cluster: Cluster, folder: Path) -> tuple[str, str, str]:
 
 
 def stop_in_a_task(output: Path, tasks: str) -> None:
-    """Stops the process that is at work on one of these tasks, right at its beginning: it leaves its id in a name."""
+    """Stops the process that works on one of these tasks as soon as it begins; its id is in the name of a folder."""
     until = time.monotonic() + 120
     while time.monotonic() < until:
         for building in (output / ".staging").glob(f".task-0000[{tasks}].*.tmp"):
-            os.kill(int(building.name.split(".")[2]), signal.SIGSTOP)
+            os.kill(int(building.name.split(".")[2].partition("-")[0]), signal.SIGSTOP)
             return
         time.sleep(0.01)
-    raise AssertionError(f"nobody has begun with tasks {tasks}")
+    raise AssertionError(f"no process has begun with tasks {tasks}")
 
 
 def files(output: Path) -> dict[str, bytes]:
-    """All of a set but its page, which tells when it was made."""
+    """The files of a set, except for its page, which holds the time."""
     paths = [path for path in output.rglob("*") if path.is_file() and path.name != "report.html"]
     return {str(path.relative_to(output)): path.read_bytes() for path in paths}
 
 
 def test_an_array_with_a_cancelled_element_makes_the_set_of_one_process(cluster: Cluster, folder: Path) -> None:
     straight = [*command("data_tools.main", *SETTINGS), "output=sets/straight"]
-    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}  # as many as a task has
     with open(folder / "straight.log", "wb") as log:
-        one_process = subprocess.Popen(straight, cwd=folder, env=environment, stdout=log, stderr=log)
+        one_process = subprocess.Popen(straight, cwd=folder, env=ENVIRONMENT, stdout=log, stderr=log)
     array, shares, freezing = planned(cluster, folder)
     assert shares == "0-3"
     output = folder / "sets" / "made"
@@ -87,7 +86,7 @@ def test_an_array_with_a_cancelled_element_makes_the_set_of_one_process(cluster:
     assert {element["BatchHost"] for element in elements} == {"node1", "node2"}
     assert cluster.wait(freezing)["JobState"] == "CANCELLED"
     assert cluster.wait(busy)["ExitCode"] == "2:0"
-    refusal = f"data: error: jobs {array} {freezing} are at work on output=sets/../sets/made: "
+    refusal = f"data: error: jobs {array} {freezing} are working on output=sets/../sets/made: "
     assert (folder / f"gen1-data-{busy}.log").read_text().startswith(refusal)
     assert not (output / "manifest.json").exists()
 
@@ -95,7 +94,7 @@ def test_an_array_with_a_cancelled_element_makes_the_set_of_one_process(cluster:
     assert shares == "1"
     assert cluster.wait(freezing)["JobState"] == "COMPLETED"  # although a file is broken
     assert cluster.job(f"{array}_1")["JobState"] == "COMPLETED"
-    assert "what did not become samples" in (folder / f"gen1-data-freeze-{freezing}.log").read_text()
+    assert "lists what did not become samples" in (folder / f"gen1-data-freeze-{freezing}.log").read_text()
     assert one_process.wait(120) == INCOMPLETE, (folder / "straight.log").read_text()
     made = files(output)
     assert made == files(folder / "sets" / "straight")
@@ -104,20 +103,20 @@ def test_an_array_with_a_cancelled_element_makes_the_set_of_one_process(cluster:
     again = submit(cluster, folder, *SETTINGS, "output=sets/made", "retry=transient")
     assert cluster.wait(again)["JobState"] == "COMPLETED"
     lines = (folder / f"gen1-data-{again}.log").read_text().splitlines()
-    assert [line.partition(": ")[0] for line in lines] == ["retry=transient", "already frozen"]
+    assert [line.split(": ")[1] for line in lines] == ["retry=transient", "already frozen"]
 
 
 def test_wrong_settings_end_the_plan_and_nothing_is_submitted(cluster: Cluster, folder: Path) -> None:
     settings = {
-        "source=nowhere": "source=nowhere is not there",
+        "source=nowhere": "source=nowhere does not exist",
         "precision=fp61": "precision=fp61 is not one of",
         "of=some": "of=some is not a number",
     }
-    jobs = {submit(cluster, folder, *SETTINGS, "output=made", wrong): said for wrong, said in settings.items()}
-    for job, said in jobs.items():
+    jobs = {submit(cluster, folder, *SETTINGS, "output=made", wrong): words for wrong, words in settings.items()}
+    for job, words in jobs.items():
         ended = cluster.wait(job)
         assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0")
         (line,) = (folder / f"gen1-data-{job}.log").read_text().splitlines()
-        assert "error: " in line and said in line
+        assert "error: " in line and words in line
     assert not cluster.call("squeue", "--noheader").stdout
     assert not (folder / "made").exists()

@@ -1,4 +1,4 @@
-"""What can be said of the scripts without a Slurm."""
+"""What can be tested of the scripts without Slurm."""
 
 import os
 import subprocess
@@ -11,13 +11,13 @@ CALLED = sorted(SCRIPTS.glob("*.sh"))
 
 
 @pytest.mark.parametrize("script", sorted(SCRIPTS.iterdir()), ids=lambda path: path.name)
-def test_they_are_bash(script):
+def test_every_script_is_valid_bash(script):
     assert subprocess.run(["bash", "-n", script], capture_output=True, text=True).stderr == ""
     assert os.access(script, os.X_OK) == (script in CALLED)
 
 
-def test_the_stages_differ_in_what_they_ask_for_alone():
-    """A job finds the folder by its script's name, which is written in it."""
+def test_the_stages_differ_in_their_resources_alone():
+    """A job finds the folder of its script by the name of the script, which is written in it."""
     bodies = set()
     for name in (*(f"stage{number}" for number in range(1, 6)), "prior", "customize"):
         text = (SCRIPTS / f"{name}.sh").read_text()
@@ -27,8 +27,8 @@ def test_the_stages_differ_in_what_they_ask_for_alone():
     assert len(bodies) == 1
 
 
-def test_the_prior_is_one_process_with_the_settings_of_the_site_that_are_its_own(tmp_path):
-    """In a job of two nodes with 8 GPUs; what Slurm would answer is made up."""
+def test_the_prior_is_one_process_with_only_those_settings_of_the_site_that_it_has(tmp_path):
+    """In a job of two nodes with 8 GPUs; the answers of Slurm are fakes."""
     fakes = {
         "scontrol": f'case "$*" in *job*) echo "Command={SCRIPTS}/prior.sh x" ;; *) echo localhost ;; esac',
         "getent": "true",
@@ -60,12 +60,12 @@ def test_the_prior_is_one_process_with_the_settings_of_the_site_that_are_its_own
     started = (tmp_path / "started").read_text()
     assert "--nodes=1 --ntasks=1 " in started and started.endswith(f" {wanted}\n")
     for left_out in ("strategy=zero3", "data.cache=/local"):
-        assert f"prior: site.env's {left_out} is for the stages, and left out" in done.stdout
+        assert f"prior: {left_out} of site.env applies to the stages only and is ignored" in done.stdout
 
 
 @pytest.mark.parametrize("script", CALLED, ids=lambda path: path.name)
-def test_without_slurm_they_say_what_to_do(script, tmp_path):
-    """Called by hand where there is no sbatch: one line and exit code 2."""
+def test_without_slurm_a_script_ends_with_one_line(script, tmp_path):
+    """And exit code 2, if it is called by hand where there is no sbatch."""
     for name in ("bash", "dirname", "basename", "mkdir"):
         found = subprocess.run(["which", name], capture_output=True, text=True).stdout.strip()
         (tmp_path / name).symlink_to(found)

@@ -1,12 +1,11 @@
-"""Two real processes that train as ranks 0 and 1, as a cluster's launcher starts them."""
+"""Two real processes that train as ranks 0 and 1, started like a cluster's launcher starts them."""
 
-import os
+import pickle
+import subprocess
 import sys
 from collections.abc import Callable
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -14,48 +13,56 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from benchmarks.ranks import environment, free_ports
-from gen1_train.cli import end
-from gen1_train.config import TrainConfig
-from gen1_train.training.ending import Ending
+from gen1_train.cli.app import end
+from gen1_train.system.console import console
+from gen1_train.system.processes import run_without_finalizing
+from gen1_train.training.callbacks.rank_failure import RankFailure
+from gen1_train.training.config import TrainConfig
+from tests.running import ENVIRONMENT, REPOSITORY, command
+from tests.training.plans import remembered_plans
 
 
 def run_pair(
     task: Callable[..., None], folder: Path, *arguments: Any, seconds: float = 60
-) -> tuple[list[int | None], list[str]]:
-    """Calls `task(rank, *arguments)` in two processes that find each other; their exit codes and what they said.
+) -> tuple[list[int], list[str]]:
+    """Calls `task(rank, *arguments)` in two processes that find each other.
 
-    A process that lives for longer than so many `seconds` is killed.
+    Returns their exit codes and their standard errors. A process that takes longer than `seconds` is killed.
     """
     (port,) = free_ports(1)
-    makers = [(rank, folder / f"{rank}.err", task, arguments) for rank in range(2)]
-    processes = [get_context("spawn").Process(target=_start, args=given) for given in makers]
-    for rank, process in enumerate(processes):
-        with patch.dict(os.environ, environment(rank, 2, port), CUDA_VISIBLE_DEVICES=""):
-            process.start()
+    call, logs = folder / "call.pickle", [folder / f"{rank}.err" for rank in range(2)]
+    call.write_bytes(pickle.dumps((task, arguments)))
+    processes = []
+    for rank, log in enumerate(logs):
+        with open(log, "w") as errors:
+            variables = {**ENVIRONMENT, **environment(rank, 2, port)}
+            line = command("tests.training.pair", str(rank), str(call))
+            processes.append(subprocess.Popen(line, cwd=REPOSITORY, env=variables, stderr=errors))
     for process in processes:
-        process.join(seconds)
-        process.kill()
-        process.join()
-    return [process.exitcode for process in processes], [(folder / f"{rank}.err").read_text() for rank in range(2)]
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    return [process.wait() for process in processes], [log.read_text() for log in logs]
 
 
-def _start(rank: int, errors: Path, task: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    with open(errors, "w") as stream:
-        os.dup2(stream.fileno(), 2)
-    torch.set_num_threads(1)
-    try:
-        task(rank, *arguments)
-    except Exception as error:
-        end("gen1-train", error, TrainConfig)
-    sys.exit(0)
+def run_rank(rank: int, call: Path) -> None:
+    """What each of the processes does."""
+    task, arguments = pickle.loads(call.read_bytes())
+    with console("gen1-train"), remembered_plans():
+        try:
+            task(rank, *arguments)
+        except Exception as error:
+            end(error, TrainConfig)
 
 
 class Small(LightningModule):
-    """One weight; what `step` does at each step is the test's business."""
+    """A model of one weight; the test defines what `step` does in each step."""
 
     def __init__(self, step: Callable[[int], None]) -> None:
         super().__init__()
-        self.step, self.layer = step, nn.Linear(1, 1)
+        self.step = step
+        self.layer = nn.Linear(1, 1)
 
     def training_step(self, batch: Tensor, number: int) -> Tensor:
         self.step(number)
@@ -65,17 +72,21 @@ class Small(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def train_small(step: Callable[[int], None], *callbacks: Callback, ending: Ending | None = None) -> None:
+def train_small(step: Callable[[int], None], *callbacks: Callback, failure: RankFailure | None = None) -> None:
     """Two steps of DDP on two CPU processes."""
     trainer = Trainer(
         accelerator="cpu",
         devices=2,
         strategy="ddp",
         max_steps=2,
-        callbacks=[ending or Ending(), *callbacks],
+        callbacks=[failure or RankFailure(), *callbacks],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     trainer.fit(Small(step), DataLoader(torch.ones(8, 1)))
+
+
+if __name__ == "__main__":
+    run_without_finalizing(lambda: run_rank(int(sys.argv[1]), Path(sys.argv[2])))

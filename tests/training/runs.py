@@ -1,20 +1,20 @@
-"""Runs of stage 3 below one folder, and what they leave. `output` names a run; ROOT/set, ROOT/first are conftest's."""
+"""Runs of stage 3 in one root folder, and their results. `output` names a run; see `run_root` in tests/conftest.py."""
 
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-from gen1_train.training.checkpoint import OPTIMIZER, UNET, latest
-from gen1_train.training.metrics import read_metrics
+from gen1_train.reporting.rows import read_metrics
+from gen1_train.training.checkpoints.checkpoint import OPTIMIZER, UNET, latest
 from tests.running import TRAIN
 
 STEPS = 8
-AVERAGES = ["ema_0.5.safetensors", "ema_0.9.safetensors"]  # of a run that lasts for so few steps
+AVERAGES = ["ema_0.5.safetensors", "ema_0.9.safetensors"]  # `ema.decays` in `stage`
 
 
 def stage(root: Path, number: int, output: str, *more: str) -> list[str]:
-    """The settings of a run of a stage on two CPU processes with ZeRO-2, where `more` says nothing else."""
+    """The settings of a run of a stage, on two CPU processes with ZeRO-2 unless `more` changes that."""
     settings = [
         f"stage={number}",
         *TRAIN,
@@ -37,19 +37,19 @@ def folder(root: Path, output: str) -> Path:
 
 
 def last(root: Path, output: str) -> Path:
-    """The checkpoint that a finished run ends with."""
-    found = latest(folder(root, output))
-    assert found is not None and found.info.finished
-    return found.path
+    """The last checkpoint of a finished run."""
+    checkpoint = latest(folder(root, output))
+    assert checkpoint is not None and checkpoint.info.finished
+    return checkpoint.path
 
 
 def losses(root: Path, output: str) -> list[tuple[int, float]]:
-    """The step and the loss of each row; a loss is written so that no two float32 look alike."""
+    """The step and the loss of each row. Losses are written so that no two float32 values look alike."""
     return [(int(row["step"]), float(row["loss"])) for row in read_metrics(folder(root, output) / "metrics.csv")]
 
 
 def assert_equal_to_the_bit(root: Path, output: str, straight: str) -> None:
-    """The losses of all steps, the last weights and the last state of the optimizer are those of a straight run."""
+    """Losses of all steps, final weights and final state of the optimizer are those of a straight run."""
     assert losses(root, output) == losses(root, straight)
     assert last(root, output).name == last(root, straight).name
     files = [sorted(path.name for path in last(root, name).glob("*.safetensors")) for name in (output, straight)]
@@ -59,30 +59,30 @@ def assert_equal_to_the_bit(root: Path, output: str, straight: str) -> None:
 
 
 def everything(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint, by `KIND:NAME`: the kind is a file's, or a moment's."""
-    found = {}
+    """All tensors of a checkpoint by `KIND:NAME`; the kind is a file or a moment."""
+    tensors = {}
     for path in checkpoint.glob("*.safetensors"):
         for name, tensor in load_file(path).items():
             kind = name.rpartition(".")[2] if path.name == OPTIMIZER else path.stem
-            found[f"{kind}:{name}"] = tensor
-    return found
+            tensors[f"{kind}:{name}"] = tensor
+    return tensors
 
 
 def assert_close(checkpoint: Path, straight: Path) -> None:
-    """Two checkpoints are the same to the rounding of another order of sums.
+    """Two checkpoints are equal up to the rounding of sums in another order.
 
-    Weights, each average, and either moment are compared as a whole.
+    The weights, each average and each moment are compared as a whole.
     """
-    made, wanted = (everything(path) for path in (checkpoint, straight))
-    assert made.keys() == wanted.keys()
+    actual, wanted = (everything(path) for path in (checkpoint, straight))
+    assert actual.keys() == wanted.keys()
     for kind in {name.partition(":")[0] for name in wanted}:
         names = [name for name in wanted if name.startswith(f"{kind}:")]
-        flat, reference = (torch.cat([tensors[name].flatten() for name in names]) for tensors in (made, wanted))
+        flat, reference = (torch.cat([tensors[name].flatten() for name in names]) for tensors in (actual, wanted))
         assert (flat - reference).norm() <= 5e-3 * reference.norm(), kind or "weights"
 
 
 def assert_same_run(root: Path, output: str, straight: str) -> None:
-    """The same as to the bit, to the rounding of another order of sums."""
+    """Like `assert_equal_to_the_bit`, but up to the rounding of sums in another order."""
     assert_close(last(root, output), last(root, straight))
     reference, other = (load_file(last(root, name) / UNET) for name in (straight, output))
     for key, value in reference.items():

@@ -1,20 +1,33 @@
-"""The table of docs/strategies.md: ways to train, and the runs of all of them on two CPU processes.
+"""The table of docs/strategies.md: all combinations of settings, and their runs on two CPU processes.
 
-Starting processes takes longer than a run: the runs of a strategy go one after the other in one pair of them.
+One pair of processes does all runs, because starting DeepSpeed takes longer than a run.
 """
 
 import gc
+import hashlib
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import distributed
+from pytest import MonkeyPatch
+from torch import Tensor, distributed
 
-from gen1_train.config import TrainConfig
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
-from gen1_train.training.checkpoint import UNET, CheckpointConfig, CheckpointInfo, begin, checkpoints_dir, commit
+from gen1_train.training.checkpoints.checkpoint import (
+    UNET,
+    CheckpointConfig,
+    CheckpointInfo,
+    begin,
+    checkpoints_dir,
+    commit,
+)
+from gen1_train.training.config import TrainConfig
+from gen1_train.training.module import Gen1Module
 from gen1_train.training.run import train
 from gen1_train.training.stages import StageConfig, stage_unet
 from tests.made import WIDTH, make_shard_set
@@ -42,7 +55,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its run."""
+        """The name of its run."""
         extras = [self.offload] if self.offload != "none" else []
         extras += [word for word in ("checkpointing", "compile") if getattr(self, word)]
         extras += [] if self.ema else ["no-ema"]
@@ -58,15 +71,15 @@ OFFLOADED += [Cell("zero3", precision, checkpointing=True, offload="all") for pr
 
 
 def cells(strategy: str) -> list[Cell]:
-    """All that a strategy runs with: everything but ZeRO-3 compiled, which is refused."""
+    """All combinations for a strategy. Only compiling ZeRO-3 is refused."""
     compiled = (False,) if strategy == "zero3" else (False, True)
-    made = [Cell(strategy, *choice) for choice in product(PRECISIONS, (False, True), compiled)]
-    made += [Cell(strategy, precision, ema=False) for precision in PRECISIONS]  # an average is made after the step
-    return made + [cell for cell in OFFLOADED if cell.strategy == strategy]
+    combinations = [Cell(strategy, *choice) for choice in product(PRECISIONS, (False, True), compiled)]
+    combinations += [Cell(strategy, precision, ema=False) for precision in PRECISIONS]  # averaging follows the step
+    return combinations + [cell for cell in OFFLOADED if cell.strategy == strategy]
 
 
 def make_start(root: Path) -> None:
-    """A shard set, and a stage 2 to start from."""
+    """Writes a shard set and a stage 2 to start from."""
     make_shard_set(root / "set", width=64, height=32)
     before = replace(STAGE, name="2", predecessor="1", temporal=False)
     torch.manual_seed(0)
@@ -76,21 +89,31 @@ def make_start(root: Path) -> None:
 
 
 def config(root: Path, cell: Cell) -> TrainConfig:
-    """A video step and an image step, which leaves the temporal layers out."""
+    """A run of a video step and an image step, which skips the temporal layers."""
     model = replace(TINY, checkpointing=[cell.checkpointing] * 2)
-    made = TrainConfig(STAGE, output=str(root), name=cell.name, model=model)
-    made.data.root, made.data.batch_clips, made.data.workers = str(root / "set"), 4, 0
-    made.init.checkpoint = str(root / "start")
-    made.trainer.accelerator, made.trainer.devices = "cpu", 1 if cell.strategy == "single" else 2
-    made.trainer.precision = cell.precision
-    made.trainer.compile, made.trainer.compile_backend = cell.compile, "eager"
-    made.strategy.name, made.strategy.offload, made.strategy.persist_below = cell.strategy, cell.offload, 0
-    made.checkpoint.every, made.checkpoint.keep = 1, 2
-    made.log.wandb, made.log.every = "disabled", 1
-    made.optim.lr, made.optim.warmup_steps = 1e-3, 2
-    made.ema.decays = [0.9, 0.25] if cell.ema else []
-    made.validation.every = made.validation.edit_every = 0
-    return made
+    config = TrainConfig(STAGE, output=str(root), name=cell.name, model=model)
+    config.data.root = str(root / "set")
+    config.data.batch_clips = 4
+    config.data.workers = 0
+    config.init.checkpoint = str(root / "start")
+    config.trainer.accelerator = "cpu"
+    config.trainer.devices = 1 if cell.strategy == "single" else 2
+    config.trainer.precision = cell.precision
+    config.trainer.compile = cell.compile
+    config.trainer.compile_backend = "eager"
+    config.strategy.name = cell.strategy
+    config.strategy.offload = cell.offload
+    config.strategy.persist_below = 0
+    config.checkpoint.every = 1
+    config.checkpoint.keep = 2
+    config.log.wandb = "disabled"
+    config.log.every = 1
+    config.optim.lr = 1e-3
+    config.optim.warmup_steps = 2
+    config.ema.decays = [0.9, 0.25] if cell.ema else []
+    config.validation.every = 0
+    config.validation.edit_every = 0
+    return config
 
 
 def folder(root: Path, name: str) -> Path:
@@ -99,28 +122,47 @@ def folder(root: Path, name: str) -> Path:
 
 
 def run_all(rank: int, root: Path, which: list[Cell]) -> None:
-    """What each process does. A graph serves all cells whose UNets are alike, so most are compiled once only."""
+    """What each process does. A compiled graph serves all cells with equal UNets."""
     torch._dynamo.config.recompile_limit = 4 * len(which)  # type: ignore[attr-defined]
     for cell in which:
         if cell.strategy == "single" and rank > 0:
             continue
-        made = config(root, cell)
-        train(made)
+        settings = config(root, cell)
+        with recorded_inputs(root / cell.name / f"inputs-{rank}.jsonl"):
+            train(settings)
         if cell in OFFLOADED:
             if rank == 0:
                 copy_first_step(root, cell)
             distributed.barrier()
-            train(replace(made, name=resumed(cell)))
-        gc.collect()  # DeepSpeed's engines hold themselves
+            train(replace(settings, name=resumed(cell)))
+        gc.collect()  # DeepSpeed's engines hold references to themselves
+
+
+@contextmanager
+def recorded_inputs(path: Path) -> Iterator[None]:
+    """Appends to a file what the UNet gets for each sample: a hash of the noisy latents, timestep and content."""
+    predict = Gen1Module.predict_step
+
+    def record(module: Gen1Module, *inputs: Any, **options: Any) -> Tensor:
+        with open(path, "a") as file:
+            for sample in zip(*inputs):
+                values = b"".join(value.flatten().numpy().tobytes() for value in sample)
+                file.write(hashlib.sha256(values).hexdigest() + "\n")
+        return predict(module, *inputs, **options)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with MonkeyPatch.context() as patch:
+        patch.setattr(Gen1Module, "predict_step", record)
+        yield
 
 
 def resumed(cell: Cell) -> str:
-    """The name of the run that goes on from a cell's first step."""
+    """The name of the run that resumes after the first step of a cell."""
     return f"{cell.name}-resumed"
 
 
 def copy_first_step(root: Path, cell: Cell) -> None:
-    """A copy of a run as it stood after its first step."""
+    """Copies a run as it was after its first step."""
     shutil.copytree(root / cell.name, root / resumed(cell))
     for path in checkpoints_dir(folder(root, resumed(cell))).glob("step-*"):
         if path.name != "step-00000001":

@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from gen1_train.config import TrainConfig
-from gen1_train.data.shards import Manifest
+from gen1_train.data.manifest import Manifest
 from gen1_train.errors import UserError
-from gen1_train.model.autoencoder import Autoencoder, AutoencoderConfig
+from gen1_train.frozen.autoencoder import Autoencoder, AutoencoderConfig
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
-from gen1_train.training.checkpoint import UNET, CheckpointConfig, CheckpointInfo, begin, commit
+from gen1_train.training.checkpoints.checkpoint import UNET, Checkpoint, CheckpointConfig, CheckpointInfo, begin, commit
+from gen1_train.training.config import TrainConfig
 from gen1_train.training.preflight import (
+    check_data,
     check_start,
     load_autoencoder,
     micro_clips,
@@ -23,8 +24,9 @@ from gen1_train.training.preflight import (
 from gen1_train.training.stages import InitConfig, StageConfig, build_unet, predecessor, run_folder, stage_unet
 from miniature.tiny import write_stable_diffusion
 from tests.made import WIDTH, make_shard_set
+from tests.running import WEIGHTS
 
-AUTOENCODER = Path(__file__).parents[2] / "miniature" / "weights" / "autoencoder"
+AUTOENCODER = WEIGHTS / "autoencoder"
 STAGES = {
     1: StageConfig("1", None, 0, temporal=False, structure=False, max_level=0, image_ratio=1.0),
     3: StageConfig("3", "2", 10, temporal=True, structure=False, max_level=0, image_ratio=0.125),
@@ -35,7 +37,8 @@ STAGES = {
 
 def config(root: Path | None = None, clips: int = 4, **model: int) -> TrainConfig:
     made = TrainConfig(STAGES[3], model=UNetConfig(content_dim=WIDTH, **model))
-    made.data.root, made.data.batch_clips = root and str(root), clips
+    made.data.root = root and str(root)
+    made.data.batch_clips = clips
     made.trainer.accelerator = "cpu"
     return made
 
@@ -63,6 +66,11 @@ def test_data_that_does_not_fit_is_refused_with_the_mend(root, tmp_path):
         open_data(config(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"set model\.max_frames=4"):
         open_data(config(root, max_frames=2))
+    set_of_16 = replace(Manifest.load(root), estimators=deepcopy(Manifest.load(root).estimators))
+    set_of_16.estimators["autoencoder"]["channels"] = 16
+    with pytest.raises(UserError, match="have 16 channels, the model takes 4: choose another recipe"):
+        check_data(config(root), set_of_16)
+    check_data(config(root, out_channels=16), set_of_16)
     other = config(root)
     other.model.content_dim = 768
     with pytest.raises(UserError, match=rf"have width {WIDTH}, the model takes 768"):
@@ -105,6 +113,10 @@ def started(tree: Path, number: int, estimators: dict[str, Any]) -> TrainConfig:
     return made
 
 
+def start_of(config: TrainConfig) -> Checkpoint:
+    return predecessor(config.stage, config.init, config.tree)
+
+
 def made_by(name: str, **changes: Any) -> Manifest:
     """A manifest whose estimators are those of tests.made, one of them with these changes."""
     estimators = deepcopy(ESTIMATORS)
@@ -122,9 +134,9 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("number", [3, 4, 5])
 def test_a_stage_starts_on_a_set_of_the_same_estimators(tmp_path, number):
     here = started(tmp_path / "tree", number, ESTIMATORS)
-    check_start(here, made_by("clip"))
+    check_start(here, made_by("clip"), start_of(here))
     # where they lie, and what does not change their values, may differ
-    check_start(here, made_by("clip", config={"model": "elsewhere"}, precision="fp16"))
+    check_start(here, made_by("clip", config={"model": "elsewhere"}, precision="fp16"), start_of(here))
 
 
 @pytest.mark.parametrize("number", [3, 4, 5])
@@ -132,7 +144,7 @@ def test_a_stage_starts_on_a_set_of_the_same_estimators(tmp_path, number):
 def test_a_stage_refuses_a_set_of_other_estimators(tmp_path, number, name):
     here = started(tmp_path / "tree", number, ESTIMATORS)
     with pytest.raises(UserError) as error:
-        check_start(here, made_by(name, config={"path": "other"}, fingerprint="4" * 64))
+        check_start(here, made_by(name, config={"path": "other"}, fingerprint="4" * 64), start_of(here))
     line = str(error.value)
     assert f"the shard set SET was made with another {name} estimator than {tmp_path / 'tree'}" in line
     before, now = ESTIMATORS[name], "{'path': 'other'} (fingerprint 444444444444)"
@@ -144,22 +156,23 @@ def test_a_stage_refuses_a_set_of_other_estimators(tmp_path, number, name):
 def test_another_structure_matters_from_the_second_stage_that_sees_it(tmp_path, change):
     """Stage 4 is the first to see structure: it learns whichever the set has."""
     for number in (3, 4):
-        check_start(started(tmp_path / f"tree{number}", number, ESTIMATORS), made_by("structure", **change))
+        here = started(tmp_path / f"tree{number}", number, ESTIMATORS)
+        check_start(here, made_by("structure", **change), start_of(here))
+    here = started(tmp_path / "tree5", 5, ESTIMATORS)
     with pytest.raises(UserError, match=r"another structure estimator .*: (depth|edges) \{.* instead of depth \{"):
-        check_start(started(tmp_path / "tree5", 5, ESTIMATORS), made_by("structure", **change))
+        check_start(here, made_by("structure", **change), start_of(here))
 
 
 def test_a_start_without_estimators_is_stage_1_s(tmp_path):
-    check_start(started(tmp_path / "tree", 3, {}), made_by("clip", fingerprint="other"))
-    first = replace(config(), stage=STAGES[1])
-    check_start(first, made_by("clip"))  # it has no predecessor
+    here = started(tmp_path / "tree", 3, {})
+    check_start(here, made_by("clip", fingerprint="other"), start_of(here))
 
 
 def test_a_start_that_lacks_one_estimator_is_refused(tmp_path):
     known = {name: value for name, value in ESTIMATORS.items() if name != "structure"}
     here = started(tmp_path / "tree", 5, known)
     with pytest.raises(UserError, match="another structure estimator"):
-        check_start(here, made_by("structure"))
+        check_start(here, made_by("structure"), start_of(here))
 
 
 def test_the_unet_of_a_stage_has_what_the_stage_says():
@@ -171,17 +184,18 @@ def test_the_unet_of_a_stage_has_what_the_stage_says():
 def test_a_stage_without_its_start_says_where_it_comes_from(tmp_path):
     model = UNetConfig(channels=[8, 16, 32, 32], groups=8, context_dim=WIDTH, content_dim=WIDTH)
     with pytest.raises(UserError, match=r"give its folder with init\.from=PATH"):
-        build_unet(model, STAGES[1], InitConfig(), tmp_path, 0)
+        build_unet(model, STAGES[1], InitConfig(), None, 0)
     with pytest.raises(UserError, match="gen1-train stage=2"):
         predecessor(STAGES[3], InitConfig(), tmp_path)
     with pytest.raises(UserError, match=r"use init\.checkpoint="):
-        build_unet(model, STAGES[3], InitConfig(from_="sd"), tmp_path, 0)
+        predecessor(STAGES[3], InitConfig(from_="sd"), tmp_path)
     write_stable_diffusion(tmp_path / "sd")
-    first, _ = build_unet(model, STAGES[1], InitConfig(from_=str(tmp_path / "sd")), tmp_path, 0)
-    again, _ = build_unet(model, STAGES[1], InitConfig(from_=str(tmp_path / "sd")), tmp_path, 1)
+    first, _ = build_unet(model, STAGES[1], InitConfig(from_=str(tmp_path / "sd")), None, 0)
+    again, _ = build_unet(model, STAGES[1], InitConfig(from_=str(tmp_path / "sd")), None, 1)
     assert all((a == b).all() for a, b in zip(first.parameters(), again.parameters(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("start", "change"),
     [(1, {"heads": [4, 4, 4, 4]}), (1, {"groups": 4}), (3, {"heads": [4, 4, 4, 4]}), (3, {"temporal_head_width": 16})],
@@ -194,6 +208,7 @@ def test_a_stage_refuses_a_start_that_no_shape_tells_apart(tmp_path, start, chan
     info = CheckpointInfo(str(start), 0, finished=True)
     commit(temporary, {UNET: unet.state_dict()}, recorded, info, CheckpointConfig())
     after = replace(STAGES[start + 2], predecessor=str(start))
-    build_unet(model, after, InitConfig(), tmp_path, 0)
-    with pytest.raises(UserError, match=f"is not of the chosen model: {next(iter(change))}"):
-        build_unet(replace(model, **change), after, InitConfig(), tmp_path, 0)
+    checkpoint = predecessor(after, InitConfig(), tmp_path)
+    build_unet(model, after, InitConfig(), checkpoint, 0)
+    with pytest.raises(UserError, match=f"does not match the chosen model: {next(iter(change))}"):
+        build_unet(replace(model, **change), after, InitConfig(), checkpoint, 0)

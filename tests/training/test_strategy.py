@@ -1,4 +1,4 @@
-"""Which strategies there are, and that all ways to train of docs/strategies.md take the same steps."""
+"""Strategies, and that all combinations of docs/strategies.md take the same steps."""
 
 import re
 from pathlib import Path
@@ -9,19 +9,26 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gen1_train.errors import UserError
-from gen1_train.training.checkpoint import OPTIMIZER, UNET, checkpoints_dir, latest
-from gen1_train.training.ema import rate
-from gen1_train.training.metrics import read_metrics
-from gen1_train.training.state import MOMENTS
-from gen1_train.training.strategy import BUCKET, StrategyConfig, ZeroStrategy, build_strategy, zero_config
+from gen1_train.reporting.rows import read_metrics
+from gen1_train.training.checkpoints.checkpoint import OPTIMIZER, UNET, checkpoints_dir, latest
+from gen1_train.training.checkpoints.ema import rate
+from gen1_train.training.checkpoints.state import MOMENTS
+from gen1_train.training.strategy import (
+    REDUCE_BUCKET_ELEMENTS,
+    StrategyConfig,
+    ZeroStrategy,
+    build_strategy,
+    zero_config,
+)
+from tests.running import REPOSITORY
 from tests.training.pair import run_pair
-from tests.training.table import OFFLOADED, REFERENCE, STRATEGIES, cells, folder, make_start, resumed, run_all
+from tests.training.table import OFFLOADED, REFERENCE, STRATEGIES, Cell, cells, folder, make_start, resumed, run_all
 
-DOCS = Path(__file__).parents[2] / "docs" / "strategies.md"
+DOCS = REPOSITORY / "docs" / "strategies.md"
 CELLS = [cell for strategy in STRATEGIES for cell in cells(strategy)]
-ROUNDING = {  # the largest share by which losses and moments, and all that two steps changed, may differ
+ROUNDING = {  # the largest relative difference of losses and moments, and of the change by two steps
     "32-true": (1e-5, 1e-3),
-    "bf16-mixed": (2e-2, 0.15),  # AdamW's first steps are the gradient's sign, also where it is all rounding
+    "bf16-mixed": (2e-2, 0.15),  # AdamW's first steps follow the gradient's sign, even if it is nothing but rounding
 }
 
 
@@ -36,7 +43,7 @@ ROUNDING = {  # the largest share by which losses and moments, and all that two 
         (StrategyConfig("zero3", persist_below=-1), 2, "strategy.persist_below=-1 must be 0 or above"),
     ],
 )
-def test_what_does_not_go_together_is_refused(config, processes, said):
+def test_settings_that_do_not_go_together_are_refused(config, processes, said):
     with pytest.raises(UserError, match=re.escape(said)) as error:
         build_strategy(config, processes, micro_batch=1, gpu=False)
     assert "\n" not in str(error.value)
@@ -44,19 +51,19 @@ def test_what_does_not_go_together_is_refused(config, processes, said):
 
 @pytest.mark.parametrize("gpu", [True, False])
 @pytest.mark.parametrize("name", ["zero1", "zero2", "zero3"])
-def test_deepspeed_takes_what_is_built_for_it(name, gpu):
+def test_deepspeed_accepts_the_config(name, gpu):
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     made = zero_config(StrategyConfig(name, "optimizer", persist_below=7), micro_batch=3, gpu=gpu)
     parsed = DeepSpeedZeroConfig(**made["zero_optimization"])
     assert parsed.stage == int(name[-1]) and parsed.contiguous_gradients
-    assert parsed.overlap_comm is gpu and parsed.reduce_bucket_size == BUCKET
+    assert parsed.overlap_comm is gpu and parsed.reduce_bucket_size == REDUCE_BUCKET_ELEMENTS
     assert parsed.offload_optimizer.device == "cpu" and parsed.offload_optimizer.pin_memory is gpu
     assert parsed.offload_param is None and parsed.param_persistence_threshold == 7
     assert made["train_micro_batch_size_per_gpu"] == 3
 
 
-def test_all_is_offloaded_where_it_is_asked_for():
+def test_all_is_offloaded_on_request():
     made = build_strategy(StrategyConfig("zero3", "all"), processes=2, micro_batch=1, gpu=False)
     assert isinstance(made, ZeroStrategy)
     assert {"offload_optimizer", "offload_param"} <= made.config["zero_optimization"].keys()
@@ -64,7 +71,7 @@ def test_all_is_offloaded_where_it_is_asked_for():
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All cells, run for a video step and an image step."""
+    """The folder of the runs of all cells, each with a video step and an image step."""
     root = tmp_path_factory.mktemp("table")
     make_start(root)
     with pytest.MonkeyPatch.context() as patch:
@@ -75,7 +82,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def saved(root: Path, name: str) -> dict[str, Tensor]:
-    """The weights and moments that a run ends with, and its averages."""
+    """The final weights, moments and averages of a run."""
     found = latest(folder(root, name))
     assert found is not None and found.info.finished
     averages = {
@@ -90,7 +97,7 @@ def losses(root: Path, name: str) -> list[tuple[str, float]]:
 
 
 def parts(state: dict[str, Tensor], start: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What two steps have done to the weights that there were before, and either moment, end to end."""
+    """The change of the weights by two steps, and each moment, as flat vectors."""
     made = {moment: [value for name, value in state.items() if name.endswith(f".{moment}")] for moment in MOMENTS}
     made["update"] = [state[name] - value for name, value in start.items()]
     return {part: torch.cat([value.flatten() for value in values]) for part, values in made.items()}
@@ -99,8 +106,8 @@ def parts(state: dict[str, Tensor], start: dict[str, Tensor]) -> dict[str, Tenso
 @pytest.mark.slow
 @pytest.mark.timeout(1000)
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
-def test_all_ways_take_the_same_two_steps(table, cell):
-    """The same losses, moments and updates, to the rounding of the sums' order or of bfloat16."""
+def test_all_combinations_take_the_same_two_steps(table, cell):
+    """The same losses, moments and updates, up to the rounding of sums in another order, or of bfloat16."""
     wanted, made = losses(table, REFERENCE.name), losses(table, cell.name)
     assert [kind for kind, _ in made] == [kind for kind, _ in wanted] == ["video", "image"]
     values, updates = ROUNDING[cell.precision]
@@ -113,9 +120,25 @@ def test_all_ways_take_the_same_two_steps(table, cell):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1000)
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
+def test_the_network_gets_the_same_bits(table, cell):
+    """Data and noise are as stored and drawn under every strategy and precision, and not rounded on the way."""
+
+    def inputs(cell: Cell) -> list[str]:
+        return sorted(line for path in (table / cell.name).glob("inputs-*.jsonl") for line in path.open())
+
+    wanted, made = inputs(REFERENCE), inputs(cell)
+    assert len(set(wanted)) == len(wanted) > 4  # a video step and an image step
+    if cell.compile:  # which runs on zeros before
+        made = [line for line in made if line in wanted]
+    assert made == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1000)
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.ema], ids=lambda cell: cell.name)
 def test_averages_are_those_of_the_whole_weights(table, cell):
-    """Each rank averages its part of the masters; put together it is what one process makes of all, to the bit."""
+    """Each rank averages its part of the masters. Together, the parts equal the average of the whole, bit for bit."""
     first, second = (checkpoints_dir(folder(table, cell.name)) / f"step-0000000{step}" for step in (1, 2))
     weights = load_file(second / UNET)
     for decay in (0.9, 0.25):
@@ -128,7 +151,7 @@ def test_averages_are_those_of_the_whole_weights(table, cell):
 @pytest.mark.timeout(1000)
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.precision == "bf16-mixed"], ids=lambda cell: cell.name)
 def test_masters_and_moments_are_float32(table, cell):
-    """Half of a bfloat16's bits would be lost in nearly every one of them."""
+    """In bfloat16, nearly every one of them would lose bits."""
     for name, value in saved(table, cell.name).items():
         changed = value[value != 0]
         assert value.dtype == torch.float32
@@ -144,7 +167,7 @@ def test_resumed_equals_straight_to_the_bit_where_state_is_offloaded(table, cell
     assert losses(table, resumed(cell)) == losses(table, cell.name)
 
 
-def test_the_table_in_the_docs_is_the_one_that_is_run():
+def test_the_table_in_the_docs_shows_the_cells():
     head, _, *rows = (line for line in DOCS.read_text().splitlines() if line.count("|") == 9)
     assert [word.strip() for word in head.split("|")[2:7]] == [
         "checkpointing",
@@ -167,7 +190,7 @@ def test_the_table_in_the_docs_is_the_one_that_is_run():
     assert tuple(shown) == STRATEGIES
 
 
-def test_every_choice_meets_every_other_one():
-    """Of the table's axes; compiling ZeRO-3 is refused by config.check."""
+def test_all_combinations_are_run():
+    """Except for compiling ZeRO-3, which is refused by config.check."""
     assert len(set(CELLS)) == len(CELLS) == len(STRATEGIES) * 10 - 4 + len(OFFLOADED)
     assert len({cell.name for cell in CELLS}) == len(CELLS)

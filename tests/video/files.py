@@ -1,4 +1,4 @@
-"""Video files that tests make for themselves: every frame shows its own number, so a wrong frame cannot pass."""
+"""Video files for tests, in which every frame shows its own number, so that a wrong frame is detected."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -10,11 +10,12 @@ import pytest
 from av.video.stream import VideoStream
 
 MEDIA = Path(__file__).parents[2].parent / "shared" / "media"
-needs_media = pytest.mark.skipif(not MEDIA.is_dir(), reason="the folder shared/media is not here")
+FAULTS = Path(__file__).parent / "faults"  # small files that were read wrongly once
+needs_media = pytest.mark.skipif(not MEDIA.is_dir(), reason="there is no folder shared/media")
 
 
 def picture(number: int, width: int = 64, height: int = 48) -> np.ndarray:
-    """uint8 RGB (h, w, 3): noise that shifts by a pixel a frame, and the number in 8 blocks of black or white."""
+    """uint8 RGB (h, w, 3): noise that shifts by one pixel per frame, and the number in 8 black or white blocks."""
     noise = np.random.default_rng(0).integers(60, 180, (-(-height // 4), -(-width // 4), 3))
     frame = np.roll(noise.repeat(4, 0).repeat(4, 1), number, axis=1)[:height, :width].astype(np.uint8)
     for bit in range(8):
@@ -38,23 +39,27 @@ def make_video(
     width: int = 64,
     height: int = 48,
     sample_aspect: str = "1:1",
-    colours: dict[str, int] | None = None,
+    color_tags: dict[str, int] | None = None,
 ) -> Path:
-    """A video of 25 frames a second; `starts` are the frames' timestamps in 1/25 s if they are to be irregular.
+    """Writes a video of 25 frames per second; `starts` are timestamps of the frames in 1/25 s, for an irregular rate.
 
-    `colours` are tags by ffmpeg's numbers: color_range, colorspace, color_primaries, color_trc.
+    `color_tags` are ffmpeg's numbers for color_range, colorspace, color_primaries, color_trc.
     """
     with av.open(str(path), "w", options={"movflags": "+faststart"} if path.suffix == ".mp4" else {}) as container:
         stream = container.add_stream(codec, rate=25, options={"g": "12", "bf": "2"} | (options or {}))
-        stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
+        stream.width = width
+        stream.height = height
+        stream.pix_fmt = pixel_format
+        stream.codec_context.thread_count = 1  # x264 with more threads does not always write the same file
         stream.codec_context.sample_aspect_ratio = Fraction(sample_aspect.replace(":", "/"))
-        for tag, number in (colours or {}).items():
+        for tag, number in (color_tags or {}).items():
             setattr(stream.codec_context, tag, number)
         if rotation:
             stream.set_display_rotation(rotation)
         for i in range(frames):
             frame = av.VideoFrame.from_ndarray(picture(i, width, height), format="rgb24")
-            frame.pts, frame.time_base = i, Fraction(1, 25)
+            frame.pts = i
+            frame.time_base = Fraction(1, 25)
             for packet in stream.encode(frame):
                 container.mux(packet)
         packets = stream.encode()
@@ -65,7 +70,7 @@ def make_video(
 
 
 def _restamp(path: Path, starts: list[int]) -> None:
-    """Copies the packets of a video without reordering into the same file with other timestamps."""
+    """Replaces the timestamps of a video, keeping the order of its packets."""
     copy = path.with_name(f"restamped-{path.name}")
     with av.open(str(path)) as source, av.open(str(copy), "w") as target:
         stream = source.streams.video[0]
@@ -81,9 +86,9 @@ def _restamp(path: Path, starts: list[int]) -> None:
 def copy_stream(
     source: Path, target: Path, change: Callable[[VideoStream], None], shift: int = 0, start: int = 0
 ) -> Path:
-    """Copies the packets from `start` on, both in 1/25 s; `change` works on the stream, `shift` is taken off the times.
+    """Copies the packets from `start` on and subtracts `shift` from their times, both in 1/25 s.
 
-    What comes before 0 then is hidden by an MP4's edit list.
+    `change` edits the new stream. An MP4 hides the frames before 0 with an edit list.
     """
     with av.open(str(source)) as old, av.open(str(target), "w", options={"avoid_negative_ts": "disabled"}) as new:
         stream = old.streams.video[0]
@@ -99,8 +104,29 @@ def copy_stream(
     return target
 
 
+def cut_short(path: Path) -> None:
+    """Cuts off the last 40 % of a file."""
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.6)])
+
+
+def overwrite(path: Path) -> None:
+    """Overwrites 2000 bytes of a file with noise."""
+    data = bytearray(path.read_bytes())
+    start = int(len(data) * 0.6)
+    data[start : start + 2000] = np.random.default_rng(1).integers(0, 256, 2000, dtype=np.uint8).tobytes()
+    path.write_bytes(bytes(data))
+
+
+def overwrite_repeatedly(path: Path) -> None:
+    """Overwrites 200 of every 3000 bytes of a file, in its second half, with zeros."""
+    data = bytearray(path.read_bytes())
+    for start in range(len(data) // 2, len(data) * 9 // 10, 3000):
+        data[start : start + 200] = bytes(200)
+    path.write_bytes(bytes(data))
+
+
 def flip_bit(source: Path, target: Path, generator: np.random.Generator) -> Path:
-    """A copy with one bit flipped, somewhere behind the header."""
+    """Writes a copy with one bit flipped, at a random position after the header."""
     data = bytearray(source.read_bytes())
     data[int(generator.integers(len(data) // 5, len(data) * 9 // 10))] ^= 1 << int(generator.integers(8))
     target.write_bytes(data)
@@ -108,7 +134,7 @@ def flip_bit(source: Path, target: Path, generator: np.random.Generator) -> Path
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process is there and not just waiting to be reaped."""
+    """Whether a process is running and not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

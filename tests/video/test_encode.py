@@ -1,3 +1,5 @@
+"""Writing video files: complete or not at all, and with exact times."""
+
 import errno
 import os
 import resource
@@ -9,14 +11,14 @@ import av
 import numpy as np
 import pytest
 
-from gen1_train import files
 from gen1_train.errors import UserError
+from gen1_train.system import files
 from gen1_train.video.decode import VideoError, probe, read_clips
 from gen1_train.video.encode import VideoWriter, write_video
 from tests.video.files import number_of, picture
 
 
-def test_what_is_written_can_be_read_and_played(tmp_path: Path) -> None:
+def test_a_written_video_can_be_read_and_played(tmp_path: Path) -> None:
     path = tmp_path / "out.mp4"
     write_video(path, (picture(i) for i in range(30)), fps=30000 / 1001)
     info = probe(path)
@@ -26,16 +28,16 @@ def test_what_is_written_can_be_read_and_played(tmp_path: Path) -> None:
     ((_, clip),) = read_clips(path, [list(range(30))])
     assert [number_of(frame) for frame in clip] == list(range(30))
     data = path.read_bytes()
-    assert data.index(b"moov") < data.index(b"mdat")  # a browser can start before it has everything
+    assert data.index(b"moov") < data.index(b"mdat")  # a browser can start before the download ends
     assert os.listdir(tmp_path) == ["out.mp4"]
 
 
-def test_colours_survive_and_are_tagged(tmp_path: Path) -> None:
-    colours = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200], [128, 128, 128]], np.uint8)
-    frame = colours.repeat(16, 0)[None].repeat(64, 0)
+def test_colors_are_kept_and_tagged(tmp_path: Path) -> None:
+    colors = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200], [128, 128, 128]], np.uint8)
+    frame = colors.repeat(16, 0)[None].repeat(64, 0)
     write_video(tmp_path / "out.mp4", [frame] * 4, fps=8)
     ((_, clip),) = read_clips(tmp_path / "out.mp4", [[0]])
-    assert np.abs(clip[0, 32, 8::16].astype(int) - colours).max() <= 4
+    assert np.abs(clip[0, 32, 8::16].astype(int) - colors).max() <= 4
     with av.open(str(tmp_path / "out.mp4")) as container:
         context = container.streams.video[0].codec_context
         assert (context.colorspace, context.color_primaries, context.color_trc) == (1, 1, 1)
@@ -47,7 +49,7 @@ def test_odd_sizes_become_even(tmp_path: Path) -> None:
     assert (info.width, info.height) == (48, 34)
 
 
-def test_nothing_is_left_of_a_video_that_failed(tmp_path: Path) -> None:
+def test_a_failed_video_leaves_no_file(tmp_path: Path) -> None:
     def breaks() -> Iterator[np.ndarray]:
         yield picture(0)
         raise KeyboardInterrupt
@@ -56,7 +58,7 @@ def test_nothing_is_left_of_a_video_that_failed(tmp_path: Path) -> None:
         write_video(tmp_path / "out.mp4", breaks(), fps=8)
     with pytest.raises(VideoError, match="no frames"):
         write_video(tmp_path / "out.mp4", [], fps=8)
-    with pytest.raises(VideoError, match="several sizes"):
+    with pytest.raises(VideoError, match="the frames differ in size"):
         write_video(tmp_path / "out.mp4", [picture(0), picture(1, 32, 48)], fps=8)
     with pytest.raises(VideoError, match="No such file"):
         write_video(tmp_path / "absent" / "out.mp4", [picture(0)], fps=8)
@@ -68,7 +70,7 @@ def test_a_full_disk_is_a_video_error_and_keeps_the_old_file(tmp_path: Path) -> 
     path.write_bytes(b"old")
     frames = np.random.default_rng(0).integers(0, 256, (20, 256, 256, 3), dtype=np.uint8)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # "File too large" stands in for "No space left"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # "File too large" replaces "No space left" here
     try:
         with pytest.raises(VideoError) as caught:
             write_video(path, frames, fps=8)
@@ -79,7 +81,7 @@ def test_a_full_disk_is_a_video_error_and_keeps_the_old_file(tmp_path: Path) -> 
 
 
 def times(path: Path) -> list[Fraction]:
-    """When the frames are shown, in seconds, exactly."""
+    """The exact times of the frames, in seconds."""
     with av.open(str(path)) as container:
         return [frame.pts * frame.time_base for frame in container.decode(video=0)]
 
@@ -100,7 +102,7 @@ def test_a_constant_rate_is_kept_exactly(tmp_path: Path, rate: str) -> None:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             assert stream.average_rate == Fraction(rate)
-            assert stream.duration * stream.time_base == 40 / Fraction(rate)  # the last frame is shown as long too
+            assert stream.duration * stream.time_base == 40 / Fraction(rate)  # the last frame has the same duration
 
 
 def test_uneven_timestamps_are_kept(tmp_path: Path) -> None:
@@ -111,32 +113,32 @@ def test_uneven_timestamps_are_kept(tmp_path: Path) -> None:
     assert [number_of(frame) for frame in clip] == list(range(8))
 
 
-def test_a_mean_rate_of_next_to_nothing(tmp_path: Path) -> None:
+def test_a_tiny_mean_rate_is_accepted(tmp_path: Path) -> None:
     assert times(write_at(tmp_path / "out.mp4", 1e-5, [0, 7200])) == [0, 7200]
 
 
 def test_timestamps_that_repeat_or_go_back_lose_no_frame(tmp_path: Path) -> None:
     path = write_at(tmp_path / "out.mp4", 25, [0, 0.5, 0.5, 0.3, 0.6])
-    came = times(path)
-    assert len(came) == 5 and came == sorted(set(came))
-    assert float(came[-1]) == pytest.approx(0.6, abs=1e-3)
+    written = times(path)
+    assert len(written) == 5 and written == sorted(set(written))
+    assert float(written[-1]) == pytest.approx(0.6, abs=1e-3)
 
 
-def test_errors_of_the_block_pass_as_they_are(tmp_path: Path) -> None:
-    for error in (UserError("another matter"), OSError("another file")):
+def test_errors_of_the_block_pass_unchanged(tmp_path: Path) -> None:
+    for error in (UserError("another error"), OSError("another file")):
         with pytest.raises(type(error), match="another"), VideoWriter(tmp_path / "out.mp4", 25) as writer:
             writer.write(picture(0))
             raise error
     assert os.listdir(tmp_path) == []
 
 
-def test_a_folder_that_cannot_be_written_to_is_known_at_once(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("no folder")
+def test_a_folder_that_is_not_writable_is_an_immediate_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
     with pytest.raises(VideoError, match="Not a directory"), VideoWriter(tmp_path / "file" / "out.mp4", 25):
-        raise AssertionError("hours of editing")
+        raise AssertionError("the block was entered")
 
 
-def test_a_disk_that_fills_up_at_the_very_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_at_the_end_is_a_video_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -1,3 +1,5 @@
+"""Buckets, and resizing frames to their size."""
+
 import numpy as np
 import pytest
 
@@ -6,10 +8,10 @@ from gen1_train.video.geometry import enlargement, nearest_bucket, parse_bucket,
 PAPER = ["320x320", "384x320", "320x384", "448x256", "256x448"]
 
 
-def test_parse_bucket() -> None:
+def test_buckets_are_parsed() -> None:
     assert parse_bucket("448x256") == (448, 256)
     for wrong in ("448", "448x", "x256", "448X256", "0x64", "-8x8", "448x256 "):
-        with pytest.raises(ValueError, match="no bucket"):
+        with pytest.raises(ValueError, match="not a bucket"):
             parse_bucket(wrong)
 
 
@@ -17,16 +19,16 @@ def test_parse_bucket() -> None:
     ("size", "bucket"),
     [((1920, 1080), "448x256"), ((1080, 1920), "256x448"), ((640, 480), "384x320"), ((500, 499), "320x320")],
 )
-def test_nearest_bucket(size: tuple[int, int], bucket: str) -> None:
+def test_the_nearest_bucket_has_the_closest_aspect_ratio(size: tuple[int, int], bucket: str) -> None:
     assert nearest_bucket(*size, PAPER) == bucket
 
 
-def test_a_crop_is_centred_and_a_resize_keeps_the_picture() -> None:
+def test_the_crop_is_centered_and_resizing_keeps_the_picture() -> None:
     ramp = np.linspace(0, 255, 300).astype(np.uint8)
     wide = np.broadcast_to(ramp[None, None, :, None], (2, 100, 300, 3))
     out = resize_and_crop(wide, 50, 50)
     assert out.shape == (2, 50, 50, 3) and out.dtype == np.uint8
-    # the middle third of the ramp is left, and it stands where it stood
+    # the middle third of the ramp remains, at its place
     assert out[0, 0, 0, 0] == pytest.approx(86, abs=2) and out[0, 0, -1, 0] == pytest.approx(169, abs=2)
     assert np.abs(out[0, 25, :, 0].astype(int) - np.linspace(86, 169, 50)).max() <= 2
 
@@ -37,19 +39,19 @@ def test_shrinking_does_not_alias() -> None:
     assert np.abs(resize_and_crop(stripes, 16, 16).astype(int) - 127).max() < 20
 
 
-def test_the_right_size_is_left_alone() -> None:
+def test_frames_of_the_target_size_are_unchanged() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (2, 48, 64, 3), dtype=np.uint8)
     np.testing.assert_array_equal(resize_and_crop(frames, 64, 48), frames)
 
 
-def test_enlargement() -> None:
+def test_enlargement_is_the_scale_of_the_frame() -> None:
     assert enlargement(224, 256, 448, 256) == 2
     assert enlargement(896, 512, 448, 256) == 0.5
 
 
 @pytest.mark.parametrize("pixel_aspect", [0.5, 0.75, 4 / 3, 2.0])
-def test_what_was_squeezed_comes_out_in_proportion(pixel_aspect: float) -> None:
-    """A circle, stored with pixels that are not square, is a circle again."""
+def test_pixels_that_are_not_square_are_stretched(pixel_aspect: float) -> None:
+    """A circle that is stored in pixels that are not square becomes a circle again."""
     stored_width = round(200 / pixel_aspect)
     rows, columns = np.mgrid[:100, :stored_width]
     inside = ((columns + 0.5) * pixel_aspect - 100) ** 2 + (rows + 0.5 - 50) ** 2 < 30**2

@@ -1,6 +1,7 @@
-"""Chosen frames one by one: the bytes of `resize_and_crop`, in little memory, or one clear VideoError."""
+"""Selected frames one by one: the bytes of `resize_and_crop`, in little memory, or a VideoError with the remedy."""
 
 import tracemalloc
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -14,8 +15,7 @@ from gen1_train.video.decode import VideoError, probe, read_clips
 from gen1_train.video.encode import write_video
 from gen1_train.video.geometry import resize_and_crop
 from gen1_train.video.stream import Selection, expected_frames, output_fps, probe_input, read_selected
-from tests.video.files import MEDIA, make_video, needs_media, number_of, picture
-from tests.video.test_frames import cut_short, overwrite
+from tests.video.files import MEDIA, cut_short, make_video, needs_media, number_of, overwrite, picture
 
 
 def numbers(path: Path, selection: Selection, width: int = 64, height: int = 48) -> list[int]:
@@ -33,7 +33,7 @@ def numbers(path: Path, selection: Selection, width: int = 64, height: int = 48)
     ],
 )
 @pytest.mark.parametrize("size", [(48, 32), (33, 50), (128, 64)])
-def test_the_bytes_are_those_of_resize_and_crop(tmp_path: Path, options: dict, size: tuple[int, int]) -> None:
+def test_the_bytes_equal_those_of_resize_and_crop(tmp_path: Path, options: dict, size: tuple[int, int]) -> None:
     path = make_video(tmp_path / "a.mp4", 30, **options)
     ((_, clip),) = read_clips(path, [list(range(4, 30, 3))[:6]])
     frames = list(read_selected(path, Selection(start=4, stride=3, frames=6), *size))
@@ -43,17 +43,17 @@ def test_the_bytes_are_those_of_resize_and_crop(tmp_path: Path, options: dict, s
     assert [frame.source_seconds for frame in frames] == pytest.approx([(4 + number * 3) / 25 for number in range(6)])
 
 
-def test_uneven_timestamps_are_kept_and_time_chooses_by_them(tmp_path: Path) -> None:
+def test_uneven_timestamps_are_kept_and_used_in_a_selection_by_time(tmp_path: Path) -> None:
     starts = [0, 1, 2, 10, 11, 30, 31, 32]  # in 1/25 s
     path = make_video(tmp_path / "a.mp4", 8, options={"bf": "0"}, starts=starts)
     seconds = [frame.seconds for frame in read_selected(path, Selection(start=2), 64, 48)]
     assert seconds == pytest.approx([(start - 2) / 25 for start in starts[2:]])
-    at = range(0, 33, 5)
-    assert numbers(path, Selection(fps=5)) == [max(i for i in range(8) if starts[i] <= moment) for moment in at]
+    moments = range(0, 33, 5)
+    assert numbers(path, Selection(fps=5)) == [max(i for i in range(8) if starts[i] <= moment) for moment in moments]
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.webm", "a.ts"])
-def test_any_container_and_a_video_of_one_frame(tmp_path: Path, name: str) -> None:
+def test_every_container_is_read_and_a_video_of_one_frame(tmp_path: Path, name: str) -> None:
     codec = {"codec": "libvpx-vp9", "options": {"cpu-used": "8"}} if name == "a.webm" else {}
     for count in (1, 30):
         path = make_video(tmp_path / name, count, **codec)
@@ -75,37 +75,39 @@ def test_any_container_and_a_video_of_one_frame(tmp_path: Path, name: str) -> No
         (Selection(fps=50), 120, 50),
     ],
 )
-def test_how_many_there_will_be_is_known_before(tmp_path: Path, selection: Selection, count: int, fps: float) -> None:
+def test_the_number_of_frames_is_known_in_advance(tmp_path: Path, selection: Selection, count: int, fps: float) -> None:
     path = make_video(tmp_path / "a.mp4")
     info = probe_input(path)
     assert expected_frames(info, selection) == count == len(numbers(path, selection))
     assert output_fps(info, selection) == fps
 
 
-def test_a_start_beyond_the_end(tmp_path: Path) -> None:
+def test_a_start_beyond_the_end_is_an_error(tmp_path: Path) -> None:
     path = make_video(tmp_path / "a.mp4", 20)
     assert numbers(path, Selection(start=19)) == [19]
-    with pytest.raises(VideoError, match="start=20 is beyond its end: it has 20 frames"):
+    with pytest.raises(VideoError, match="start=20 is beyond the end: the video has 20 frames"):
         numbers(path, Selection(start=20))
     assert expected_frames(probe_input(path), Selection(start=20)) is None
 
 
-@pytest.mark.parametrize("harm", [cut_short, overwrite])
+@pytest.mark.parametrize("damage", [cut_short, overwrite])
 @pytest.mark.parametrize("selection", [Selection(), Selection(start=5, stride=2), Selection(fps=7)])
-def test_a_broken_file_tells_where_and_what_to_do(tmp_path: Path, harm, selection: Selection) -> None:  # type: ignore[no-untyped-def]
+def test_a_damaged_file_is_an_error_with_the_place_and_the_remedy(
+    tmp_path: Path, damage: Callable[[Path], None], selection: Selection
+) -> None:
     path = make_video(tmp_path / "a.mp4", 120, width=128, height=96)
-    whole = numbers(path, selection, 128, 96)
-    harm(path)
-    came = []
+    original = numbers(path, selection, 128, 96)
+    damage(path)
+    frames = []
     with pytest.raises(VideoError, match=r"(broken after|damaged at|ends early)") as caught:
         for frame in read_selected(path, selection, 128, 96):
-            came.append(frame)
-    assert 0 < len(came) < len(whole)
-    assert [number_of(frame.pixels) for frame in came] == whole[: len(came)]
-    assert f"whole up to {came[-1].source_seconds:.2f} s: frames={len(came)} takes" in str(caught.value)
-    # the mend mends
-    mended = Selection(selection.start, len(came), selection.stride, selection.fps)
-    assert numbers(path, mended, 128, 96) == whole[: len(came)]
+            frames.append(frame)
+    assert 0 < len(frames) < len(original)
+    assert [number_of(frame.pixels) for frame in frames] == original[: len(frames)]
+    assert f"intact up to {frames[-1].source_seconds:.2f} s: frames={len(frames)} stops" in str(caught.value)
+    # the remedy works
+    remedy = Selection(selection.start, len(frames), selection.stride, selection.fps)
+    assert numbers(path, remedy, 128, 96) == original[: len(frames)]
 
 
 def test_cover_art_is_not_the_video(tmp_path: Path) -> None:
@@ -114,7 +116,9 @@ def test_cover_art_is_not_the_video(tmp_path: Path) -> None:
         av.open(str(tmp_path / "cover.mp4"), "w") as container,
     ):
         cover = container.add_stream("png", rate=1)
-        cover.width, cover.height, cover.pix_fmt = 640, 480, "rgb24"
+        cover.width = 640
+        cover.height = 480
+        cover.pix_fmt = "rgb24"
         cover.disposition = av.stream.Disposition.attached_pic
         video = container.add_stream_from_template(plain.streams.video[0])
         container.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((480, 640, 3), np.uint8), format="rgb24")))
@@ -129,18 +133,18 @@ def test_cover_art_is_not_the_video(tmp_path: Path) -> None:
 
 def test_an_image_is_a_video_of_one_frame(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
+    exif[0x0112] = 6  # to be rotated clockwise
     Image.fromarray(np.rot90(picture(3)).copy()).save(tmp_path / "a.png", exif=exif)
     info = probe_input(tmp_path / "a.png")
     assert (info.width, info.height, info.frames) == (64, 48, 1)
     for selection in (Selection(), Selection(frames=9, stride=3), Selection(fps=50)):
         (frame,) = read_selected(tmp_path / "a.png", selection, 64, 48)
         assert np.array_equal(frame.pixels, picture(3)) and frame.seconds == 0
-    with pytest.raises(VideoError, match="start=1 is beyond its end: it is an image"):
+    with pytest.raises(VideoError, match="start=1 is beyond the end: an image is"):
         numbers(tmp_path / "a.png", Selection(start=1))
 
 
-def test_large_frames_do_not_come_over(tmp_path: Path) -> None:
+def test_large_frames_stay_in_the_child(tmp_path: Path) -> None:
     """Only resized frames reach this process, one at a time."""
     path = tmp_path / "4k.mp4"
     write_video(path, np.full((3, 2160, 3840, 3), 100, np.uint8), 25)
@@ -154,7 +158,7 @@ def test_large_frames_do_not_come_over(tmp_path: Path) -> None:
     assert count == 3 and peak < 10 * frame_bytes + 200_000  # a 4K frame has 25 MB
 
 
-def test_who_stops_early_leaves_nothing_open(tmp_path: Path) -> None:
+def test_a_stream_that_is_closed_early_leaves_nothing_open(tmp_path: Path) -> None:
     path = make_video(tmp_path / "a.mp4")
     stream = read_selected(path, Selection(), 64, 48)
     assert [number_of(frame.pixels) for frame in islice(stream, 3)] == [0, 1, 2]
@@ -175,7 +179,7 @@ def test_who_stops_early_leaves_nothing_open(tmp_path: Path) -> None:
         ("nasa_13013.mp4", Selection(frames=5, fps=2), 5, (480, 270)),
     ],
 )
-def test_real_files(name: str, selection: Selection, count: int, size: tuple[int, int]) -> None:
+def test_frames_of_real_files(name: str, selection: Selection, count: int, size: tuple[int, int]) -> None:
     info = probe_input(MEDIA / name)
     assert (info.width, info.height) == size
     frames = list(read_selected(MEDIA / name, selection, 64, 48))
@@ -185,7 +189,7 @@ def test_real_files(name: str, selection: Selection, count: int, size: tuple[int
 
 
 @needs_media
-def test_a_real_file_that_is_corrupt_in_the_middle() -> None:
-    with pytest.raises(VideoError, match=r"broken after 28 frames.*whole up to 1\.10 s: frames=12 takes"):
+def test_a_real_file_with_damage_in_the_middle() -> None:
+    with pytest.raises(VideoError, match=r"broken after 28 frames.*intact up to 1\.10 s: frames=12 stops"):
         list(read_selected(MEDIA / "corrupted.mp4", Selection(), 64, 48))
     assert len(list(read_selected(MEDIA / "corrupted.mp4", Selection(frames=12), 64, 48))) == 12

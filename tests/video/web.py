@@ -1,4 +1,4 @@
-"""A web server on this machine that serves a folder."""
+"""A local web server that serves a folder."""
 
 import re
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from threading import Thread
 
 
 class PlainHandler(SimpleHTTPRequestHandler):
-    """Serves whole files only, as Python's own server does; refuses /forbidden, and sends /moved elsewhere."""
+    """Serves whole files only, like Python's own server; refuses /forbidden and redirects /moved."""
 
     def do_GET(self) -> None:
         if self.path.startswith("/moved"):
@@ -34,19 +34,19 @@ class PlainHandler(SimpleHTTPRequestHandler):
 
 
 class RangeHandler(PlainHandler):
-    """Serves parts of files too; the bytes that went out are counted."""
+    """Supports range requests, and counts the bytes sent."""
 
     def answer(self) -> None:
         path = Path(self.translate_path(self.path))
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        if self.command == "HEAD" or not wanted or not path.is_file():
+        requested = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if self.command == "HEAD" or not requested or not path.is_file():
             super().answer()
             return
         content = path.read_bytes()
-        part = content[int(wanted[1]) : int(wanted[2]) + 1]
+        part = content[int(requested[1]) : int(requested[2]) + 1]
         self.server.sent += len(part)  # type: ignore[attr-defined]
         self.send_response(206)
-        self.send_header("Content-Range", f"bytes {wanted[1]}-{int(wanted[1]) + len(part) - 1}/{len(content)}")
+        self.send_header("Content-Range", f"bytes {requested[1]}-{int(requested[1]) + len(part) - 1}/{len(content)}")
         self.send_header("Content-Length", str(len(part)))
         self.end_headers()
         self.wfile.write(part)
@@ -67,7 +67,7 @@ class Web(ThreadingHTTPServer):
 
 @contextmanager
 def serve(folder: Path, handler: type[PlainHandler] = RangeHandler) -> Iterator[Web]:
-    """A running server of that folder; gone at the end of the block."""
+    """A server of a folder, which runs until the end of the block."""
     server = Web(folder, handler)
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()

@@ -1,0 +1,215 @@
+"""The command `gen1-data refresh`: recomputes one layer of a frozen set from its stored frames, into a new set.
+
+The layer may come from another depth network, another CLIP or another autoencoder, or be the latents of a set that has
+none; no video is decoded. All other members are copied byte for byte, and every sample keeps its position. A killed run
+resumes with the next shard.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from data_tools.estimate import LAYERS, Estimators
+from data_tools.failures import FAILURES, read_failures, to_lines
+from data_tools.pipeline import Clip, Pipeline, ProcessedClip
+from data_tools.recipe import RecipeConfig, recipe_from_dict
+from data_tools.sets.report import write_report
+from data_tools.stats import Stats, member_kind
+from gen1_train.batch import Pool, SampleError, decode_sample, validate
+from gen1_train.cli.app import run_app
+from gen1_train.data.index import read_index
+from gen1_train.data.manifest import MANIFEST, Manifest, PoolShards, Shard
+from gen1_train.data.open_files import OpenFile
+from gen1_train.data.pack import open_tar, seal, sealed_shard
+from gen1_train.data.shards import read_members
+from gen1_train.errors import UserError, check_choice
+from gen1_train.frozen.structure import STRUCTURES
+from gen1_train.system.console import ConsoleConfig, progress
+from gen1_train.system.files import own_folder, write_atomically
+
+STARTED = "refresh.json"  # in the output until it is finished: which layer of which set is being recomputed
+SECTIONS = {  # layer -> sections of the recipe that the new set takes from the given recipe
+    "structure": ("structure", "depth", "edges"),
+    "clip": ("clip",),
+    "latents": ("autoencoder", "latents"),
+}
+ESTIMATORS = {"structure": ("structure",), "clip": ("clip",), "latents": ("autoencoder",)}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RefreshConfig:
+    source: str = MISSING  # the frozen set
+    output: str = MISSING  # folder of the new set
+    layer: str = MISSING  # structure (and its latent; or by its kind: depth, edges), clip (images and texts), latents
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)  # only the sections of the layer are used
+    device: str = "auto"  # of the networks: cpu, cuda, or auto: a GPU if there is one
+    precision: str = "auto"  # of the networks: fp32, fp16, bf16, or auto: fp16 on a GPU, else fp32
+    log: ConsoleConfig = field(default_factory=ConsoleConfig)  # lines on the terminal
+
+    def destinations(self) -> list[tuple[str, Path]]:
+        """The folder of the set and the setting that names it."""
+        return [("output", Path(self.output))]
+
+    def check(self) -> None:
+        """Raises UserError for a setting that cannot be; the message names it and the remedy."""
+        check_choice("layer", self.layer, (*LAYERS, *STRUCTURES))
+        if Path(self.source).resolve() == Path(self.output).resolve():
+            raise UserError("source and output are the same folder: a frozen set is never changed, name another output")
+        if self.layer == "latents" and not self.recipe.latents:
+            raise UserError("layer=latents with recipe.latents=false makes nothing: leave recipe.latents out")
+
+
+def main() -> None:
+    run_app("gen1-data refresh", "refresh", RefreshConfig, run)
+
+
+def run(config: RefreshConfig) -> int:
+    """Makes the new set, or resumes it. Raises UserError."""
+    config.check()
+    if config.layer in STRUCTURES:
+        config.recipe.structure = config.layer
+        config.layer = "structure"
+    source, output = Path(config.source), Path(config.output)
+    old = Manifest.load(source)
+    recipe = new_recipe(old, config)
+    if (output / MANIFEST).exists():
+        check_finished(output, old, recipe, config.layer)
+        logger.info(f"already finished: {output / MANIFEST}")
+        return 0
+    kept = {name for layer, names in ESTIMATORS.items() if layer != config.layer for name in names}
+    estimators = Estimators(recipe, config.device, config.precision, recorded=kept)
+    description = new_description(old, estimators, config.layer)
+    refreshed = {**old.refreshed, config.layer: old.hash}
+    try:
+        begin_output(output, {"source": old.hash, "layer": config.layer, "estimators": description})
+        pools = refresh(source, output, old, estimators, config.layer)
+        write_statistics(source, output, pools)
+        Manifest(pools, asdict(recipe), description, old.plan, old.versions, refreshed).save(output)
+        (output / STARTED).unlink(missing_ok=True)
+    except SampleError as error:
+        raise UserError(f"source={source} is damaged ({error}): restore it, or see gen1-data verify") from error
+    except OSError as error:
+        raise UserError(
+            f"output={output} cannot be written ({error.strerror or error}): run it again, what is finished is kept"
+        ) from error
+    logger.info(f"frozen: {output / MANIFEST} (layer {config.layer} recomputed from {source})")
+    logger.info(f"report: {write_report(output)}")
+    return 0
+
+
+def check_finished(output: Path, old: Manifest, recipe: RecipeConfig, layer: str) -> None:
+    """Raises UserError if the finished set in `output` is not the one that would be made."""
+    finished = Manifest.load(output)
+    if finished.refreshed.get(layer) != old.hash or finished.recipe != asdict(recipe):
+        raise UserError(f"output={output} holds another set: name another output, or remove it")
+
+
+def write_statistics(source: Path, output: Path, pools: dict[str, PoolShards]) -> None:
+    """Writes failures.jsonl and stats.json: those of the old set, with the bytes counted again. Raises OSError."""
+    if (source / FAILURES).exists():  # not a copy of the file, which may be a link to any other one
+        try:
+            write_atomically(output / FAILURES, to_lines(read_failures(source)))
+        except ValueError as error:
+            raise UserError(f"{source / FAILURES} is not a list of failures ({error}): restore or remove it") from error
+    with suppress(UserError):  # a set that was made elsewhere has no statistics
+        stats = Stats.load(source)
+        stats.bytes.clear()
+        for shard in (shard for pool in pools.values() for shard in pool.shards):
+            for entry in read_index(output / "shards" / shard.name):
+                for name, (_, size, _) in entry.members.items():
+                    stats.bytes[member_kind(name)] += size
+        stats.save(output)
+
+
+def new_recipe(old: Manifest, config: RefreshConfig) -> RecipeConfig:
+    """Returns the set's own recipe with the layer's sections of the given recipe. Raises UserError."""
+    sections = {name: getattr(config.recipe, name) for name in SECTIONS[config.layer]}
+    recipe = replace(recipe_from_dict(old.recipe, config.source), **sections)
+    recipe.check()
+    return recipe
+
+
+def new_description(old: Manifest, estimators: Estimators, layer: str) -> dict[str, dict[str, Any]]:
+    """Returns the manifest's `estimators`. Raises UserError if a network that the layer needs has changed."""
+    description = {**old.estimators}
+    for name in ESTIMATORS[layer]:
+        description[name] = estimators.description[name]
+    fingerprint = estimators.description["autoencoder"]["fingerprint"]
+    encoded_by = old.estimators["autoencoder"]["fingerprint"]
+    if layer == "structure" and estimators.recipe.latents and fingerprint != encoded_by:
+        raise UserError(
+            f"the autoencoder at {estimators.recipe.autoencoder.path} is not the one that encoded the set (its "
+            "fingerprint differs): restore it, or run layer=latents first"
+        )
+    return description
+
+
+def begin_output(output: Path, content: dict[str, Any]) -> None:
+    """Starts the output folder, or checks that it was started with the same content. Raises UserError, OSError."""
+    data = json.dumps(content, sort_keys=True).encode()
+    output.mkdir(parents=True, exist_ok=True)
+    started = output / STARTED
+    if started.exists() and started.read_bytes() != data:
+        raise UserError(
+            f"output={output} was started with another set or other weights: name another output, or remove it"
+        )
+    if not started.exists():
+        if any(output.iterdir()):
+            raise UserError(f"output={output} is not empty: name another output")
+        write_atomically(started, data)
+    own_folder(output, "shards")
+
+
+def refresh(source: Path, output: Path, old: Manifest, estimators: Estimators, layer: str) -> dict[str, PoolShards]:
+    """Writes all missing shards. Raises UserError for damaged samples, OSError."""
+    pools = {}
+    total = sum(pool.samples for pool in old.pools.values())
+    with (
+        Pipeline(estimators, estimators.recipe.jpeg_quality, [layer]) as pipeline,
+        progress(title="refresh", unit="sample", total=total) as bar,
+    ):
+        for name, pool in old.pools.items():
+            shards = []
+            for shard in pool.shards:
+                shards.append(refresh_shard(source, output, pool.pool, shard, pipeline))
+                bar.update(shard.samples)
+            pools[name] = replace(pool, shards=tuple(shards))
+    return pools
+
+
+def refresh_shard(source: Path, output: Path, pool: Pool, shard: Shard, pipeline: Pipeline) -> Shard:
+    """Writes one shard with its samples in the same order, its index last. Raises UserError, OSError."""
+    tar = output / "shards" / shard.name
+    if (done := sealed_shard(tar)) is not None:
+        return done
+    with open_tar(tar) as packer:
+        for clip in pipeline.run(stored_clips(source / "shards" / shard.name, pool, shard)):
+            assert isinstance(clip, ProcessedClip)
+            if clip.error is not None:
+                raise UserError(f"{shard.name}: {clip.clip.key}: {clip.error}")
+            packer.write(clip.clip.key, clip.members)
+    return seal(tar, packer.entries)
+
+
+def stored_clips(tar: Path, pool: Pool, shard: Shard) -> Iterator[Clip]:
+    """Yields the samples of a shard with all their members. Raises SampleError for a damaged sample, UserError."""
+    with OpenFile(tar) as file:
+        for entry in read_index(tar, shard.crc32):
+            members = read_members(file, entry, list(entry.members))
+            sample = decode_sample(entry.key, members, pool)
+            validate(sample, pool)
+            if sample.frames is None:
+                raise SampleError(f"{tar.name}: sample {entry.key} has no frames", "missing")
+            yield Clip(entry.key, pool, sample.frames, sample.caption, sample.meta or {}, sample.structure, members)
+
+
+if __name__ == "__main__":
+    main()

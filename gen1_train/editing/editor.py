@@ -1,0 +1,368 @@
+"""The Python interface for editing: the structure of a video, the content of a prompt.
+
+editor = Gen1Editor.from_pretrained("runs/gen1/stage5")
+edited = editor(frames, prompt="a watercolor of a fox", omega_t=1.2)    # uint8 (n, h, w, 3), in and out
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from gen1_train.diffusion.editing import Scene, sample_video, shared_noise
+from gen1_train.diffusion.recommended import Recommended, read_recommended
+from gen1_train.diffusion.sampler import timesteps
+from gen1_train.diffusion.sampling import SamplingConfig, with_dials
+from gen1_train.diffusion.schedule import NoiseConfig, NoiseSchedule
+from gen1_train.diffusion.structure import MAX_LEVEL
+from gen1_train.editing.clip_structure import ClipStructure, Frames, chunks
+from gen1_train.editing.compute import ComputeConfig
+from gen1_train.editing.config import NO_CONTENT, EditConfig
+from gen1_train.editing.formats import Formats, formats_on
+from gen1_train.editing.inputs import FramesLike, PictureLike, padded, to_frames, to_mask, to_picture
+from gen1_train.editing.masks import BY_DEPTH, mask_by_depth
+from gen1_train.editing.networks import Denoiser, FrameCoder, compile_blocks, place
+from gen1_train.editing.spool import Spool
+from gen1_train.errors import UserError
+from gen1_train.frozen.autoencoder import Autoencoder
+from gen1_train.frozen.clip import ClipEncoder
+from gen1_train.frozen.loading import check_fingerprint
+from gen1_train.frozen.networks import Networks
+from gen1_train.frozen.structure import StructureEstimator
+from gen1_train.model.unet import SpatioTemporalUNet
+from gen1_train.system.console import progress
+from gen1_train.system.device import pick_device, set_tf32
+from gen1_train.training.checkpoints.checkpoint import Checkpoint, find_checkpoint
+from gen1_train.training.prior.checkpoint import TrainedPrior, default_prior, read_prior
+from gen1_train.training.stages import Recorded, load_recorded, read_recorded
+
+
+class Gen1Editor:
+    """A trained model with the estimators that made its training data. `from_pretrained` builds it.
+
+    Calling it edits frames that are in memory. For videos that do not fit, its three steps `scene`, `sample` and
+    `pictures` hold only the latents of each frame.
+    """
+
+    def __init__(
+        self,
+        unet: SpatioTemporalUNet,
+        noise: NoiseConfig,
+        autoencoder: Autoencoder,
+        structure_estimator: StructureEstimator,
+        clip: ClipEncoder,
+        device: torch.device,
+        buckets: Sequence[str] = (),
+        prior: TrainedPrior | None = None,
+        window: int | None = None,
+        highest_level: int = MAX_LEVEL,
+        recommended: Recommended = Recommended(),  # noqa: B008 (it is frozen)
+        formats: Formats = Formats(),  # noqa: B008 (it is frozen)
+    ) -> None:
+        """`unet`: on the device, with weights of the dtype `formats.unet`.
+
+        `window`: frames that the model takes at once; None: as many as it has positions for. `highest_level`: of the
+        t_s that the model has learned. `recommended`: the dials that edits start from.
+        """
+        self.unet = unet
+        self.formats = formats
+        self.autoencoder = autoencoder
+        self.coder = FrameCoder(autoencoder, formats, device)
+        self.clip = clip
+        self.structure_estimator = structure_estimator
+        self.schedule = NoiseSchedule(noise, device)
+        self.device = device
+        self.buckets = list(buckets)  # WIDTHxHEIGHT, as trained
+        self.prior = prior
+        self.window = window or unet.config.max_frames
+        self.highest_level = highest_level
+        self.recommended = recommended
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        checkpoint: str | Path,
+        device: str = "auto",
+        weights: str = "ema",
+        prior: str | Path | None = None,
+        structure: bool = True,
+        precision: str = ComputeConfig.precision,
+        compile: bool = ComputeConfig.compile,
+    ) -> "Gen1Editor":
+        """Builds the model and its estimators from a checkpoint's own config.
+
+        `checkpoint`: a checkpoint folder, a run folder (its newest checkpoint), or an installed package that carries
+        one, see `find_checkpoint`. `weights`: see `Checkpoint.weights_file`; by default the average. `prior`: a
+        checkpoint or run folder of stage=prior; by default see `default_prior`. `structure=False` also accepts a
+        checkpoint of stage 3, which knows no structure: its "edits" are videos of the content alone, for comparing
+        stages. `precision`: auto, fp32, bf16 or fp16, see `gen1_train.editing.formats`; float32 products on a GPU use
+        TF32 if torch's switches allow it, as gen1-edit's tf32= does. `compile`: see `compile_blocks`.
+
+        Raises UserError when the stage is too early, when the checkpoint is damaged, when an estimator that it names
+        does not exist or has changed, or for a precision that the device does not have.
+        """
+        source = find_checkpoint(Path(checkpoint))
+        torch_device = pick_device(device)
+        formats = formats_on(torch_device, precision)
+        recorded = read_editable(source, structure)
+        recommended = read_recommended(source.recommended)
+        unet = load_recorded(source, recorded.unet, weights)
+        autoencoder, structure_estimator, clip = load_estimators(source, torch_device)
+        place(unet, torch_device, formats.unet)
+        place(autoencoder, torch_device)
+        if compile:
+            compile_blocks(unet)
+        editor = cls(
+            unet=unet,
+            noise=recorded.noise,
+            autoencoder=autoencoder,
+            structure_estimator=structure_estimator,
+            clip=clip,
+            device=torch_device,
+            buckets=source.info.buckets,
+            prior=open_prior(source, prior, torch_device),
+            window=recorded.window,
+            highest_level=recorded.stage.highest_level,
+            recommended=recommended,
+            formats=formats,
+        )
+        try:
+            editor.check(recommended.sampling)
+        except UserError as error:
+            raise UserError(f"{source.recommended or source.path}: {error}") from error
+        return editor
+
+    @classmethod
+    def of(cls, config: EditConfig) -> "Gen1Editor":
+        """Builds the editor of gen1-edit's settings, and sets torch's switches for TF32. Raises UserError."""
+        editor = cls.from_pretrained(
+            str(config.checkpoint),
+            config.device,
+            config.weights,
+            config.prior,
+            precision=config.precision,
+            compile=config.compile,
+        )
+        set_tf32(config.tf32 and editor.formats.precision == "fp32")
+        return editor
+
+    def check(self, sampling: SamplingConfig) -> None:
+        """Raises UserError for a setting that is out of its range, or that this model has not learned."""
+        sampling.check()
+        sampling.check_model(self.highest_level, self.window, self.schedule.steps)
+
+    def __call__(
+        self,
+        frames: FramesLike,
+        *,
+        prompt: str | Sequence[str] | None = None,
+        image: PictureLike | None = None,
+        image_share: float = EditConfig.image_share,
+        negative_prompt: str | None = None,
+        mask: FramesLike | None = None,
+        sampling: SamplingConfig | None = None,
+        on_step: Callable[[], object] = lambda: None,
+        **dials: Any,
+    ) -> np.ndarray:
+        """Edits frames at their own size: uint8 (n, h, w, 3), or (k, n, h, w, 3) for k prompts.
+
+        `frames`: uint8 (n, h, w, 3), or whatever else `to_frames` takes: floats in [0, 1], tensors, PIL images, a
+        file. The model is at its best at the sizes of its `buckets`. `prompt`, `image` (any size) or both give the
+        content, see `content`. `mask`, see `to_mask`, is 1 where the video is edited; elsewhere the input stays; or
+        it is "foreground" or "background", by depth. `sampling` holds the settings of the sampler, by default those
+        that the checkpoint recommends, see `recommended`; `dials` change single ones: omega, omega_t, t_s, steps,
+        solver, seed, init_strength, temporal, batch, overlap. `on_step` is called after each step of the sampler; a
+        terminal shows a bar.
+
+        Sides that are no multiples of the autoencoder's factor are extended by their last row or column meanwhile.
+
+        Raises UserError for a setting that is out of its range or not learned, see `check`, and TypeError for a dial
+        that does not exist.
+        """
+        sampling = with_dials(sampling or self.recommended.sampling, dials)
+        self.check(sampling)
+        pixels = to_frames(frames)
+        n, h, w, _ = pixels.shape
+        pixels = padded(pixels, self.autoencoder.factor, height_axis=1)
+        prompts = [prompt] if prompt is None or isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise UserError("prompt is an empty list: give at least one")
+        contents = torch.stack([self.content(text, image, image_share, sampling.seed) for text in prompts])
+        negative = self.content(negative_prompt, seed=sampling.seed) if negative_prompt is not None else None
+        with self.structure(pixels) as structure:
+            where: np.ndarray | None = None
+            if isinstance(mask, str) and mask in BY_DEPTH:
+                where = np.stack(list(mask_by_depth(structure, mask)))
+            elif mask is not None:
+                where = padded(to_mask(mask, (n, h, w)), self.autoencoder.factor, height_axis=1)
+            scene = self.scene(pixels, structure, sampling, where)
+        steps = len(timesteps(self.schedule, sampling.steps, sampling.init_strength))
+        with progress(title="edit", unit="step", total=steps, in_library=True) as bar:
+
+            def step_done() -> None:
+                bar.update()
+                on_step()
+
+            latents = self.sample(scene, contents, sampling, negative, step_done)
+        edited = np.stack([np.concatenate(list(self.pictures(video, pixels, where))) for video in latents])
+        edited = edited[..., :h, :w, :]
+        return edited[0] if prompt is None or isinstance(prompt, str) else edited
+
+    def content(
+        self,
+        prompt: str | None = None,
+        image: PictureLike | None = None,
+        image_share: float = EditConfig.image_share,
+        seed: int = SamplingConfig.seed,
+    ) -> Tensor:
+        """Returns the content of a text, of an example image, or of both: an embedding (d,).
+
+        Two contents are mixed by direction, with `image_share` for the image (ours). `seed` is for the prior's noise.
+        Raises UserError without either, for an empty text, and for a text when there is no prior.
+        """
+        if prompt is None and image is None:
+            raise UserError(NO_CONTENT)
+        parts = []
+        if prompt is not None:
+            parts.append((1 - image_share if image is not None else 1.0, self.content_of_text(prompt, seed)))
+        if image is not None:
+            parts.append(
+                (image_share if prompt is not None else 1.0, self.clip.images(to_picture(image, "image")[None])[0])
+            )
+        return torch.stack([share * normalize(part.float(), dim=0) for share, part in parts]).sum(0)
+
+    def content_of_text(self, prompt: str, seed: int = SamplingConfig.seed) -> Tensor:
+        """Returns the prior's image embedding (d,) for a text. Raises UserError, see `content`."""
+        if not prompt.strip():
+            raise UserError("the prompt is empty: describe the video, or give image=FILE alone")
+        if self.prior is None:
+            raise UserError(
+                "a prompt needs a prior from text to image embeddings: train one with `gen1-train stage=prior` and "
+                "give it with prior=, or give image=FILE instead"
+            )
+        return self.prior(self.clip.texts([prompt]), seed)[0].cpu()
+
+    def structure(self, frames: Frames, on_frames: Callable[[int], object] = lambda frames: None) -> "ClipStructure":
+        """Estimates the structure of uint8 frames (n, h, w, 3), once for all t_s. The caller closes the result.
+
+        `on_frames` is called with the number of frames whose structure has been estimated since the last call.
+        """
+        raw_frames = Spool()
+        spans = []
+        for part in chunks(len(frames)):
+            with self.formats.estimators(self.device):
+                raw = self.structure_estimator(torch.from_numpy(frames[part]))
+            spans.append(self.structure_estimator.normalise(raw)[1])
+            for frame in raw.numpy():
+                raw_frames.append(frame)
+            on_frames(len(raw))
+        lows, highs = zip(*spans)
+        return ClipStructure(raw_frames, (min(lows), max(highs)), self.structure_estimator)
+
+    def scene(
+        self, frames: Frames, structure: "ClipStructure", sampling: SamplingConfig, mask: Frames | None = None
+    ) -> Scene:
+        """Returns what sampling needs of the input, on the editor's device.
+
+        `frames`: uint8 (n, h, w, 3). `mask`: (n, h, w). Raises UserError if their lengths differ.
+        """
+        if mask is not None and len(mask) != len(frames):
+            raise UserError(f"the mask has {len(mask)} frames and the input {len(frames)}: give one of the same length")
+        encoded = torch.cat([self.coder.encode_structure(part) for part in structure.at(sampling.t_s)])
+        n, *shape = encoded.shape
+        noise = shared_noise(n, self.window, tuple(shape), sampling.seed).to(self.device)
+        takes_structure = self.unet.config.in_channels > self.unet.config.out_channels  # not in stage 3
+        scene = Scene(noise, encoded if takes_structure else None)
+        if mask is None and sampling.init_strength >= 1:
+            return scene
+        scene = replace(scene, latents=torch.cat([self.coder.encode(frames[part]) for part in chunks(n)]))
+        if mask is None:
+            return scene
+        masks = torch.cat([latent_mask(torch.from_numpy(mask[part]), self.autoencoder.factor) for part in chunks(n)])
+        return replace(scene, mask=masks.to(self.device))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        scene: Scene,
+        contents: Tensor,
+        sampling: SamplingConfig,
+        negative: Tensor | None = None,
+        on_step: Callable[[], object] = lambda: None,
+        on_frames: Callable[[int], object] = lambda frames: None,
+    ) -> Tensor:
+        """Samples a video for each content: contents (k, d) -> latents (k, n, c, h, w).
+
+        `on_step` is called after each step. `on_frames` is called more often, with the number of frames that went
+        through the UNet. Raises UserError for a setting that is out of its range or not learned, see `check`, and
+        for values that are not finite, see `Denoiser.check`.
+        """
+        self.check(sampling)
+        denoiser = Denoiser(self.unet, self.formats, self.device)
+
+        def step_done() -> None:
+            denoiser.check()
+            on_step()
+
+        return sample_video(
+            denoiser,
+            scene,
+            contents.to(self.device),
+            self.schedule,
+            sampling,
+            self.window,
+            negative=None if negative is None else negative.to(self.device),
+            on_step=step_done,
+            on_frames=on_frames,
+        )
+
+    def pictures(self, latents: Tensor, frames: Frames, mask: Frames | None = None) -> Iterator[np.ndarray]:
+        """Decodes latents (n, c, h, w) in chunks of uint8 frames (m, h, w, 3). Where the mask is 0, the input stays."""
+        for part in chunks(len(latents)):
+            edited = self.coder.decode(latents[part])
+            if mask is not None:
+                share = mask[part][..., None].astype(np.float32)
+                edited = np.rint(share * edited + (1 - share) * frames[part]).astype(np.uint8)
+            yield edited
+
+
+def latent_mask(mask: Tensor, factor: int) -> Tensor:
+    """Brings a mask (m, h, w) in [0, 1] to latents, (m, 1, h/f, w/f): the maximum over the pixels of each latent."""
+    return torch.nn.functional.max_pool2d(mask[:, None].float(), factor)
+
+
+def open_prior(checkpoint: Checkpoint, path: str | Path | None, device: torch.device) -> TrainedPrior | None:
+    """Opens the prior at `path`, by default that of `default_prior`; None if there is none.
+
+    Raises UserError when it is not a prior, or was trained on embeddings of another CLIP.
+    """
+    path = path or default_prior(checkpoint)
+    if path is None:
+        return None
+    prior = read_prior(Path(path), device)
+    check_fingerprint("CLIP model", checkpoint.info.estimators["clip"]["fingerprint"], prior.clip, f"the prior {path}")
+    return prior
+
+
+def read_editable(checkpoint: Checkpoint, structure: bool) -> Recorded:
+    """Reads a checkpoint's config. Raises UserError if its stage is too early, see `Gen1Editor.from_pretrained`."""
+    recorded = read_recorded(checkpoint)
+    if not recorded.stage.structure and (structure or not recorded.stage.temporal):
+        raise UserError(
+            f"{checkpoint.path} is of stage {checkpoint.info.stage}, which has not learned structure yet: give a "
+            f"checkpoint of stage {'4 or 5' if structure else '3, 4 or 5'}"
+        )
+    return recorded
+
+
+def load_estimators(
+    checkpoint: Checkpoint, device: torch.device
+) -> tuple[Autoencoder, StructureEstimator, ClipEncoder]:
+    """Loads the estimators that made the checkpoint's data. Raises UserError when one is missing or has changed."""
+    networks = Networks.recorded(checkpoint.info.estimators, str(checkpoint.path), device)
+    return networks.autoencoder, networks.structure, networks.clip

@@ -1,0 +1,281 @@
+"""Edits from files to files: a video of any length and size, and its edits."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gen1_train.diffusion.editing import frames_per_step
+from gen1_train.diffusion.sampler import timesteps
+from gen1_train.editing.clip_structure import CHUNK, ClipStructure
+from gen1_train.editing.config import EditConfig
+from gen1_train.editing.counting import OnProgress, frame_counter, step_counter
+from gen1_train.editing.editor import Gen1Editor
+from gen1_train.editing.masks import BY_DEPTH, mask_by_depth
+from gen1_train.editing.outputs import check_folder, output_paths, refuse_existing
+from gen1_train.editing.spool import Spool
+from gen1_train.editing.variants import Variant, variants
+from gen1_train.errors import UserError
+from gen1_train.video.audio import AudioSource, usable_audio
+from gen1_train.video.contact_sheet import contact_sheet
+from gen1_train.video.decoding.probe import VideoInfo
+from gen1_train.video.encode import VideoWriter
+from gen1_train.video.errors import VideoError
+from gen1_train.video.geometry import NAMED_CROP, kept_share, nearest_bucket, parse_bucket, similar_bucket
+from gen1_train.video.image import read_image
+from gen1_train.video.mask import read_mask
+from gen1_train.video.stream import Selection, expected_frames, output_fps, probe_input, read_selected
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The input file, and which of its frames are edited."""
+
+    path: str
+    info: VideoInfo
+    selection: Selection
+
+
+@dataclass(frozen=True)
+class Footage:
+    """The frames that are edited."""
+
+    source: Source
+    size: tuple[int, int]  # width and height: the bucket's
+    frames: Spool  # uint8 (n, h, w, 3)
+    seconds: list[float]  # when each is shown, since the first
+    fps: float  # of the output, if the seconds are even
+    audio: AudioSource | None  # the input's sound, if the output keeps it
+
+
+def edit_files(
+    config: EditConfig,
+    editor: Gen1Editor | None = None,
+    on_progress: OnProgress | None = None,
+    input_output: Path | None = None,
+) -> None:
+    """Edits `config.input` into `config.output`. Raises UserError; each output is whole or does not exist.
+
+    Settings are checked before anything is loaded, and the folders of the outputs before anything is computed. The
+    page gives an `editor` that is already loaded; `on_progress`, which replaces lines and bars on the console and may
+    raise to end the edit; and `input_output`, an .mp4 to write the input to as the model sees it.
+    """
+    config.check()
+    edits = variants(config)
+    outputs = output_paths(config, edits)
+    refuse_existing(config, outputs)
+    example = read_example(config)
+    source = open_source(config)
+    for path in (*outputs, Path(config.structure_output or outputs[0])):
+        check_folder(path.parent)
+    if editor is None:
+        editor = Gen1Editor.of(config)
+    edits = [edit.with_recommended(editor.recommended) for edit in edits]
+    for edit in edits:
+        editor.check(edit.sampling)
+    contents = [editor.content(edit.prompt, example, edit.image_share, edit.sampling.seed) for edit in edits]
+    negative = editor.content(config.negative_prompt) if config.negative_prompt is not None else None
+    size = choose_bucket(config, editor, source.info)
+    with ExitStack() as stack:
+        frames = stack.enter_context(Spool())
+        footage = read_footage(source, size, frames, config.audio, on_progress)
+        if input_output is not None:
+            write(input_output, one_by_one(frames), footage, on_progress)
+        with frame_counter("estimating structure", len(frames), on_progress, keep=False) as count:
+            structure = stack.enter_context(editor.structure(frames, on_frames=count))
+        mask = None
+        if config.mask is not None:
+            mask = stack.enter_context(Spool())
+            fill_mask(mask, config.mask, structure, footage)
+        run = Run(editor, footage, structure, mask)
+        latents = run.sample(edits, contents, negative, outputs[0].name, on_progress)
+        if config.structure_output is not None:
+            seen = structure_pictures(structure, edits[0].sampling.t_s)
+            write(Path(config.structure_output), seen, footage, on_progress)
+        if config.sweep is None:
+            for path, video in zip(outputs, latents):
+                write(path, run.pictures(video), footage, on_progress)
+        else:
+            write(outputs[0], run.comparison(edits, latents), footage, on_progress)
+
+
+def read_example(config: EditConfig) -> np.ndarray | None:
+    if config.image is None:
+        return None
+    try:
+        return read_image(config.image)
+    except VideoError as error:
+        raise UserError(f"image={config.image} cannot be read: {error}") from error
+
+
+def open_source(config: EditConfig) -> Source:
+    """Reads the header of the input. Raises UserError."""
+    path = str(config.input)
+    selection = Selection(config.start, config.frames, config.stride, config.fps)
+    if not Path(path).is_file():
+        raise UserError(f"input={path} does not exist: give a video file")
+    try:
+        info = probe_input(path)
+    except VideoError as error:
+        raise UserError(f"input={path} cannot be decoded: {error}") from error
+    if info.frames is not None and selection.start >= info.frames:
+        raise UserError(f"input={path} has {info.frames} frames: start={selection.start} is beyond its end")
+    return Source(path, info, selection)
+
+
+def choose_bucket(config: EditConfig, editor: Gen1Editor, info: VideoInfo) -> tuple[int, int]:
+    """Returns the width and height to edit at. Raises UserError for a bucket that the model cannot take."""
+    buckets = [config.bucket] if config.bucket else editor.buckets
+    try:
+        width, height = parse_bucket(nearest_bucket(info.width, info.height, buckets))
+    except ValueError as error:
+        raise UserError(f"bucket={config.bucket}: {error}") from error
+    factor = editor.autoencoder.factor
+    if width % factor or height % factor:
+        raise UserError(f"bucket={config.bucket}: both sides must be multiples of {factor} pixels")
+    lost = 1 - kept_share(info.width, info.height, width, height)
+    if lost > NAMED_CROP:
+        logger.warning(
+            "only the center of input=%s (%dx%d) is edited: %.0f %% of the picture is cropped to fit %dx%d; "
+            "bucket=WIDTHxHEIGHT chooses another shape, as in bucket=%s",
+            config.input, info.width, info.height, 100 * lost, width, height,
+            similar_bucket(info.width, info.height, width * height, factor),
+        )  # fmt: skip
+    return width, height
+
+
+def read_footage(
+    source: Source, size: tuple[int, int], frames: Spool, audio: bool, on_progress: OnProgress | None = None
+) -> Footage:
+    """Reads the selected frames into a spool, at width and height `size`. Raises UserError."""
+    seconds: list[float] = []
+    first_source_seconds = 0.0
+    last_source_seconds = 0.0
+    total = expected_frames(source.info, source.selection)
+    try:
+        with frame_counter("reading", total, on_progress, keep=False) as count:
+            for frame in read_selected(source.path, source.selection, *size):
+                frames.append(frame.pixels)
+                if not seconds:
+                    first_source_seconds = frame.source_seconds
+                last_source_seconds = frame.source_seconds
+                seconds.append(frame.seconds)
+                count(1)
+    except VideoError as error:
+        raise UserError(f"input={source.path} cannot be decoded: {error}") from error
+    fps = output_fps(source.info, source.selection)
+    sound = None
+    if audio and not source.info.is_image:
+        sound = read_sound(AudioSource(source.path, first_source_seconds, last_source_seconds + 1 / fps))
+    return Footage(source, size, frames, seconds, fps, sound)
+
+
+def read_sound(sound: AudioSource) -> AudioSource | None:
+    """Returns what of the input's sound can be used; a line tells if it is not all."""
+    usable, error = usable_audio(sound)
+    if error is not None:
+        kept = "the output is silent"
+        if usable is not None and usable.end is not None:
+            kept = f"the output has its first {usable.end - usable.start:.1f} s"
+        logger.warning("input=%s: its sound cannot be read: %s; %s", sound.path, error, kept)
+    return usable
+
+
+def fill_mask(mask: Spool, setting: str, structure: ClipStructure, footage: Footage) -> None:
+    """Fills `mask` with float32 (n, h, w), from a file or by depth, as the setting says. Raises UserError."""
+    if setting in BY_DEPTH:
+        for frame in mask_by_depth(structure, setting):
+            mask.append(frame)
+        return
+    source = footage.source
+    input_size = source.info.width, source.info.height
+    try:
+        for frame in read_mask(setting, source.selection, len(footage.frames), *footage.size, input_size):
+            mask.append(frame)
+    except VideoError as error:
+        raise UserError(f"mask={setting} cannot be used: {error}") from error
+
+
+class Run:
+    """The edits of one input."""
+
+    def __init__(self, editor: Gen1Editor, footage: Footage, structure: ClipStructure, mask: Spool | None) -> None:
+        self.editor = editor
+        self.footage = footage
+        self.structure = structure
+        self.mask = mask
+
+    def sample(
+        self,
+        edits: list[Variant],
+        contents: list[Tensor],
+        negative: Tensor | None,
+        title: str,
+        on_progress: OnProgress | None = None,
+    ) -> list[Tensor]:
+        """Returns the latents of each edit, (n, c, h, w). Edits that differ only in content are sampled together."""
+        n = len(self.footage.frames)
+        groups = [list(group) for _, group in groupby(zip(edits, contents), lambda pair: pair[0].sampling)]
+        step_frames: list[int] = []  # that go through the network, in each step of each group
+        for group in groups:
+            sampling = group[0][0].sampling
+            steps = len(timesteps(self.editor.schedule, sampling.steps, sampling.init_strength))
+            step_frames += [frames_per_step(n, len(group), sampling, self.editor.window)] * steps
+        videos: list[Tensor] = []
+        with step_counter(title, step_frames, on_progress) as count:
+            for group in groups:
+                sampling = group[0][0].sampling
+                scene = self.editor.scene(self.footage.frames, self.structure, sampling, self.mask)
+                together = torch.stack([content for _, content in group])
+                videos += self.editor.sample(scene, together, sampling, negative, on_frames=count)
+        return videos
+
+    def pictures(self, latents: Tensor) -> Iterator[np.ndarray]:
+        """Yields an edit's frames, uint8 (h, w, 3)."""
+        for part in self.editor.pictures(latents, self.footage.frames, self.mask):
+            yield from part
+
+    def comparison(self, edits: list[Variant], videos: list[Tensor]) -> Iterator[np.ndarray]:
+        """Yields frames of the input and of all edits side by side, each under its label."""
+        labels = ["input", *(edit.label for edit in edits)]
+        for pictures in zip(one_by_one(self.footage.frames), *(self.pictures(video) for video in videos)):
+            yield contact_sheet(pictures, labels)
+
+
+def one_by_one(frames: Spool) -> Iterator[np.ndarray]:
+    """Yields the frames of a spool, which is read in chunks."""
+    for start in range(0, len(frames), CHUNK):
+        yield from frames[start : start + CHUNK]
+
+
+def structure_pictures(structure: ClipStructure, t_s: int) -> Iterator[np.ndarray]:
+    """Yields the structure as the model sees it, as gray uint8 frames (h, w, 3)."""
+    for part in structure.at(t_s):
+        yield from (part.numpy() * 255).round().astype(np.uint8)[..., None].repeat(3, axis=-1)
+
+
+def write(path: Path, pictures: Iterator[np.ndarray], footage: Footage, on_progress: OnProgress | None = None) -> None:
+    """Writes a video at the input's pace, with its sound. Raises UserError; the file is whole or does not exist."""
+    check_folder(path.parent)
+    try:
+        with (
+            VideoWriter(path, footage.fps, audio_from=footage.audio) as writer,
+            frame_counter(f"writing {path.name}", len(footage.seconds), on_progress, keep=False) as count,
+        ):
+            for picture, seconds in zip(pictures, footage.seconds):
+                writer.write(picture, seconds)
+                count(1)
+    except (VideoError, OSError) as error:
+        raise UserError(f"{path} cannot be written: {error}") from error
+    if writer.audio_error is not None:
+        logger.warning("%s lacks sound: input=%s: %s", path, footage.source.path, writer.audio_error)
+    if on_progress is None:
+        logger.info("%d frames written to %s", len(footage.seconds), path)

@@ -1,0 +1,85 @@
+"""Structure: Canny edges by OpenCV. Ours, not the paper's: an estimator without weights that runs anywhere."""
+
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gen1_train.errors import UserError
+from gen1_train.frozen.loading import architecture, fingerprint
+
+NORMALISATION = "Canny edges, 1 is an edge and 0 is none, the same in every clip"
+VERSION = "edges 1"  # of the algorithm; a change that moves an edge needs a new version
+REFERENCE = 256  # pixels of the shorter side of a frame to which `blur` refers: the paper's 448x256
+
+
+@dataclass
+class EdgesConfig:
+    """All values are ours."""
+
+    blur: float = 1.0  # standard deviation in pixels of a 448x256 frame, scaled for other sizes; 0: none
+    low: float = 15.0  # of 255: an edge continues where the brightness changes by at least this much
+    high: float = 35.0  # and starts only where it changes by at least this much
+
+    def check(self) -> None:
+        """Raises UserError for settings out of their ranges."""
+        if self.blur < 0 or not 0 <= self.low <= self.high:
+            raise UserError(
+                f"edges.blur={self.blur}, edges.low={self.low}, edges.high={self.high}: give a blur of 0 or "
+                "above and 0 <= low <= high"
+            )
+
+
+class EdgesEstimator:
+    """Detects edges in each uint8 frame alone: 1 on edges, 0 elsewhere."""
+
+    normalisation = NORMALISATION
+
+    def __init__(self, config: EdgesConfig, device: str | torch.device = "cpu", recorded: bool = False) -> None:
+        """`device` and `recorded` are not used: OpenCV runs on the CPU, and no file is read.
+
+        Raises UserError for settings out of their ranges.
+        """
+        config.check()
+        self.config = config
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(nn.Identity(), VERSION, sorted(asdict(self.config).items()))
+
+    @property
+    def architecture(self) -> str:
+        """The same for all edges: the fingerprint covers their settings."""
+        return architecture()
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """uint8 frames (n, h, w, 3) -> edges (n, h, w), float32, 0 or 1."""
+        return torch.from_numpy(np.stack([self._edges(frame) for frame in frames.cpu().numpy()]))
+
+    def normalise(self, raw: Tensor, span: tuple[float, float] | None = None) -> tuple[Tensor, tuple[float, float]]:
+        """Returns the edges (n, h, w) of one clip unchanged, with their range."""
+        return raw, (0.0, 1.0)
+
+    def _edges(self, frame: np.ndarray) -> np.ndarray:
+        import cv2
+
+        blur = self.config.blur * min(frame.shape[:2]) / REFERENCE
+        gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+        if blur:
+            gray = cv2.GaussianBlur(gray, (0, 0), blur)
+        scale = _gradient_of_a_step(blur)
+        low, high = self.config.low * scale, self.config.high * scale
+        return (cv2.Canny(gray, low, high, L2gradient=True) > 0).astype(np.float32)
+
+
+def _gradient_of_a_step(blur: float) -> float:
+    """The largest 3x3 Sobel response to a straight step of 1 that was blurred by `blur` pixels.
+
+    Thresholds in these units have the same meaning at every frame size because the blur grows with the size.
+    """
+    if not blur:
+        return 4.0
+    cdf = NormalDist(sigma=blur).cdf  # the step is half a pixel from the center of the kernel
+    return 4 * (cdf(1.5) - cdf(-0.5))

@@ -1,0 +1,75 @@
+"""The choice of a structure estimator: the protocol and its implementations. The paper's structure is depth."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from gen1_train.errors import UserError
+from gen1_train.frozen.depth import DepthConfig, DepthEstimator
+from gen1_train.frozen.edges import EdgesConfig, EdgesEstimator
+
+Span = tuple[float, float]
+
+
+class StructureEstimator(Protocol):
+    """Estimates one raw value per pixel, then normalizes it to [0, 1] over the frames of a clip. It has no state."""
+
+    normalisation: str  # one line for the metadata: the meaning of 0 and 1
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of everything that affects a value: weights, settings, normalization."""
+
+    @property
+    def architecture(self) -> str:
+        """The sha256 of the network's settings that its weights do not show."""
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """uint8 frames (m, h, w, 3), from any number of clips -> float32 (m, h, w) on the CPU, in any range."""
+
+    def normalise(self, raw: Tensor, span: Span | None = None) -> tuple[Tensor, Span]:
+        """Normalizes the raw values of ONE clip (n, h, w) to [0, 1]; returns them with the range mapped to 0 and 1.
+
+        `span` sets that range: for a clip that comes in parts, the minimum and maximum over all parts.
+        """
+
+
+# kind -> (settings class, estimator class); an estimator imports its libraries only when it is built
+STRUCTURES: dict[str, tuple[type, Callable[[Any, str | torch.device, bool], StructureEstimator]]] = {
+    "depth": (DepthConfig, DepthEstimator),
+    "edges": (EdgesConfig, EdgesEstimator),
+}
+
+
+def structure_class(kind: str) -> type:
+    """Returns the dataclass of the settings of a kind. Raises UserError for an unknown kind."""
+    return _known(kind)[0]
+
+
+def structure_config(kind: str, settings: Mapping[str, Any]) -> Any:
+    """Builds the config of a kind of structure from plain settings, as in a manifest. Raises UserError."""
+    config = _known(kind)[0]
+    names = [field.name for field in fields(config)]
+    unknown = sorted(settings.keys() - set(names))
+    if unknown:
+        raise UserError(f"structure={kind} has no setting {unknown[0]}; its settings are {', '.join(names)}")
+    return config(**settings)
+
+
+def build_structure(
+    kind: str, config: Any, device: str | torch.device = "cpu", recorded: bool = False
+) -> StructureEstimator:
+    """Builds the estimator of a kind; `config` is of that kind. Raises UserError for an unknown kind or a failure.
+
+    `recorded`: a file names it, not the user, see `frozen.plain`.
+    """
+    return _known(kind)[1](config, device, recorded)
+
+
+def _known(kind: str) -> tuple[type, Callable[[Any, str | torch.device, bool], StructureEstimator]]:
+    if kind not in STRUCTURES:
+        raise UserError(f"there is no structure {kind!r}; choose from {', '.join(STRUCTURES)}")
+    return STRUCTURES[kind]

@@ -1,0 +1,228 @@
+"""The training state as whole float32 tensors by name, independent of the strategy and the number of processes.
+
+A run's state consists of its weights, AdamW's two moments of each, their averages (ema.py), and a few counters
+(counters.py). Everything else follows from the number of steps done: the learning rate, the position in the data, and
+all randomness, which is keyed by it.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.strategies import DeepSpeedStrategy, Strategy
+from torch import Tensor, distributed
+from torch.nn import Module, Parameter
+from torch.optim import Optimizer
+from typing_extensions import override
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # by AdamW's names
+CHUNK_ELEMENTS = 2**24  # elements that are gathered or exchanged at once, unless a single tensor has more
+
+# name of a tensor in a file -> a weight, and what is stored of it: a moment, an average, or None for the weight itself
+Entries = dict[str, tuple[Parameter, str | None]]
+
+
+def trainable(model: Module) -> dict[str, Parameter]:
+    """Returns the weights that the optimizer holds: all of them, or those of an adapter."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def weights_of(model: Module) -> Entries:
+    """Returns the entries of unet.safetensors."""
+    return {name: (weight, None) for name, weight in trainable(model).items()}
+
+
+def moments_of(model: Module) -> Entries:
+    """Returns the entries of optimizer.safetensors."""
+    return {f"{name}.{moment}": (weight, moment) for name, weight in trainable(model).items() for moment in MOMENTS}
+
+
+def averages_of(model: Module, average: str) -> Entries:
+    """Returns the entries of the file of an average, under the names of the weights."""
+    return {name: (weight, average) for name, weight in trainable(model).items()}
+
+
+class PlainState:
+    """The state under `single` and `ddp`: every process holds everything, in a torch optimizer.
+
+    Averages are in the optimizer's state, alongside AdamW's moments.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def gather(self, entries: Entries, keep: bool) -> dict[str, Tensor]:
+        """Returns copies of the whole tensors, in float32 on the CPU, where `keep` is true (on rank 0); else nothing.
+
+        A collective under ZeRO.
+        """
+        if not keep:
+            return {}
+        return {name: self._held(*entry).to("cpu", torch.float32, copy=True) for name, entry in entries.items()}
+
+    def put(self, weight: Parameter, moment: str | None, whole: Tensor) -> None:
+        """Copies from `whole` the part of a weight or moment that this process holds; nothing else is read."""
+        self._held(weight, moment).copy_(whole)
+
+    def create_moments(self, updates: int) -> None:
+        """Creates the moments, as AdamW does in its first step, and sets its step counter to `updates`."""
+        for master in self.masters():
+            moments = {moment: torch.zeros_like(master, memory_format=torch.preserve_format) for moment in MOMENTS}
+            self.optimizer.state[master] = {"step": torch.tensor(float(updates), device=master.device), **moments}
+
+    def create_average(self, average: str) -> None:
+        """Creates an average as a copy of the current weights. The moments must exist."""
+        for master in self.masters():
+            self.optimizer.state[master][average] = master.detach().clone()
+
+    @torch.no_grad()
+    def average(self, rates: Mapping[str, float]) -> None:
+        """Moves each average towards the weights by its rate; each process updates its part, without communication."""
+        masters = [master.detach() for master in self.masters()]
+        for average, rate in rates.items():
+            torch._foreach_lerp_([self._held(master, average) for master in self.masters()], masters, rate)
+
+    @contextmanager
+    def showing(self, average: str | None) -> Iterator[None]:
+        """Lets the model compute with an average for the length of a block, then restores the weights bit-exactly.
+
+        None leaves the model unchanged. A collective under ZeRO.
+        """
+        if average is None:
+            yield
+            return
+        self._exchange(average)
+        try:
+            yield
+        finally:
+            self._exchange(average)
+
+    @torch.no_grad()
+    def _exchange(self, average: str) -> None:
+        for master in self.masters():
+            held = self._held(master, average)
+            # both are dense and have the same layout, so their elements match regardless of strides
+            flat = [tensor.as_strided((tensor.numel(),), (1,)) for tensor in (master.detach(), held)]
+            for weights, averages in zip(*(tensor.split(CHUNK_ELEMENTS) for tensor in flat)):
+                copy = weights.clone()
+                weights.copy_(averages)
+                averages.copy_(copy)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Lets the model compute with the current values of the masters. A collective under ZeRO."""
+
+    def masters(self) -> list[Tensor]:
+        """Returns the tensors that the optimizer updates in this process."""
+        return [master for group in self.optimizer.param_groups for master in group["params"]]
+
+    def shape(self, weight: Parameter) -> torch.Size:
+        """Returns the shape of the whole weight."""
+        return weight.shape
+
+    def _held(self, master: Tensor, moment: str | None) -> Tensor:
+        return (master if moment is None else self.optimizer.state[master][moment]).detach()
+
+
+class ZeroState(PlainState):
+    """The state under DeepSpeed's ZeRO-1 and ZeRO-2: all weights, flattened in float32; each process has a part."""
+
+    def __init__(self, zero: Any, device: torch.device) -> None:
+        """`zero`: DeepSpeed's optimizer, which wraps torch's. `device`: where collectives run."""
+        super().__init__(zero.optimizer)
+        self.zero = zero
+        self.device = device
+
+    @override
+    def gather(self, entries: Entries, keep: bool) -> dict[str, Tensor]:
+        whole: dict[str, Tensor] = {}
+        for names in self._buckets(entries):
+            sizes = [self.shape(entries[name][0]).numel() for name in names]
+            bucket = torch.zeros(sum(sizes), dtype=torch.float32, device=self.device)
+            tensors = dict(zip(names, bucket.split(sizes)))
+            for name, tensor in tensors.items():
+                start, part = self.part(*entries[name])
+                tensor[start : start + len(part)] = part
+            distributed.reduce(bucket, dst=0)  # each element is in one process; the others add zero
+            if keep:
+                shapes = {name: self.shape(entries[name][0]) for name in names}
+                whole |= {name: tensor.view(shapes[name]).to("cpu", copy=True) for name, tensor in tensors.items()}
+        return whole
+
+    @override
+    def refresh(self) -> None:
+        self.zero.update_lp_params()
+
+    @override
+    def put(self, weight: Parameter, moment: str | None, whole: Tensor) -> None:
+        start, part = self.part(weight, moment)
+        part.copy_(whole.flatten()[start : start + len(part)])
+
+    def part(self, weight: Parameter, moment: str | None) -> tuple[int, Tensor]:
+        """Returns where this process's part of a flattened weight starts, and a view of it in the master or moment."""
+        mapping = weight._hp_mapping  # type: ignore[attr-defined]
+        if mapping is None:  # the weight is in other processes
+            return 0, torch.empty(0)
+        address, master = mapping.hp_fragment_address, self.masters()[mapping.param_group_index]
+        return mapping.lp_fragment_address.start, self._held(master, moment).narrow(0, address.start, address.numel)
+
+    def _buckets(self, entries: Entries) -> Iterator[list[str]]:
+        """Yields the names in order, in groups of about CHUNK_ELEMENTS elements: one collective for each group."""
+        names: list[str] = []
+        size = 0
+        for name, (weight, _) in entries.items():
+            numel = self.shape(weight).numel()
+            if names and size + numel > CHUNK_ELEMENTS:
+                yield names
+                names, size = [], 0
+            names.append(name)
+            size += numel
+        yield names
+
+
+class Zero3State(ZeroState):
+    """The state under ZeRO-3: each process has an equal part of every weight, the last part padded."""
+
+    @override
+    def part(self, weight: Parameter, moment: str | None) -> tuple[int, Tensor]:
+        group, offset, numel = self.zero.grad_position[self.zero.get_param_id(weight)]
+        start = numel * weight.ds_zero_partition_rank  # type: ignore[attr-defined]
+        filled = max(0, min(numel, self.shape(weight).numel() - start))
+        return start, self._held(self.masters()[group], moment).narrow(0, offset, filled)
+
+    @override
+    def refresh(self) -> None:
+        zero = self.zero
+        zero._partition_all_parameters()
+        for group in range(len(zero.fp16_groups)):
+            zero._reassign_or_swap_out_partitioned_parameters(group)
+        if zero.persistent_parameters:
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+        zero.invalidate_secondary_tensor()
+
+    @override
+    def masters(self) -> list[Tensor]:
+        return self.zero.fp32_partitioned_groups_flat
+
+    @override
+    def shape(self, weight: Parameter) -> torch.Size:
+        return weight.ds_shape  # type: ignore[attr-defined]  # the weight itself is empty outside its layer's pass
+
+
+def state_of(strategy: Strategy) -> PlainState:
+    """Returns the training state of a strategy that has been set up."""
+    if not isinstance(strategy, DeepSpeedStrategy):
+        return PlainState(strategy.optimizers[0])
+    zero, device = strategy.deepspeed_engine.optimizer, strategy.root_device
+    return Zero3State(zero, device) if strategy.zero_stage_3 else ZeroState(zero, device)
+
+
+def resume_at(trainer: Trainer, step: int) -> None:
+    """Lets the trainer continue after `step` optimizer steps.
+
+    It starts with the first micro-batch of a step, because their number may have changed.
+    """
+    progress = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
+    progress.ready = progress.completed = step

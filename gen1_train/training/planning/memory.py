@@ -1,0 +1,187 @@
+"""The memory plan: the bytes that one rank holds, from the config alone (ZeRO: arXiv 1910.02054, section 3).
+
+A formula gives the resident memory, which a rank holds from step to step. A trace (tracing.py) gives what a forward and
+backward pass adds, and another formula what the optimizer adds after it. The peak of a step is the resident memory plus
+the larger of the two. tests/training/planning/test_memory.py compares it with measured peaks; the plan of ZeRO-3 is too
+low. Not included: the GPU's context, and workspaces of NCCL and of kernels.
+
+For P trained weights on N ranks, with s bytes per number of the model (2 under ZeRO in bf16-mixed, else 4); frozen
+weights of a model with an adapter take s bytes each and nothing else:
+
+|       | weights | masters         | moments | EMA, each | gradients: resident, in the passes, in the optimizer  |
+|-------|---------|-----------------|---------|-----------|-------------------------------------------------------|
+| plain | 4 P     |                 | 8 P     | 4 P       | -, 4 P, 4 P: those of a step live until the next one  |
+| ddp   | 4 P     |                 | 8 P     | 4 P       | 4 P, 4 P, 4 P: DDP's buckets are a second copy        |
+| zero2 | s P     | 4 P/N           | 8 P/N   | 4 P/N     | -, buckets + s P/N, 2 s P/N (+ 4 P/N if s is 2)       |
+| zero3 | s P/N   | 4 P/N if s is 2 | 8 P/N   | 4 P/N     | s P/N + bucket, scratch, s P/N (+ 4 P/N if s is 2)    |
+
+The row of zero2 applies to zero1 too. When micro-batches are accumulated, ZeRO-1's gradients are resident as a whole
+(s P), and ZeRO-2's in parts. Both keep masters in addition to the weights even in float32, gather the new weights into
+a copy under gloo (s P), and on more than one rank keep the buckets of the last pass during the next one (measured).
+ZeRO-3 gathers weights too, see `Planner._gathered`. With strategy.offload, moments, masters and EMA (with `all` also
+the weights) are in CPU memory and not counted; this case has not been compared with measurements.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gen1_train.model.unet import UNetConfig
+from gen1_train.training.planning.tracing import Adapt, Buckets, MicroBatch, NumberFormat, Tracer
+from gen1_train.training.strategy import ZERO_STAGES
+
+
+@dataclass(frozen=True)
+class ZeroSettings:
+    """The settings of DeepSpeed's section `zero_optimization` that affect memory, in elements."""
+
+    bucket: int  # gradients that are reduced at once
+    overlap: bool  # one bucket fills while another is reduced, so there are two
+    live: int  # ZeRO-3: weights that are gathered at the same time
+    persistent: int  # ZeRO-3: smaller weights stay whole on every rank
+
+    @property
+    def buckets(self) -> int:
+        return self.bucket * (2 if self.overlap else 1)
+
+    @classmethod
+    def read(cls, section: Mapping[str, Any]) -> "ZeroSettings":
+        """Reads the section that DeepSpeed gets, with its defaults for missing settings."""
+        stage3 = section.get("stage") == 3
+        return cls(
+            int(section.get("reduce_bucket_size", 5e8)),
+            bool(section.get("overlap_comm", stage3)),
+            int(section.get("stage3_max_live_parameters", 1e9)),
+            int(section.get("stage3_param_persistence_threshold", 1e5)),
+        )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a run is divided among its ranks."""
+
+    strategy: str  # single, ddp, zero1, zero2, zero3
+    precision: str  # bf16-mixed or 32-true
+    world: int  # ranks
+    accumulate: int = 1  # micro-batches per optimizer step
+    ema: int = 0  # averages of the weights, one for each decay
+    zero: ZeroSettings | None = None
+    offload: str = "none"  # what ZeRO keeps in CPU memory: none, optimizer, all
+    gloo: bool = False  # ranks on CPUs, where new weights are gathered into a copy first; NCCL needs no copy
+
+    @property
+    def number_format(self) -> NumberFormat:
+        bf16 = self.precision == "bf16-mixed"
+        if self.strategy in ZERO_STAGES:
+            return NumberFormat(torch.bfloat16 if bf16 else torch.float32, autocast=False)
+        return NumberFormat(torch.float32, autocast=bf16)
+
+    def part(self, elements: int) -> int:
+        """Returns how many of `elements` one rank holds; only ZeRO divides them."""
+        return -(-elements // self.world) if self.strategy in ZERO_STAGES else elements
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The memory of a step on one pool, in bytes in addition to the resident memory."""
+
+    micro_batch: MicroBatch
+    activations: int
+    backward: int  # the largest sum of activations, gradients and temporaries in the forward and backward pass
+    optimizer: int  # gradients or gathered weights in the optimizer step, when no activations are left
+
+    @property
+    def bytes(self) -> int:
+        return max(self.backward, self.optimizer)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The memory of one rank."""
+
+    weights: int  # elements of the model
+    resident: dict[str, int]  # bytes by kind, held from step to step
+    peaks: list[Peak]  # one per pool
+
+    @property
+    def total(self) -> int:
+        return sum(self.resident.values()) + max(peak.bytes for peak in self.peaks)
+
+
+class Planner:
+    """Plans the memory for training a UNet in one layout. The UNet is built once, without allocating memory."""
+
+    def __init__(self, unet: UNetConfig, layout: Layout, frozen: int = 0, adapt: Adapt | None = None) -> None:
+        """`frozen`: bytes of frozen networks on the device; `adapt`: see Tracer."""
+        self.layout = layout
+        self.frozen = frozen
+        self._tracer = Tracer(unet, layout.number_format, adapt)
+        self.weights = sum(self._tracer.sizes)
+        self.trained = self._tracer.trained
+
+    def plan(self, micro_batches: Sequence[MicroBatch]) -> MemoryPlan:
+        return MemoryPlan(self.weights, self.resident(), [self.peak(micro_batch) for micro_batch in micro_batches])
+
+    def resident(self) -> dict[str, int]:
+        layout, zero = self.layout, self.layout.zero
+        size = layout.number_format.dtype.itemsize
+        whole, part = self.trained, layout.part(self.trained)
+        parts = {
+            "weights": size * self.weights,
+            "moments": 8 * part,
+            "EMA": 4 * part * layout.ema,
+            "autoencoder": self.frozen,
+        }
+        if layout.strategy == "ddp":
+            parts["DDP's buckets"] = 4 * whole
+        if layout.strategy in ZERO_STAGES:
+            assert zero is not None
+            parts["masters"] = 4 * part
+            parts["ZeRO's buckets"] = size * zero.buckets if layout.world > 1 else 0
+        if layout.strategy == "zero3" and zero is not None:
+            small = sum(elements for elements in self._tracer.sizes if elements < zero.persistent)
+            parts["weights"] = size * (part + small)
+            parts["masters"] = 4 * part if size == 2 else 0  # in float32 the rank's part is also its master
+            parts["gradients"] = size * part
+            parts["ZeRO's buckets"] = size * zero.bucket
+        if layout.accumulate > 1:
+            parts["gradients"] = size * (part if layout.strategy in ("zero2", "zero3") else whole)
+        optimizer = ("moments", "masters", "EMA")
+        offloaded = {"none": (), "optimizer": optimizer, "all": (*optimizer, "weights")}
+        return {name: held for name, held in parts.items() if held and name not in offloaded[layout.offload]}
+
+    def peak(self, micro_batch: MicroBatch) -> Peak:
+        layout, size = self.layout, self.layout.number_format.dtype.itemsize
+        whole, part = self.trained, layout.part(self.trained)
+        whole_gradients = layout.strategy in ("single", "ddp")
+        resident_gradients = layout.accumulate > 1 and layout.strategy in ("single", "ddp", "zero1")
+        traced = self._tracer.trace(micro_batch, None if whole_gradients else self._buckets(), resident_gradients)
+        if whole_gradients:  # missing ones are filled with zeros
+            optimizer = 0 if resident_gradients else 4 * whole
+        elif layout.strategy == "zero3":
+            optimizer = size * part + (4 * part if size == 2 else 0)
+        else:  # its part of the gradients, zeros for missing ones, and a flat copy of the part
+            optimizer = size * (2 * part + layout.part(traced.missing)) + (4 * part if size == 2 else 0)
+            optimizer = max(optimizer, size * whole if layout.gloo and layout.world > 1 else 0)
+        return Peak(micro_batch, traced.activations, traced.peak + self._gathered(), optimizer)
+
+    def _buckets(self) -> Buckets:
+        zero = self.layout.zero
+        assert zero is not None
+        if self.layout.strategy == "zero3":
+            return Buckets(zero.bucket, held=0, part=0, scratch=zero.bucket)
+        return Buckets(zero.bucket, zero.buckets, self.layout.part(self.trained))
+
+    def _gathered(self) -> int:
+        """Returns the bytes of the weights that ZeRO-3 gathers for a pass.
+
+        They are counted twice, which is fitted to two runs, not derived, and too low for a third
+        (benchmarks/RESULTS.md).
+        """
+        zero = self.layout.zero
+        if self.layout.strategy != "zero3" or zero is None:
+            return 0
+        large = sum(elements for elements in self._tracer.sizes if elements >= zero.persistent)
+        return 2 * self.layout.number_format.dtype.itemsize * min(large, zero.live)

@@ -1,0 +1,105 @@
+"""What a start of a stage resolves and verifies, once, before it starts a process or writes a file."""
+
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytorch_lightning.strategies import Strategy
+
+from gen1_train.data.schedule import Schedule
+from gen1_train.data.shards import ShardSet
+from gen1_train.frozen.autoencoder import Autoencoder
+from gen1_train.training.checkpoints.checkpoint import Checkpoint
+from gen1_train.training.config import TrainConfig
+from gen1_train.training.planning.plan import data_of, memory_line
+from gen1_train.training.preflight import (
+    check_start,
+    encodes,
+    gpu_count,
+    log_short_clips,
+    micro_clips,
+    open_autoencoder,
+    open_data,
+    open_held_out,
+    open_schedule,
+    open_validation,
+    process_count,
+)
+from gen1_train.training.run_files import warn_of_another_noise
+from gen1_train.training.stages import RESETS, inherited, predecessor
+from gen1_train.training.strategy import build_strategy
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A stage that can start. Everything in it has been opened and checked on this process."""
+
+    run: Path  # the run folder
+    resume: Checkpoint | None  # the run's newest whole checkpoint; None for a new run
+    predecessor: Checkpoint | None  # what a new run starts from; None for a resumed run, and for stage 1
+    keeps: Collection[str]  # what the run takes from either besides weights, see stages.RESETS
+    shards: ShardSet
+    schedule: Schedule
+    history: tuple[str, ...]  # changes of the data in the course of the run
+    strategy: Strategy | str
+    processes: int  # on this node
+    world: int  # processes on all nodes
+    held_out: ShardSet | None  # clips for validation
+    subject: ShardSet | None  # images for validation, in a customization
+    autoencoder: Autoencoder | None
+
+    @property
+    def start(self) -> int:
+        """Optimizer steps that are done."""
+        return self.resume.info.step if self.resume else 0
+
+    @property
+    def source(self) -> Checkpoint | None:
+        """The checkpoint whose optimizer and averages the run continues with."""
+        return self.resume or (self.predecessor if self.keeps else None)
+
+    @property
+    def new_changes(self) -> tuple[str, ...]:
+        """Changes of the data that this start makes."""
+        return self.history[len(self.resume.info.data["history"]) :] if self.resume else ()
+
+
+def prepare(config: TrainConfig, run: Path, resume: Checkpoint | None) -> Ready:
+    """Makes all checks of a start that one process can make. Raises UserError."""
+    stage, first = config.stage, None
+    if resume is None and config.images is not None:  # its networks are those that the images have to be encoded with
+        first = predecessor(stage, config.init, config.tree)
+    shards = open_data(config, resume or first)
+    schedule, history = open_schedule(config, shards, resume)
+    log_short_clips(config, schedule)
+    if resume is None and first is None and stage.predecessor is not None:
+        first = predecessor(stage, config.init, config.tree)
+    if first is not None:
+        check_start(config, shards.manifest, first)
+        warn_of_another_noise(first, config)
+    keeps = RESETS if resume else inherited(stage, config.init, first)
+    processes = process_count(config)
+    world = processes * config.trainer.nodes
+    strategy = build_strategy(config.strategy, world, micro_clips(config, world), gpu=gpu_count(config) > 0)
+    held_out = open_validation(config, shards)
+    autoencoder = open_autoencoder(config, shards.manifest)
+    data = data_of(schedule, autoencoder if encodes(config, shards.manifest) else None)
+    logger.info(memory_line(config, data, run))
+    return Ready(
+        run=run,
+        resume=resume,
+        predecessor=first,
+        keeps=keeps,
+        shards=shards,
+        schedule=schedule,
+        history=history,
+        strategy=strategy,
+        processes=processes,
+        world=world,
+        held_out=held_out,
+        subject=open_held_out(config, shards),
+        autoencoder=autoencoder,
+    )

@@ -1,0 +1,3 @@
+from miniature.fit.run import main
+
+main()

@@ -1,0 +1,3 @@
+from miniature.world.world import main
+
+main()

@@ -1,0 +1,237 @@
+"""Checkpoints during training, averages, and the state that a stage inherits; in this process."""
+
+import errno
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gen1_train.errors import UserError
+from gen1_train.system import files
+from gen1_train.training.callbacks.saving import Writer
+from gen1_train.training.checkpoints import checkpoint
+from gen1_train.training.checkpoints.checkpoint import (
+    CheckpointConfig,
+    CheckpointInfo,
+    checkpoints_dir,
+    latest,
+    read_checkpoint,
+)
+from gen1_train.training.checkpoints.ema import rate
+from gen1_train.training.config import TrainConfig
+from gen1_train.training.run import train
+from tests.training.alone import STAGE, config, last, make_start
+
+DISK_FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+def info(step: int) -> CheckpointInfo:
+    return CheckpointInfo("3", step, finished=False)
+
+
+TENSORS = {checkpoint.UNET: {"w": torch.ones(3)}}
+
+
+def full_for(times: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Lets the first `times` writes find a full disk. Returns the waits between attempts, which take no time here."""
+    left, waits, write = [times], list[float](), checkpoint.write_weights
+
+    def failing(weights: dict[str, torch.Tensor], path: Path) -> None:
+        if left[0]:
+            left[0] -= 1
+            path.write_bytes(b"half")
+            raise DISK_FULL
+        write(weights, path)
+
+    monkeypatch.setattr(checkpoint, "write_weights", failing)
+    monkeypatch.setattr(files.time, "sleep", waits.append)
+    return waits
+
+
+def test_writing_is_retried_while_the_disk_is_full_and_leaves_no_partial_files(tmp_path, monkeypatch, capsys):
+    waits, failures = full_for(3, monkeypatch), list[UserError]()
+    writer = Writer(CheckpointConfig(patience_seconds=100), failures.append, dict)
+    writer.write(tmp_path, TENSORS, "stage: {}\n", info(5), 0.0)
+    writer.wait()
+    assert not failures and len(waits) == 3
+    assert latest(tmp_path).info.step == 5
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert len(warnings) == 1
+    assert "step 5 cannot be written" in warnings[0] and "(No space left on device)" in warnings[0]
+
+
+def test_a_disk_that_stays_full_fails_the_run_and_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
+    failures = list[UserError]()
+    writer = Writer(CheckpointConfig(patience_seconds=0), failures.append, dict)
+    writer.write(tmp_path, TENSORS, "stage: {}\n", info(5), 0.0)
+    writer.wait()
+    full_for(10, monkeypatch)
+    writer.write(tmp_path, TENSORS, "stage: {}\n", info(6), 0.0)
+    writer.wait()
+    (failure,) = failures
+    assert "free some space or fix the disk" in str(failure) and str(tmp_path) in str(failure)
+    assert latest(tmp_path).info.step == 5
+    assert sorted(path.name for path in checkpoints_dir(tmp_path).iterdir()) == ["latest", "step-00000005"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stage 2 to start from, and a stage 3 with a checkpoint of every step."""
+    root = tmp_path_factory.mktemp("saving")
+    make_start(root)
+    train(every_step(root, "whole"))
+    return root
+
+
+def every_step(root: Path, output: str) -> TrainConfig:
+    made = config(root, output, 4)
+    made.checkpoint.every = 1
+    made.checkpoint.keep = 10
+    made.ema.decays = [0.9, 0.25]
+    return made
+
+
+def at(root: Path, output: str, step: int, stage: str = "3") -> Path:
+    return checkpoints_dir(root / output / "run" / f"stage{stage}") / f"step-{step:08d}"
+
+
+@pytest.mark.slow
+def test_an_average_follows_from_the_weights_of_all_steps(root):
+    """Computed again from the checkpoints of all steps, bit for bit; the first update nearly replaces the start."""
+    for decay in (0.9, 0.25):
+        file = f"ema_{decay:g}.safetensors"
+        average = load_file(at(root, "whole", 1) / file)
+        for step in range(2, 5):
+            weights, share = load_file(at(root, "whole", step) / "unet.safetensors"), rate(decay, step - 1)
+            average = {name: torch.lerp(tensor, weights[name], share) for name, tensor in average.items()}
+            made = load_file(at(root, "whole", step) / file)
+            assert all(torch.equal(average[name], tensor) for name, tensor in made.items()), (decay, step)
+    assert (
+        rate(0.9, 0) == 0.9 and rate(0.25, 0) == 0.9 and rate(0.25, 3) == 0.75 and rate(0.9, 1000) == pytest.approx(0.1)
+    )
+
+
+@pytest.mark.slow
+def test_later_steps_do_not_change_a_checkpoint_that_is_being_written(root, monkeypatch):
+    """Training continues while a checkpoint is written, and reaches its last step first."""
+    write, may = checkpoint.write, threading.Event()
+
+    def late(*arguments):
+        assert may.wait(60)
+        write(*arguments)
+
+    monkeypatch.setattr(checkpoint, "write", late)
+    made = every_step(root, "late")
+    made.checkpoint.every = 2
+    wait = Writer.wait
+
+    def waiting(self: Writer) -> None:
+        may.set()  # training has continued up to this point
+        wait(self)
+        may.clear()
+
+    monkeypatch.setattr(Writer, "wait", waiting)
+    train(made)
+    for step in (2, 4):
+        for path in at(root, "whole", step).glob("*.safetensors"):
+            assert (at(root, "late", step) / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_run_resumes_with_other_averages(root):
+    """A new average starts with the weights; one that is no longer configured is dropped."""
+    first = every_step(root, "others")
+    first.stage = replace(first.stage, steps=2)
+    train(first)
+    second = every_step(root, "others")
+    second.ema.decays = [0.25, 0.75]
+    train(second)
+    found = read_checkpoint(at(root, "others", 4))
+    assert found.counters.averaged == {"ema_0.25": 4, "ema_0.75": 2}
+    assert not (found.path / "ema_0.9.safetensors").exists()
+    same = [(at(root, output, 4) / "ema_0.25.safetensors").read_bytes() for output in ("others", "whole")]
+    assert same[0] == same[1]
+
+
+def next_stage(root: Path, output: str) -> TrainConfig:
+    """Returns the config of a stage 4 that starts from stage 3 and takes two steps."""
+    made = every_step(root, output)
+    made.stage = replace(STAGE, name="4", predecessor="3", steps=2, structure=True, new=["input"])
+    made.init.checkpoint = str(root / "whole" / "run" / "stage3")
+    return made
+
+
+@pytest.mark.slow
+def test_the_next_stage_starts_from_the_average_and_resets_what_it_names(root):
+    train(next_stage(root, "reset"))
+    found, start = read_checkpoint(at(root, "reset", 1, "4")), load_file(at(root, "whole", 4) / "ema_0.9.safetensors")
+    assert found.counters.updates == 1 and found.counters.averaged == {"ema_0.9": 1, "ema_0.25": 1}
+    moved = {
+        name: (tensor - start[name]).abs().max()
+        for name, tensor in found.weights("raw").items()
+        if "conv_in.w" not in name
+    }
+    assert 0 < max(moved.values()) < 2e-3  # a step of AdamW moves a weight by the rate, 1e-3 / 3
+
+
+@pytest.mark.slow
+def test_the_next_stage_keeps_what_it_does_not_reset(root):
+    made = next_stage(root, "kept")
+    made.stage.resets = []
+    made.init.weights = "raw"
+    train(made)
+    kept = read_checkpoint(at(root, "kept", 1, "4"))
+    assert kept.counters.updates == 5 and kept.counters.averaged == {"ema_0.9": 5, "ema_0.25": 5}
+    before, after = (
+        load_file(at(root, *where) / "optimizer.safetensors") for where in (("whole", 4), ("kept", 1, "4"))
+    )
+    name = "conv_out.weight.exp_avg_sq"
+    assert (after[name] > 0.9 * before[name]).all()  # moments that were reset would be at 0.001 of it
+    assert after["conv_in.weight.exp_avg"].shape[1] == 12
+
+
+@pytest.mark.slow
+def test_moments_of_other_weights_are_refused(root):
+    made = next_stage(root, "mixed")
+    made.stage.resets = ["ema"]
+    with pytest.raises(UserError, match=r"add init\.weights=raw, or add optimizer to stage\.resets"):
+        train(made)
+    assert not (root / "mixed").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"new": []}, "of another shape: conv_in.weight"),
+        ({"trains": ["*nothing*"]}, "which matches no weight"),
+        ({"trains": []}, "would train nothing"),
+        ({"new": ["everything"]}, "everything is not one of content_projection, temporal, input"),
+    ],
+)
+def test_an_invalid_stage_is_refused(root, change, line):
+    made = next_stage(root, "refused")
+    made.stage = replace(made.stage, **change)
+    with pytest.raises(UserError, match=line.replace("*", r"\*")):
+        train(made)
+    assert not (root / "refused").exists()
+
+
+@pytest.mark.slow
+def test_a_stage_trains_only_the_weights_that_it_names(root):
+    made = next_stage(root, "temporal")
+    made.stage.trains = ["*temporal*", "conv_in.*"]
+    made.optim.weight_decay = 0.5
+    train(made)
+    start, end = (
+        load_file(at(root, "whole", 4) / "ema_0.9.safetensors"),
+        load_file(at(root, "temporal", 2, "4") / "unet.safetensors"),
+    )
+    changed = {
+        name for name, weight in end.items() if name != "conv_in.weight" and not torch.equal(weight, start[name])
+    }
+    assert changed and all("temporal" in name or name == "conv_in.bias" for name in changed)
+    assert last(root, "whole").name == "step-00000004"
