@@ -20,6 +20,8 @@ from gen1_train.video.errors import VideoError
 from gen1_train.video.selection import ROUNDING
 
 BT709 = 1  # ffmpeg's number for matrix, primaries and transfer of HDTV; players guess them in untagged files
+# x264 computes the same on all CPUs; its code for AVX-512 may even write different files on one (seen at 64x48)
+REPRODUCIBLE = "cpu-independent=1"
 CLOCK = 90_000  # the minimum number of ticks per second for the timestamps of frames
 
 
@@ -132,7 +134,8 @@ class VideoWriter:
         return max(tick, self._last_tick + 1)
 
     def _add_stream(self, height: int, width: int) -> VideoStream:
-        stream = self._container.add_stream("libx264", rate=self.rate, options={"crf": str(self._crf)})
+        options = {"crf": str(self._crf), "x264-params": REPRODUCIBLE}
+        stream = self._container.add_stream("libx264", rate=self.rate, options=options)
         stream.height = height + height % 2
         stream.width = width + width % 2
         stream.pix_fmt = "yuv420p"

@@ -131,11 +131,11 @@ def test_a_selection_of_the_input_is_edited(
 
 
 def test_frames_depend_on_the_seed_alone(folder: Path, tmp_path: Path) -> None:
-    """Bit for bit before x264, whose files of the same frames sometimes differ by a few levels."""
     for name, changes in {"a": {}, "b": {}, "c": {"seed": 1}}.items():
         edit(config(folder, output=str(tmp_path / f"{name}.mp4"), frames=3, **changes))
-    a, b, c = (frames_of(tmp_path / f"{name}.mp4")[0].astype(int) for name in "abc")
-    assert np.abs(a - b).mean() < 1 < 3 < np.abs(a - c).mean()
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    a, c = (frames_of(tmp_path / f"{name}.mp4")[0].astype(int) for name in "ac")
+    assert 3 < np.abs(a - c).mean()
     editor = Gen1Editor.from_pretrained(str(folder / "runs" / "stage5"), "cpu")
     clip, example = render_clip(3, 3, 64, 112).frames, render_clip(5, 1, 64, 64).frames[0]
     first, again = (editor(clip, image=example, steps=2) for _ in range(2))

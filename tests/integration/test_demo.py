@@ -115,8 +115,7 @@ def test_a_model_equals_itself_in_the_comparison(comparison: Path) -> None:
     head, mine, released = comparison_table(comparison)
     assert head[1:] == ["prompted color ↑", "mask IoU ↑", "depth correlation ↑", "frame consistency ↑"]
     assert [mine[0], released[0]] == ["the demo's model", "the released model"]
-    # not the masks: GrabCut follows every level of a random model's noise, and x264 does not always encode alike
-    assert mine[3:] == released[3:] and mine[1] == released[1] and "—" not in mine
+    assert mine[1:] == released[1:] and "—" not in mine
 
 
 def test_the_page_shows_the_comparison(work: Path, comparison: Path, tmp_path: Path) -> None:

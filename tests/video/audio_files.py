@@ -7,6 +7,8 @@ import av
 import numpy as np
 from av.audio.resampler import AudioResampler
 
+from gen1_train.video.encode import REPRODUCIBLE
+
 EVENTS = (0.8, 1.32)  # seconds
 CLICK = 0.01  # seconds
 
@@ -26,7 +28,8 @@ def make_video_with_audio(
     The audio begins at `audio_start` seconds, and the video at frame `video_start`.
     """
     with av.open(str(path), "w") as container:
-        video = container.add_stream(video_codec, rate=25)
+        options = {"x264-params": REPRODUCIBLE} if video_codec == "libx264" else {}
+        video = container.add_stream(video_codec, rate=25, options=options)
         video.width = 64
         video.height = 48
         video.pix_fmt = "yuv420p"

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from av.video.stream import VideoStream
 
+from gen1_train.video.encode import REPRODUCIBLE
+
 MEDIA = Path(__file__).parents[2].parent / "shared" / "media"
 FAULTS = Path(__file__).parent / "faults"  # small files that were read wrongly once
 needs_media = pytest.mark.skipif(not MEDIA.is_dir(), reason="there is no folder shared/media")
@@ -46,11 +48,15 @@ def make_video(
     `color_tags` are ffmpeg's numbers for color_range, colorspace, color_primaries, color_trc.
     """
     with av.open(str(path), "w", options={"movflags": "+faststart"} if path.suffix == ".mp4" else {}) as container:
-        stream = container.add_stream(codec, rate=25, options={"g": "12", "bf": "2"} | (options or {}))
+        options = {"g": "12", "bf": "2"} | (options or {})
+        if codec == "libx264":
+            given = options.pop("x264-params", "")
+            options["x264-params"] = f"{given}:{REPRODUCIBLE}".strip(":")
+        stream = container.add_stream(codec, rate=25, options=options)
         stream.width = width
         stream.height = height
         stream.pix_fmt = pixel_format
-        stream.codec_context.thread_count = 1  # x264 with more threads does not always write the same file
+        stream.codec_context.thread_count = 1  # the number of x264's threads changes the file
         stream.codec_context.sample_aspect_ratio = Fraction(sample_aspect.replace(":", "/"))
         for tag, number in (color_tags or {}).items():
             setattr(stream.codec_context, tag, number)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import av
 from av.container import InputContainer
@@ -44,13 +45,13 @@ def open_container(path: str | Path) -> Iterator[InputContainer]:
                 stream.seek(0)
                 if is_list:
                     raise VideoError(IS_LIST)
-                with av.open(stream, "r", options=options | NO_PROTOCOLS) as container:
+                with _opened(stream, options | NO_PROTOCOLS) as container:
                     yield container
             return
         _check_file(path)
         try:
             # in an absolute path, a colon in a name is not read as a protocol
-            container = av.open(os.path.abspath(path), options=options | ONLY_FILES)
+            container = _opened(os.path.abspath(path), options | ONLY_FILES)
         except av.InvalidDataError:
             if _lacks_header(path):
                 reason = "the file ends before its header (no moov box): the recording or copy is incomplete"
@@ -58,6 +59,27 @@ def open_container(path: str | Path) -> Iterator[InputContainer]:
             raise
         with container:
             yield container
+
+
+def _opened(source: Any, options: dict[str, str]) -> InputContainer:
+    """Opens a container, for which ffmpeg reads its first packets. Raises VideoError if it has skipped some."""
+    with reported("at its start"):
+        return av.open(source, "r", options=options)
+
+
+@contextmanager
+def reported(where: str) -> Iterator[None]:
+    """Raises VideoError after a block in which ffmpeg's Matroska reader has skipped data.
+
+    That reader continues after damage and only logs it; in other containers, the frame count reveals missing frames.
+    """
+    av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)
+    with av.logging.Capture() as messages:
+        yield
+    for _, source, message in messages:
+        if source == "matroska,webm":
+            raise VideoError(f"broken {where}: {message.strip()}")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from av.container import InputContainer
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
-from gen1_train.video.decoding.container import open_container
+from gen1_train.video.decoding.container import open_container, reported
 from gen1_train.video.decoding.deinterlace import deinterlaced
 from gen1_train.video.decoding.length import END_TOLERANCE, frame_count, stream_end
 from gen1_train.video.decoding.orientation import Orientation
@@ -189,19 +189,11 @@ def _checked(pictures: Iterator[av.VideoFrame], clock: "_Clock") -> Iterator[tup
 
 
 def _pictures(timeline: Timeline, clock: "_Clock") -> Iterator[av.VideoFrame]:
-    """The pictures from the decoder. Raises VideoError where ffmpeg's Matroska reader has skipped data.
-
-    That reader continues after damage and only logs it; in other containers, the frame count reveals missing frames.
-    """
-    av.logging.set_level(av.logging.ERROR)
-    av.logging.set_skip_repeated(False)
+    """The pictures from the decoder. Raises VideoError."""
     decoded = timeline.pictures()
     while True:
-        with av.logging.Capture() as messages:
+        with reported(f"after {clock.count} frames"):
             picture = next(decoded, None)
-        for _, source, message in messages:
-            if source == "matroska,webm":
-                raise VideoError(f"broken after {clock.count} frames: {message.strip()}")
         if picture is None:
             return
         yield picture

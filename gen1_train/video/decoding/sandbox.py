@@ -195,13 +195,16 @@ def serve(handlers: dict[str, Handler]) -> None:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_watch, args=(os.getppid(), memory), daemon=True).start()
     _limit_address_space(memory)
+    _end_if_beyond(memory)
     _reply({"ready": True})
     while True:
         try:
             request, _ = _receive(_channel, None, memory)
         except (EOFError, ConnectionError):  # the parent is gone
             return
-        _reply(_answer(handlers, request))
+        answer = _answer(handlers, request)
+        _end_if_beyond(memory)  # a short request may be done before the other thread has looked
+        _reply(answer)
 
 
 def heartbeat() -> None:
@@ -241,10 +244,14 @@ def _reply(message: dict[str, Any], array: np.ndarray | None = None) -> None:
 def _watch(parent: int, memory: int) -> None:
     """Ends this process when its parent is gone or its memory exceeds the limit, even during one call into C."""
     while os.getppid() == parent:
-        if _resident() > memory:
-            os._exit(OUT_OF_MEMORY)
+        _end_if_beyond(memory)
         time.sleep(MEMORY_INTERVAL)
     os._exit(1)
+
+
+def _end_if_beyond(memory: int) -> None:
+    if _resident() > memory:
+        os._exit(OUT_OF_MEMORY)
 
 
 def _resident() -> int:

@@ -1,5 +1,8 @@
 """Chooses the streams of a file that a player would show and play, and their decoders."""
 
+from collections.abc import Callable
+
+from av import Packet
 from av.audio.stream import AudioStream
 from av.codec import CodecContext, codecs_available
 from av.container import InputContainer
@@ -13,6 +16,11 @@ from gen1_train.video.errors import VideoError
 
 MATRICES = {0, 1, 2, 3, 4, 5, 6, 7, 9}  # ffmpeg's numbers of the color matrices that are converted correctly
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # ffmpeg's names
+ZEROS = b"\0\0\0"
+SIZE_AT = {
+    "h264": 4,
+    "hevc": 21,
+}  # codec -> byte of avcC and hvcC whose last two bits are the size of a length, minus 1
 
 
 def video_stream(container: InputContainer) -> VideoStream:
@@ -63,3 +71,32 @@ def alpha_decoder(stream: VideoStream | AudioStream) -> VideoCodecContext | None
 
 def is_cover_art(stream: VideoStream) -> bool:
     return bool(stream.disposition & Disposition.attached_pic)
+
+
+def hole_finder(stream: VideoStream) -> Callable[[Packet], bool]:
+    """Returns a function that tells whether a packet of a stream has a hole of zeros, damage that decoders do not report.
+
+    Interrupted copies and downloads leave such holes, and entropy decoding may turn them into a picture. A unit of H.264
+    and H.265 never contains three zero bytes, because an encoder inserts a byte to prevent it (ITU-T H.264 section 7.4.1
+    and H.265 section 7.4.2, emulation_prevention_three_byte), except for padding at its end. The function finds nothing
+    in other codecs, and in streams whose units are separated by start codes, as in MPEG-TS.
+    """
+    at = SIZE_AT.get(stream.codec_context.name)
+    header = stream.codec_context.extradata or b""
+    if at is None or len(header) <= at or header[0] != 1:
+        return lambda packet: False
+    size = (header[at] & 3) + 1
+    return lambda packet: _has_hole(bytes(packet), size)
+
+
+def _has_hole(data: bytes, size: int) -> bool:
+    """`size`: bytes of the length before each unit."""
+    start = 0
+    while data.find(ZEROS, start) >= 0:
+        end = start + size + int.from_bytes(data[start : start + size], "big")
+        if end > len(data) or end == start + size:  # ffmpeg reports it
+            return False
+        if ZEROS in data[start + size : end].rstrip(b"\0"):
+            return True
+        start = end
+    return False

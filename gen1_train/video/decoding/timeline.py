@@ -18,7 +18,8 @@ from av.container import InputContainer
 from av.format import Flags
 from av.video.stream import VideoStream
 
-from gen1_train.video.decoding.streams import alpha_decoder, audio_stream, video_stream
+from gen1_train.video.decoding.streams import alpha_decoder, audio_stream, hole_finder, video_stream
+from gen1_train.video.errors import VideoError
 
 Stream = VideoStream | AudioStream
 
@@ -54,11 +55,15 @@ class Timeline:
                 yield packet
 
     def pictures(self) -> Iterator[av.VideoFrame]:
-        """Yields every picture of a video stream, and counts the `undecodable`. Raises av.FFmpegError."""
+        """Yields every picture of a video stream, and counts the `undecodable`. Raises av.FFmpegError and VideoError."""
+        assert isinstance(self._stream, VideoStream)
         decoder = alpha_decoder(self._stream)
+        has_hole = hole_finder(self._stream)
         waiting: list[int] = []  # presentation times, in ticks, of packets before the first picture
         first: int | None = None
-        for packet in self.packets():
+        for number, packet in enumerate(self.packets()):
+            if has_hole(packet):
+                raise VideoError(f"damaged at packet {number}, which has a hole of zeros")
             if packet.size and packet.pts is not None and not packet.is_discard:
                 waiting.append(packet.pts)
             for picture in packet.decode() if decoder is None else decoder.decode(packet if packet.size else None):

@@ -8,6 +8,7 @@ import pytest
 
 from data_tools.clips.cut import Clip, CutConfig, Drop, Progress, cut_clips
 from gen1_train.video.decoding.reading import read_frames
+from gen1_train.video.encode import REPRODUCIBLE
 from gen1_train.video.errors import VideoError
 from tests.video.files import MEDIA, make_video, needs_media, picture
 
@@ -41,7 +42,7 @@ def test_moving_clips_of_real_videos_are_kept(name: str, clips: int) -> None:
 def encode(path: Path, pictures: list[np.ndarray], options: dict[str, str]) -> Path:
     """Writes pictures, uint8 RGB (h, w, 3), to an H.264 file."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options=options)
+        stream = container.add_stream("libx264", rate=25, options=options | {"x264-params": REPRODUCIBLE})
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         for pixels in pictures:

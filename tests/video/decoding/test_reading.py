@@ -156,11 +156,11 @@ def test_most_flipped_bits_are_detected(tmp_path: Path) -> None:
     original, _ = read_until_error(path)
     generator = np.random.default_rng(3)
     detected = 0
-    for _ in range(20):
+    for _ in range(40):  # of 200, 143 are
         frames, error = read_until_error(flip_bit(path, tmp_path / "flipped.mp4", generator))
         detected += error is not None
         assert error is not None or len(frames) == len(original)
-    assert detected >= 14
+    assert detected > 20
 
 
 @needs_media
