@@ -132,10 +132,10 @@ def alone(config: DataToolsConfig) -> Iterator[None]:
         return
     lock = Lock(output, "wait until it has ended, or choose another output=", leave_with)
     try:
-        lock.take()
-    except OSError as error:
-        raise UserError(f"output={output} cannot be written: {error.strerror}: name another output") from error
-    try:
+        try:
+            lock.take()
+        except OSError as error:
+            raise UserError(f"output={output} cannot be written: {error.strerror}: name another output") from error
         yield
     finally:
         lock.release()

@@ -11,6 +11,7 @@ All of it relies only on what NFS and Lustre do reliably: hard links, which fail
 modification times, which are compared with that of a file created just now, so that two hosts' clocks need not agree.
 """
 
+import atexit
 import json
 import logging
 import os
@@ -19,14 +20,15 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from gen1_train.errors import UserError
 from gen1_train.system.files import open_regular, refuse_link
 from gen1_train.system.records import parse_json
+from gen1_train.system.signals import interrupts_deferred
 
 LOCK = "in_use.json"
 BEAT = 10.0  # seconds between two renewals
@@ -97,30 +99,38 @@ class Lock:
         self.owner = this_process()
         self._created: list[Path] = []
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="lock", daemon=True)
 
     def take(self) -> None:
-        """Takes the lock and starts the heartbeat. Raises UserError if the folder is in use, and OSError."""
+        """Takes the lock and starts the heartbeat. Raises UserError if the folder is in use, and OSError.
+
+        Nothing is left if it raises, even if a signal interrupts it at the moment when the lock was created.
+        """
         refuse_link(self.path)
-        self._make_folder()
-        for _ in range(ATTEMPTS):
-            if self._create(self.path) or self._take_over():
-                self._thread.start()
-                HELD.append(self)
-                return
-        raise self._in_use(self._read(self.path)[1])
+        self._over.clear()
+        try:
+            with interrupts_deferred():
+                self._make_folder()
+            for _ in range(ATTEMPTS):
+                if self._create(self.path) or self._take_over():
+                    with interrupts_deferred():
+                        threading.Thread(target=self._renew, name="lock", daemon=True).start()
+                        HELD.append(self)
+                    return
+            raise self._in_use(self._read(self.path)[1])
+        except BaseException:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Removes the lock if this process still holds it. Never raises OSError: a later start takes it over."""
+        with suppress(OSError), interrupts_deferred():
+            if os.getpid() == self.owner.pid and not self._over.is_set():  # no fork of the owner
+                self._over.set()
+                if self._owns(self.path):
+                    self.path.unlink(missing_ok=True)
+                self._remove_folders()
         if self in HELD:
             HELD.remove(self)
-        if os.getpid() != self.owner.pid or self._over.is_set():  # a fork of the owner
-            return
-        self._over.set()
-        with suppress(OSError):
-            if self._owns(self.path):
-                self.path.unlink(missing_ok=True)
-            self._remove_folders()
 
     def __enter__(self) -> "Lock":
         self.take()
@@ -142,17 +152,15 @@ class Lock:
 
     def _create(self, path: Path) -> bool:
         """Creates the lock, or a claim, with its whole content, unless it exists."""
-        temporary = self._write_temporary()
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            pass
-        except OSError:
-            if not path.exists():  # the file system may have no hard links, or NFS repeated a request
-                return self._create_exclusively(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return self._owns(path)
+        with self._temporary() as temporary:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                pass
+            except OSError:
+                if not path.exists():  # the file system may have no hard links, or NFS repeated a request
+                    return self._create_exclusively(path)
+            return self._owns(path)
 
     def _create_exclusively(self, path: Path) -> bool:
         try:
@@ -179,16 +187,16 @@ class Lock:
             if not self._is_gone(place, seen, owner):
                 if self._read(place)[1] != owner:
                     return False
-                self._remove_folders()
                 raise self._in_use(owner)
             place = self._claim_on(owner)
             claims.append(place)
-            if self._create(place):
-                try:
-                    return self._replace(gone)
-                finally:
-                    for claim in reversed(claims):
-                        claim.unlink(missing_ok=True)
+            with interrupts_deferred():
+                if self._create(place):
+                    try:
+                        return self._replace(gone)
+                    finally:
+                        for claim in reversed(claims):
+                            claim.unlink(missing_ok=True)
             seen, owner = self._read(place)
         return False
 
@@ -200,28 +208,26 @@ class Lock:
         mtime, owner = self._read(self.path)
         if mtime is None or owner != gone:
             return False
-        temporary = self._write_temporary()
-        try:
+        with self._temporary() as temporary:
             os.rename(temporary, self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
         return self._owns(self.path)
 
     def _owns(self, path: Path) -> bool:
         owner = self._read(path)[1]
         return owner is not None and owner.token == self.owner.token
 
-    def _write_temporary(self) -> Path:
+    @contextmanager
+    def _temporary(self) -> Iterator[Path]:
+        """A file that names this process, for the length of a block that no signal interrupts."""
         name = f".{LOCK}.{self.owner.host}-{self.owner.pid}-{secrets.token_hex(8)}.tmp"
         temporary = self.path.with_name(name)
-        try:
-            temporary.write_text(json.dumps(asdict(self.owner)))
-        except OSError:  # on a full disk, the file exists and is empty
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            self._remove_folders()
-            raise
-        return temporary
+        with interrupts_deferred():
+            try:
+                temporary.write_text(json.dumps(asdict(self.owner)))
+                yield temporary
+            finally:  # on a full disk, the file exists and is empty
+                with suppress(OSError):
+                    temporary.unlink(missing_ok=True)
 
     def _read(self, path: Path) -> tuple[float | None, Owner | None]:
         """Returns a lock's modification time and owner: None for no lock, None for an owner that is unreadable."""
@@ -253,11 +259,8 @@ class Lock:
 
     def _now(self) -> float:
         """Returns the time by the clock that sets modification times in this folder."""
-        temporary = self._write_temporary()
-        try:
+        with self._temporary() as temporary:
             return temporary.stat().st_mtime
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _renew(self) -> None:
         while not self._over.wait(BEAT):
@@ -288,7 +291,7 @@ HELD: list[Lock] = []  # by this process
 
 
 def release_all() -> None:
-    """Releases all locks of this process, which is about to end without running its exit handlers.
+    """Releases all locks of this process, which is about to end, perhaps by a signal that came just before a release.
 
     It waits for at most 5 s, because the disk may be gone.
     """
@@ -300,6 +303,9 @@ def release_all() -> None:
         thread.join(5)
     except RuntimeError:  # the interpreter is shutting down
         _release(list(HELD))
+
+
+atexit.register(release_all)
 
 
 def _release(locks: list[Lock]) -> None:

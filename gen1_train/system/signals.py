@@ -165,13 +165,14 @@ def interrupts_deferred() -> Iterator[None]:
     replaced as well.
     """
     received: list[int] = []
-    handlers: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in ALL:
-            if callable(signal.getsignal(number)):
-                handlers[number] = signal.signal(number, lambda number, frame: received.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ALL)
-    try:
+    is_main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in ALL if is_main}
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:  # a signal may arrive before its handler is replaced
+        for number in handlers:
+            signal.signal(number, lambda number, frame: received.append(number))
+        signal.pthread_sigmask(signal.SIG_BLOCK, ALL)
         yield
     finally:
         for deferred, handler in handlers.items():

@@ -1,16 +1,18 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -259,3 +261,51 @@ def test_nothing_is_left_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(OSError, match="No space left"):
         lock(tmp_path / "new" / "folder").take()
     assert list(tmp_path.iterdir()) == []
+
+
+def interrupted_at(event: int, action: Callable[[], object]) -> bool:
+    """Sends SIGINT to this process at the nth event of Python's profiler in an action; whether there were so many."""
+    count = 0
+
+    def send(frame: FrameType, kind: str, argument: object) -> None:
+        nonlocal count
+        if kind in ("call", "c_return"):  # where Python calls the handlers
+            count += 1
+            if count == event:
+                sys.setprofile(None)
+                signal.raise_signal(signal.SIGINT)
+
+    sys.setprofile(send)
+    try:
+        action()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.setprofile(None)
+    return count >= event
+
+
+@pytest.mark.parametrize("state", ["free", "of one that is gone", "claimed by one that is gone"])
+def test_nothing_is_left_by_a_process_that_is_interrupted_at_any_moment(tmp_path: Path, state: str) -> None:
+    gone = replace(this_process(), started="0", token="theirs")
+    folder = tmp_path / "folder"
+
+    def use() -> None:
+        with lock(folder):
+            assert (folder / LOCK).exists()
+
+    for event in range(1, 10_000, 1 if state == "free" else 3):
+        if state != "free":
+            folder.mkdir()
+            write_owner(folder, gone)
+        if state.startswith("claimed"):
+            (folder / f".{LOCK}.after-theirs").write_text(json.dumps(asdict(replace(gone, token="other"))))
+        if not interrupted_at(event, use):
+            break
+        locks.release_all()  # as at the end of a process
+        left = {path.name for path in tmp_path.rglob("*")}
+        assert left <= ({"folder", LOCK, f".{LOCK}.after-theirs"} if state != "free" else set()), event
+        if LOCK in left:
+            assert parse_owner((folder / LOCK).read_text()) == gone
+        shutil.rmtree(folder, ignore_errors=True)
+    assert 100 < event < 9_990

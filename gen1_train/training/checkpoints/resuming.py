@@ -78,8 +78,8 @@ def claimed(
         yield Claim(resume)
         return
     lock = Lock(run, "stop it, or choose another name=", leave_with)
-    patiently(lock.take, f"{run} cannot be written to", patience)
     try:
+        patiently(lock.take, f"{run} cannot be written to", patience)
         if newest(run) != known:
             resume = to_resume(run, restart)
         yield Claim(resume, lock)
