@@ -150,7 +150,7 @@ class ConsoleHandler(logging.Handler):
             if record.levelno >= logging.ERROR:
                 _close_bars()  # a command ends with its error; a bar that is drawn again would hide the line
             with _bars_hidden(stream):
-                print(self.format(record), file=stream, flush=True)
+                _print(self.format(record), stream)
         except BrokenPipeError:  # `gen1-data … | head`: the reader is gone, and the work continues
             if getattr(record, "plain", False):
                 raise  # for a result, which may be all that the command was run for
@@ -161,7 +161,14 @@ class ConsoleHandler(logging.Handler):
 def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Prints the traceback of a bug, without the secrets of URLs and without control characters."""
     text = "".join(traceback.format_exception(kind, error, trace)).rstrip()
-    print(without_controls(without_secrets(text)), file=sys.stderr, flush=True)
+    _print(without_controls(without_secrets(text)), sys.stderr)
+
+
+def _print(text: str, stream: IO[str]) -> None:
+    """Writes a text and its end of line at once; `print` writes them one after the other, and a signal's line or that
+    of another rank could come between them."""
+    stream.write(f"{text}\n")
+    stream.flush()
 
 
 def without_controls(text: str) -> str:

@@ -1,5 +1,6 @@
 """The terminal output of the commands: lines as text and as JSON, progress bars, ranks, and worker processes."""
 
+import io
 import json
 import logging
 import operator
@@ -19,6 +20,7 @@ from gen1_train.system.console import (
     ConsoleConfig,
     console,
     current,
+    print_traceback,
     progress,
     rank,
     show,
@@ -73,6 +75,22 @@ def test_text_lines_name_the_command_and_only_errors_go_to_standard_error(capsys
     out, err = capsys.readouterr()
     assert out == "gen1-train: step 3 of 10\ngen1-train: warning: the disk is almost full\na | b\n1 | 2\n"
     assert err == "gen1-train: error: seed=x is not a number\n"
+
+
+def test_a_line_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing comes between a line and its end, such as the line that a signal or another rank prints."""
+    written: list[str] = []
+    for name in ("stdout", "stderr"):
+        stream = io.StringIO()
+        monkeypatch.setattr(stream, "write", written.append)
+        monkeypatch.setattr(sys, name, stream)
+    with console("gen1-data"):
+        logger.info("a line")
+        logger.error("an error")
+        show("a result")
+    error = ValueError("a bug")
+    print_traceback(type(error), error, None)
+    assert written == ["gen1-data: a line\n", "gen1-data: error: an error\n", "a result\n", "ValueError: a bug\n"]
 
 
 def test_json_lines_are_objects_with_time_command_level_and_message(capsys: Capture) -> None:
