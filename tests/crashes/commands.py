@@ -13,6 +13,7 @@ from gen1_train.system.locks import LOCK, parse_owner
 from gen1_train.training.checkpoints.checkpoint import checkpoints_dir, latest
 from tests.crashes.processes import command_lines, session
 from tests.data_tools.bad_files import RECIPE
+from tests.digests import digest, digests, set_digests
 from tests.made import make_shard_set
 from tests.made_checkpoint import write_checkpoint, write_prior
 from tests.running import TRAIN
@@ -42,7 +43,7 @@ class Command:
     name: str  # in the lines that it prints
     settings: Callable[[Path, Path], list[str]]  # of the folder with its inputs, and of its output
     moments: dict[str, Callable[[Process], Moment]]
-    result: Callable[[Path], dict[str, bytes]]  # of its output; equal for equal results
+    result: Callable[[Path], dict[str, str]]  # of its output; equal for equal results
     output: str = "output"  # name of its output in a folder
     success: int = 0
     saves: bool = False  # it is a training, which saves a checkpoint when it is asked to stop
@@ -83,15 +84,14 @@ def it_saves(process: Process) -> Moment:
     return lambda: bool(unfinished() - before)
 
 
-def trained(output: Path) -> dict[str, bytes]:
+def trained(output: Path) -> dict[str, str]:
     """The weights, averages and moments of the last checkpoint, and the loss of each step."""
     run = run_folder(output)
     checkpoint = latest(run)
     assert checkpoint is not None and checkpoint.info.finished
     assert not list(checkpoints_dir(run).glob(".step-*.tmp"))
     losses = [[row[name] for name in row if "loss" in name] for row in read_metrics(run / "metrics.csv")]
-    files = {path.name: path.read_bytes() for path in checkpoint.path.glob("*.safetensors")}
-    return {**files, "losses": json.dumps(losses).encode()}
+    return {**digests(checkpoint.path, checkpoint.path.glob("*.safetensors")), "losses": json.dumps(losses)}
 
 
 TRAINING = {"it imports": it_imports, "it has begun": it_has_begun, "it trains": it_trains, "it saves": it_saves}
@@ -168,11 +168,9 @@ def make_videos(folder: Path) -> None:
     (folder / "videos" / "broken.mp4").write_text("I am no video")
 
 
-def made(output: Path) -> dict[str, bytes]:
-    """Every file of a set except the page, which contains the date."""
+def made(output: Path) -> dict[str, str]:
     assert not (output / ".staging").exists()
-    files = (path for path in output.rglob("*") if path.is_file() and path.name != "report.html")
-    return {str(path.relative_to(output)): path.read_bytes() for path in files}
+    return set_digests(output)
 
 
 def has_command_line(word: bytes, times: int = 1) -> Callable[[Process], Moment]:
@@ -210,10 +208,10 @@ def evaluation(root: Path, output: Path) -> list[str]:
     return [*model, f"data={root / 'pairs.csv'}", "frames=2", *sweep, f"output={output}"]
 
 
-def evaluated(output: Path) -> dict[str, bytes]:
+def evaluated(output: Path) -> dict[str, str]:
     """The results without the times."""
     rows = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
-    return {str(n): json.dumps({k: v for k, v in row.items() if k != "seconds"}).encode() for n, row in enumerate(rows)}
+    return {str(n): json.dumps({k: v for k, v in row.items() if k != "seconds"}) for n, row in enumerate(rows)}
 
 
 def it_has_results(process: Process) -> Moment:
@@ -239,10 +237,6 @@ def owner(folder: Path) -> int | None:
 
 def it_writes(process: Process) -> Moment:
     return lambda: owner(process.output.with_name(f".{process.output.name}.tmp")) in session(process.pid)
-
-
-def exported(output: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*") if path.is_file()}
 
 
 def page(root: Path, output: Path) -> list[str]:
@@ -289,7 +283,7 @@ COMMANDS = {
         "gen1-edit",
         edit,
         {"it imports": it_imports, "it samples": lambda process: lambda: "step 1 of" in process.printed()},
-        lambda output: {output.name: output.read_bytes()},
+        lambda output: {output.name: digest(output)},
         output="edit.mp4",
         prepare=make_model,
     ),
@@ -315,7 +309,7 @@ COMMANDS = {
             "it imports": it_imports,
             "it writes": it_writes,
         },
-        exported,
+        digests,
         prepare=make_model,
     ),
     "the page": Command(

@@ -9,16 +9,11 @@ import pytest
 
 from gen1_train.data.shards import ShardSet
 from tests.data_tools.small_source import make_source
+from tests.digests import set_digests
 from tests.running import ENVIRONMENT, REPOSITORY
 from tests.video.files import make_video
 
 KILLS = 12
-
-
-def content(output: Path) -> dict[str, bytes]:
-    """Returns every file of a set except the page, which contains the date."""
-    files = (path for path in output.rglob("*") if path.is_file() and path.name != "report.html")
-    return {str(path.relative_to(output)): path.read_bytes() for path in files}
 
 
 @pytest.mark.slow
@@ -31,9 +26,9 @@ def test_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     ends = json.loads(done.stdout)
     assert ends.count("killed") == KILLS
-    straight = content(tmp_path / "straight")
+    straight = set_digests(tmp_path / "straight")
     assert ShardSet(tmp_path / "straight").manifest.pools["video-64x48"].samples == 9
     outputs = sorted(tmp_path.glob("killed-*"))
     assert outputs
     for output in outputs:
-        assert content(output) == straight
+        assert set_digests(output) == straight

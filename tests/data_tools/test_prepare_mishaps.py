@@ -27,7 +27,7 @@ from gen1_train.video import decode
 from gen1_train.video.decoding.sandbox import Sandbox
 from tests.data_tools.bad_files import RECIPE
 from tests.data_tools.small_source import config, make_source
-from tests.data_tools.test_prepare_kills import content
+from tests.digests import set_digests
 from tests.running import run as run_command
 from tests.video.files import is_alive, make_video
 
@@ -43,11 +43,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def straight(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def straight(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The files of a set made by a run without mishaps."""
     output = tmp_path_factory.mktemp("straight") / "set"
     assert call(source, output) == INCOMPLETE  # broken.mp4
-    return content(output)
+    return set_digests(output)
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def the_error(stderr: str) -> str:
 @pytest.mark.parametrize(("steps", "room"), [([], 0), (["plan"], 300), (["plan", "task"], 300)])
 def test_a_full_disk(
     source: Path,
-    straight: dict[str, bytes],
+    straight: dict[str, str],
     disk: Path,
     capsys: pytest.CaptureFixture[str],
     steps: list[str],
@@ -112,24 +112,24 @@ def test_a_full_disk(
     output = disk / "set"
     for step in steps:
         assert call(source, output, f"step={step}") == 0
-    before = content(output)
+    before = set_digests(output)
     leave_room(disk, room)
     capsys.readouterr()
     assert call(source, output) == 2
     line = the_error(capsys.readouterr().err)
     assert f"output={output} " in line and NO_ROOM in line
-    after = content(output)
+    after = set_digests(output)
     assert before.items() <= after.items() and "manifest.json" not in after
     assert not [name for name in after if name.endswith(".tmp")]
     if steps == ["plan", "task"]:  # the freeze wrote some of its shards
         assert "shards/image-64x48-000000.index" in after and "shards/video-64x48-000000.tar" not in after
     (disk / "ballast").unlink()
     assert call(source, output) == INCOMPLETE
-    assert content(output) == straight
+    assert set_digests(output) == straight
     assert not (output / ".staging").exists()
 
 
-def test_a_full_disk_in_worker_processes(source: Path, straight: dict[str, bytes], disk: Path) -> None:
+def test_a_full_disk_in_worker_processes(source: Path, straight: dict[str, str], disk: Path) -> None:
     """The worker's error reaches the user as one line."""
     settings = [f"source={source}", f"output={disk / 'set'}", *RECIPE, "recipe.task_seconds=0.1"]
     assert call(source, disk / "set", "step=plan", "recipe.task_seconds=0.1") == 0
@@ -139,10 +139,12 @@ def test_a_full_disk_in_worker_processes(source: Path, straight: dict[str, bytes
     assert done.returncode == 2 and f"output={disk / 'set'} " in line and NO_ROOM in line
     (disk / "ballast").unlink()
     assert call(source, disk / "set", "recipe.task_seconds=0.1") == INCOMPLETE
-    assert tars(content(disk / "set")) == tars(straight)
+    lost = failures(disk / "set")
+    assert lost.keys() == {"broken.mp4", "short.mp4", "tiny.png"}, lost
+    assert tars(set_digests(disk / "set")) == tars(straight)
 
 
-def tars(files: dict[str, bytes]) -> dict[str, bytes]:
+def tars(files: dict[str, str]) -> dict[str, str]:
     return {name: data for name, data in files.items() if name.endswith(".tar")}
 
 
@@ -251,7 +253,7 @@ def clips(output: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize("while_planning", [False, True])
 def test_decoders_without_memory(
-    source: Path, straight: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, while_planning: bool
+    source: Path, straight: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, while_planning: bool
 ) -> None:
     """Each file has a transient failure; no file is left out of the plan because its header was not read."""
     small = partial(Sandbox, memory=32 * MIB)
@@ -268,5 +270,6 @@ def test_decoders_without_memory(
     assert passing == dict.fromkeys(names, reason)
     monkeypatch.undo()
     assert call(source, tmp_path / "set", "retry=transient") == INCOMPLETE
-    assert tars(content(tmp_path / "set")) == tars(straight)
-    assert failures(tmp_path / "set").keys() == {"broken.mp4", "short.mp4", "tiny.png"}
+    lost = failures(tmp_path / "set")
+    assert lost.keys() == {"broken.mp4", "short.mp4", "tiny.png"}, lost
+    assert tars(set_digests(tmp_path / "set")) == tars(straight)

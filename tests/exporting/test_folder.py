@@ -42,6 +42,7 @@ from gen1_train.training.checkpoints.checkpoint import (
 )
 from gen1_train.training.config import TrainConfig
 from gen1_train.training.stages import InitConfig, StageConfig, build_unet, predecessor, stage_unet
+from tests.digests import digests
 from tests.made_checkpoint import edit_info
 from tests.model.reference import SD1, frame_by_frame, inputs
 
@@ -90,10 +91,6 @@ def exported(checkpoint: Path) -> Path:
     return output
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def refusal(checkpoint: Path, output: Path) -> str:
     """Returns the error message of an export, which must leave the output's folder unchanged."""
     before = sorted(output.parent.rglob("*")) if output.parent.is_dir() else None
@@ -115,7 +112,7 @@ def test_both_forms_equal_the_model_of_every_stage(
     with console("gen1-export"):
         export(ExportConfig(str(tmp_path / "run"), str(tmp_path / "a" / "out")))
     out = tmp_path / "a" / "out"
-    assert sorted(files(out)) == [
+    assert sorted(digests(out)) == [
         "README.md",
         "gen1/checkpoint.json",
         "gen1/config.json",
@@ -160,9 +157,9 @@ def test_the_whole_form_is_a_checkpoint(checkpoint: Path, exported: Path) -> Non
 
 def test_exporting_an_export_gives_the_same_bytes(exported: Path, tmp_path: Path) -> None:
     export(ExportConfig(str(exported / "gen1"), str(tmp_path / "again")))
-    second = files(tmp_path / "again")
-    first = files(exported)
-    assert second.pop("README.md") == first.pop("README.md").replace(b"`ema_0.5.safetensors`", b"`unet.safetensors`")
+    second = digests(tmp_path / "again")
+    first = digests(exported)
+    assert second.pop("README.md") == first.pop("README.md").replace("`ema_0.5.safetensors`", "`unet.safetensors`")
     assert second == first
 
 
@@ -397,7 +394,7 @@ def test_an_output_of_another_process_is_not_touched(
     monkeypatch.setattr(app, "card", lambda *arguments: write_other_files(tmp_path / "out"))
     with pytest.raises(UserError, match="cannot be written"):
         export(ExportConfig(str(checkpoint), str(tmp_path / "out")))
-    assert files(tmp_path) == {"out/theirs": b"x"}
+    assert digests(tmp_path).keys() == {"out/theirs"}
 
 
 def write_other_files(output: Path) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gen1_train.errors import INCOMPLETE
+from tests.digests import set_digests
 from tests.running import ENVIRONMENT, REPOSITORY, command
 from tests.slurm.cluster import SCRIPTS, Cluster
 from tests.video.files import make_video
@@ -63,12 +64,6 @@ def stop_in_a_task(output: Path, tasks: str) -> None:
     raise AssertionError(f"no process has begun with tasks {tasks}")
 
 
-def files(output: Path) -> dict[str, bytes]:
-    """The files of a set, except for its page, which holds the time."""
-    paths = [path for path in output.rglob("*") if path.is_file() and path.name != "report.html"]
-    return {str(path.relative_to(output)): path.read_bytes() for path in paths}
-
-
 def test_an_array_with_a_cancelled_element_makes_the_set_of_one_process(cluster: Cluster, folder: Path) -> None:
     straight = [*command("data_tools.main", *SETTINGS), "output=sets/straight"]
     with open(folder / "straight.log", "wb") as log:
@@ -96,8 +91,8 @@ def test_an_array_with_a_cancelled_element_makes_the_set_of_one_process(cluster:
     assert cluster.job(f"{array}_1")["JobState"] == "COMPLETED"
     assert "lists what did not become samples" in (folder / f"gen1-data-freeze-{freezing}.log").read_text()
     assert one_process.wait(120) == INCOMPLETE, (folder / "straight.log").read_text()
-    made = files(output)
-    assert made == files(folder / "sets" / "straight")
+    made = set_digests(output)
+    assert made == set_digests(folder / "sets" / "straight")
     assert {"manifest.json", "shards/video-112x64-000000.tar"} <= made.keys()
 
     again = submit(cluster, folder, *SETTINGS, "output=sets/made", "retry=transient")

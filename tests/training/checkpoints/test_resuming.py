@@ -23,6 +23,7 @@ from gen1_train.training.checkpoints.checkpoint import (
 )
 from gen1_train.training.checkpoints.resuming import claimed, make_way, steps_done, to_resume
 from gen1_train.training.run import train
+from tests.digests import digests
 from tests.training.alone import config, make_start, rows
 
 
@@ -156,15 +157,15 @@ def test_restart_moves_everything_aside_and_starts_at_step_0(root: Path) -> None
     shutil.copytree(root / "half", root / "damaged")
     run = root / "damaged" / "run" / "stage3"
     flip(next(checkpoints_dir(run).glob("step-*2")))
-    before = {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    before = digests(run)
     again = config(root, "damaged", 4)
     with pytest.raises(UserError, match="restart=true"):
         train(again)
-    assert before == {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert before == digests(run)
     again.restart = True
     assert train(again) == 0
     aside = run / "before-restart-1"
-    kept = {str(path.relative_to(aside)): path.read_bytes() for path in aside.rglob("*") if path.is_file()}
+    kept = digests(aside)
     assert kept == before
     assert [int(step) for step, *_ in rows(root, "damaged")] == [1, 2, 3, 4]
     found = latest(run)
