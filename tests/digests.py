@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def digests(folder: Path, names: Iterable[Path] | None = None) -> dict[str, str]:
-    """Returns the JSON and Markdown files of a folder as their text, and the SHA-256 of each other one, by relative path.
+    """Returns path -> text of the JSON and Markdown files of a folder, and path -> SHA-256 of all others.
 
     `names`: the files to look at instead of all.
     """

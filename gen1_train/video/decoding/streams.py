@@ -17,10 +17,7 @@ from gen1_train.video.errors import VideoError
 MATRICES = {0, 1, 2, 3, 4, 5, 6, 7, 9}  # ffmpeg's numbers of the color matrices that are converted correctly
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # ffmpeg's names
 ZEROS = b"\0\0\0"
-SIZE_AT = {
-    "h264": 4,
-    "hevc": 21,
-}  # codec -> byte of avcC and hvcC whose last two bits are the size of a length, minus 1
+SIZE_AT = {"h264": 4, "hevc": 21}  # codec -> byte of its header whose last two bits are the size of a length, minus 1
 
 
 def video_stream(container: InputContainer) -> VideoStream:
@@ -74,12 +71,12 @@ def is_cover_art(stream: VideoStream) -> bool:
 
 
 def hole_finder(stream: VideoStream) -> Callable[[Packet], bool]:
-    """Returns a function that tells whether a packet of a stream has a hole of zeros, damage that decoders do not report.
+    """Returns a function that tells whether a packet of a stream has a hole of zeros, which decoders do not report.
 
-    Interrupted copies and downloads leave such holes, and entropy decoding may turn them into a picture. A unit of H.264
-    and H.265 never contains three zero bytes, because an encoder inserts a byte to prevent it (ITU-T H.264 section 7.4.1
-    and H.265 section 7.4.2, emulation_prevention_three_byte), except for padding at its end. The function finds nothing
-    in other codecs, and in streams whose units are separated by start codes, as in MPEG-TS.
+    Interrupted copies and downloads leave such holes, and entropy decoding may turn them into a picture. A unit of
+    H.264 and H.265 never contains three zero bytes, because an encoder inserts a byte to prevent it (ITU-T H.264
+    section 7.4.1 and H.265 section 7.4.2, emulation_prevention_three_byte), except for padding at its end. The function
+    finds nothing in other codecs, and in streams whose units are separated by start codes, as in MPEG-TS.
     """
     at = SIZE_AT.get(stream.codec_context.name)
     header = stream.codec_context.extradata or b""

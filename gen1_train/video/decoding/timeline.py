@@ -55,7 +55,7 @@ class Timeline:
                 yield packet
 
     def pictures(self) -> Iterator[av.VideoFrame]:
-        """Yields every picture of a video stream, and counts the `undecodable`. Raises av.FFmpegError and VideoError."""
+        """Yields every picture of a video stream, and counts the `undecodable`. Raises av.FFmpegError, VideoError."""
         assert isinstance(self._stream, VideoStream)
         decoder = alpha_decoder(self._stream)
         has_hole = hole_finder(self._stream)
