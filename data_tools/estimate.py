@@ -11,6 +11,7 @@ from data_tools.recipe import RecipeConfig
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder
 from gen1_train.frozen.clip import ClipEncoder
+from gen1_train.frozen.levels import with_levels
 from gen1_train.frozen.networks import Networks
 from gen1_train.frozen.structure import build_structure
 from gen1_train.system.device import pick_device
@@ -49,17 +50,18 @@ class Estimators(Networks):
         """How to load each network, its fingerprint, and what a reader of the shards must know about it."""
         width = self.clip.images(np.zeros((1, 8, 8, 3), np.uint8)).shape[-1]
         common = {"precision": self.precision}
+        autoencoder = {
+            "config": asdict(self.recipe.autoencoder),
+            "fingerprint": self.autoencoder.fingerprint,
+            "architecture": self.autoencoder.architecture,
+            "scale": self.autoencoder.scale,
+            "factor": self.autoencoder.factor,
+            "channels": self.autoencoder.channels,
+            "stored": self.recipe.latents,
+            **common,
+        }
         return {
-            "autoencoder": {
-                "config": asdict(self.recipe.autoencoder),
-                "fingerprint": self.autoencoder.fingerprint,
-                "architecture": self.autoencoder.architecture,
-                "scale": self.autoencoder.scale,
-                "factor": self.autoencoder.factor,
-                "channels": self.autoencoder.channels,
-                "stored": self.recipe.latents,
-                **common,
-            },
+            "autoencoder": with_levels(autoencoder, self.recipe.stored_level),
             "structure": {
                 "kind": self.recipe.structure,
                 "config": asdict(self.recipe.structure_config),

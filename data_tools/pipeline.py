@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from data_tools.estimate import LAYERS, Estimators
-from gen1_train.batch import Pool, Sample, SampleError, encode_sample, validate
+from gen1_train.batch import Pool, Sample, SampleError, encode_sample, latent_level, validate
 from gen1_train.system.processes import cores
 
 AHEAD = 3  # batches that may be in progress at a time
@@ -133,7 +133,10 @@ class Pipeline:
         try:
             sample = self._sample(clip, row, shared, texts)
             validate(replace(sample, frames=clip.frames), clip.pool)
-            return ProcessedClip(clip, {**clip.kept, **encode_sample(sample, self.jpeg_quality)})
+            kept = clip.kept
+            if sample.structure_latent is not None:  # of another structure or autoencoder, or at more t_s than now
+                kept = {name: data for name, data in kept.items() if latent_level(name.removesuffix(".npy")) is None}
+            return ProcessedClip(clip, {**kept, **encode_sample(sample, self.jpeg_quality)})
         except SampleError as error:
             return ProcessedClip(clip, error=error)
 
@@ -152,7 +155,10 @@ class Pipeline:
             sample.meta = {**clip.meta, "structure": kind, "normalise": normalise, "structure_range": extent}
             sample.structure = structure
         if structure is not None and estimators.recipe.latents and {"structure", "latents"} & set(self.layers):
-            sample.structure_latent = self._latents.submit(estimators.structure_latents, structure).result()
+            levels = range(estimators.recipe.stored_level + 1)
+            encoded = [self._latents.submit(estimators.structure_latents, structure, level) for level in levels]
+            sample.structure_latent, *degraded = (future.result() for future in encoded)
+            sample.degraded_latents = dict(enumerate(degraded, start=1))
         for name in ("moments", "image_embedding"):
             if name in shared:
                 setattr(sample, name, shared[name].result()[row])

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data_tools.failures import Failure
-from data_tools.recipe import RecipeConfig
+from data_tools.recipe import ABSENT, RecipeConfig
 from data_tools.source.examine import MediaFile, examine
 from data_tools.source.locations import Scan, Source, SourceFile
 from gen1_train.errors import UserError
@@ -118,11 +118,10 @@ def make_plan(source: Source, output: Path, recipe: RecipeConfig, threads: int) 
     if Path(source.name).resolve() == output.resolve():
         raise UserError("output and source are the same folder: name another output")
     scan = source.scan(output)
-    inputs = _sha256(json.dumps([asdict(recipe), [asdict(file) for file in scan.files]], sort_keys=True).encode())
     remove_leftovers(output)  # tasks, which may be running, write into folders of their own
     if (output / PLAN).exists():
         plan = load_fitting(output, recipe)
-        if plan.inputs != inputs:
+        if plan.inputs != hash_inputs(plan.recipe, scan):
             raise UserError(
                 f"output={output} was planned with other files than source={source.name} holds now: name another "
                 "output, or continue with the files of the plan by step=task and then step=freeze"
@@ -130,22 +129,32 @@ def make_plan(source: Source, output: Path, recipe: RecipeConfig, threads: int) 
         return plan
     try:
         output.mkdir(parents=True, exist_ok=True)
-        plan = _new_plan(source, output, recipe, scan, inputs, threads)
+        plan = _new_plan(source, output, recipe, scan, threads)
         write_atomically(output / PLAN, json.dumps({**asdict(plan), "hash": plan.hash}, indent=1).encode())
     except OSError as error:
         raise UserError(f"output={output} cannot be written: {error.strerror}: name another output") from error
     return plan
 
 
+def hash_inputs(recipe: dict[str, Any], scan: Scan) -> str:
+    """Returns the hash of everything that a plan is made from."""
+    return _sha256(json.dumps([recipe, [asdict(file) for file in scan.files]], sort_keys=True).encode())
+
+
 def load_fitting(output: Path, recipe: RecipeConfig) -> Plan:
     """Returns the plan in the output folder. Raises UserError if it is missing, or was made by another recipe."""
     plan = Plan.load(output)
-    if plan.recipe != asdict(recipe):
-        raise UserError(f"output={output} was planned with another recipe: name another output, or remove it")
+    planned, given = {**ABSENT, **plan.recipe}, asdict(recipe)
+    if planned != given:
+        first = next((name for name in given if planned.get(name) != given[name]), "recipe")
+        raise UserError(
+            f"output={output} was planned with another recipe ({first}={planned.get(first)}): name another output, or "
+            "remove it"
+        )
     return plan
 
 
-def _new_plan(source: Source, output: Path, recipe: RecipeConfig, scan: Scan, inputs: str, threads: int) -> Plan:
+def _new_plan(source: Source, output: Path, recipe: RecipeConfig, scan: Scan, threads: int) -> Plan:
     """Examines every file and writes plan.jsonl."""
     files: list[MediaFile] = []
     # a folder or caption that cannot be read now is not in this plan: repeating a task would not add it
@@ -164,7 +173,7 @@ def _new_plan(source: Source, output: Path, recipe: RecipeConfig, scan: Scan, in
     write_atomically(output / LINES, bytes(content))
     has_images = any(file.kind == "image" for file in files)
     stills = recipe.stills == "always" or (recipe.stills == "auto" and not has_images)
-    return Plan(inputs, asdict(recipe), stills, tasks, rest, scan.ignored)
+    return Plan(hash_inputs(asdict(recipe), scan), asdict(recipe), stills, tasks, rest, scan.ignored)
 
 
 def lost_share(file: MediaFile) -> float:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_tools.clips.cut import CutConfig
+from gen1_train.diffusion.structure import MAX_LEVEL
 from gen1_train.errors import UserError, check_choice, check_positive
 from gen1_train.frozen.autoencoder import AutoencoderConfig
 from gen1_train.frozen.clip import ClipConfig
@@ -15,6 +16,7 @@ from gen1_train.video.decoding.frames import DECODERS
 from gen1_train.video.geometry import enlargement, nearest_bucket, parse_bucket
 
 STILLS = ("auto", "always", "never")
+ABSENT = {"structure_levels": 0}  # settings that recipes of older versions lack, and what these versions did
 
 
 @dataclass
@@ -28,6 +30,7 @@ class RecipeConfig:
     decoders: list[str] = field(default_factory=lambda: list(DECODERS))  # tried in this order until one can read it
     structure: str = "depth"  # structure of a clip that the model is conditioned on: depth or edges
     latents: bool = True  # store the autoencoder's latents; without them training encodes in every step
+    structure_levels: int = MAX_LEVEL  # highest t_s of stored structure latents; 0: stage 5 encodes in every step
     jpeg_quality: int = 95  # of the stored frames, 1..100
     shard_megabytes: int = 512  # a shard is closed once it has this size
     task_seconds: float = 600.0  # video in one task: what is lost when a task is killed
@@ -36,6 +39,11 @@ class RecipeConfig:
     depth: DepthConfig = field(default_factory=DepthConfig)  # the network that estimates depth
     edges: EdgesConfig = field(default_factory=EdgesConfig)  # thresholds of Canny edges, for recipe.structure=edges
     clip: ClipConfig = field(default_factory=ClipConfig)  # the network of the content's embeddings
+
+    @property
+    def stored_level(self) -> int:
+        """The highest t_s of stored structure latents; 0 also without any latents."""
+        return self.structure_levels if self.latents else 0
 
     @property
     def structure_config(self) -> Any:
@@ -50,6 +58,8 @@ class RecipeConfig:
         check_choice("recipe.structure", self.structure, tuple(STRUCTURES))
         if not self.decoders or not set(self.decoders) <= set(DECODERS):
             raise UserError(f"recipe.decoders={self.decoders} must be a list of some of: {', '.join(DECODERS)}")
+        if not 0 <= self.structure_levels <= MAX_LEVEL:
+            raise UserError(f"recipe.structure_levels={self.structure_levels} is not in 0..{MAX_LEVEL}")
         if not 1 <= self.jpeg_quality <= 100:
             raise UserError(f"recipe.jpeg_quality={self.jpeg_quality} is not in 1..100")
         check_positive(
@@ -76,7 +86,7 @@ def _check_buckets(setting: str, buckets: list[str]) -> None:
 def recipe_from_dict(content: dict[str, Any], file: str) -> RecipeConfig:
     """Returns the recipe stored in a plan or manifest. Raises UserError if another version of gen1-data wrote it."""
     try:
-        return make_record(RecipeConfig, content)
+        return make_record(RecipeConfig, {**ABSENT, **content})
     except ValueError as error:
         raise UserError(f"{file} was made by another version of gen1-data ({error}): make it again") from error
 

@@ -16,6 +16,7 @@ an autoencoder with c latent channels and factor f, and CLIP width d:
 | `text_embedding.npy` | float16 (d,): CLIP text embedding of the caption; only with a caption |
 | `caption.txt` | UTF-8; only with a caption |
 | `meta.json` | where the sample comes from and how it was made |
+| `structure_latent1.npy` ... | as `structure_latent.npy`, at t_s = 1, 2, …; optional, and only the drawn one is read |
 """
 
 import dataclasses
@@ -38,6 +39,9 @@ KEY = re.compile(r"[A-Za-z0-9_-]{1,200}")
 MAX_PIXELS = 1 << 25  # of a picture, which 8K has: no header of a hostile picture may take all memory; ours
 MAX_REASON = 300  # characters of the reason that a decoder gives; ours
 STRUCTURE_MAX = 65535  # 16 bits: 8 would cost 0.2 % of the range
+LATENT = "structure_latent"  # the field of the structure's latent at t_s = 0
+LATENT_AT = re.compile(rf"{LATENT}([1-9])?")  # the fields at any t_s, see `latent_field`
+ARRAYS = ("moments", LATENT, "image_embedding", "text_embedding")  # fields that are arrays in .npy
 
 
 # Why a sample cannot be used: a member does not exist, cannot be read, does not match its crc32, cannot be decoded,
@@ -80,11 +84,32 @@ class Sample:
     frames: np.ndarray | None = None  # uint8 (n, h, w, 3)
     structure: np.ndarray | None = None  # uint16 (n, h, w)
     moments: np.ndarray | None = None  # float16 (n, 2c, h/f, w/f)
-    structure_latent: np.ndarray | None = None  # float16 (n, c, h/f, w/f)
+    structure_latent: np.ndarray | None = None  # float16 (n, c, h/f, w/f), at t_s = 0
     image_embedding: np.ndarray | None = None  # float16 (n, d)
     text_embedding: np.ndarray | None = None  # float16 (d,)
     caption: str | None = None
     meta: dict[str, Any] | None = None
+    # t_s from 1 on -> float16 (n, c, h/f, w/f)
+    degraded_latents: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+def latent_field(level: int) -> str:
+    """Returns the field that holds the structure's latent at t_s = `level` (0..9), which is also its member's name."""
+    return f"{LATENT}{level}" if level else LATENT
+
+
+def latent_level(field: str) -> int | None:
+    """Returns the t_s of such a field; None for any other field."""
+    match = LATENT_AT.fullmatch(field)
+    return int(match[1] or 0) if match else None
+
+
+def set_array(sample: Sample, field: str, array: np.ndarray) -> None:
+    """Sets a field that is an array, at any t_s; another name is ignored."""
+    if level := latent_level(field):
+        sample.degraded_latents[level] = array
+    elif field in ARRAYS:
+        setattr(sample, field, array)
 
 
 def frame_members(frames: int) -> list[str]:
@@ -106,8 +131,10 @@ def members_of(field: str, frames: int) -> list[str]:
             return ["caption.txt"]
         case "meta":
             return ["meta.json"]
-        case "moments" | "structure_latent" | "image_embedding" | "text_embedding":
+        case "moments" | "image_embedding" | "text_embedding":
             return [f"{field}.npy"]
+    if LATENT_AT.fullmatch(field):
+        return [f"{field}.npy"]
     raise KeyError(f"a Sample has no field {field!r}")
 
 
@@ -120,16 +147,16 @@ def encode_sample(sample: Sample, jpeg_quality: int = 95) -> dict[str, bytes]:
     for plane, name in zip(_each(sample.structure), structure_members(99)):
         # run lengths only: 16-bit planes hardly compress otherwise, and a full search would take three times as long
         members[name] = _encode_image(Image.fromarray(plane), "PNG", compress_type=zlib.Z_RLE)
-    for field in ("moments", "structure_latent", "image_embedding", "text_embedding"):
-        array = getattr(sample, field)
+    for name in ARRAYS:
+        array = getattr(sample, name)
         if array is not None:
-            stream = io.BytesIO()
-            np.save(stream, array, allow_pickle=False)
-            members[f"{field}.npy"] = stream.getvalue()
+            members[f"{name}.npy"] = _encode_array(array)
     if sample.caption is not None:
         members["caption.txt"] = sample.caption.encode()
     if sample.meta is not None:
         members["meta.json"] = json.dumps(sample.meta, sort_keys=True).encode()
+    for level, latent in sorted(sample.degraded_latents.items()):  # last: what all stages read stays adjacent
+        members[f"{latent_field(level)}.npy"] = _encode_array(latent)
     return members
 
 
@@ -151,8 +178,9 @@ def decode_sample(key: str, members: dict[str, bytes], pool: Pool | None = None)
         sample.structure = np.stack(planes) if planes else None
     except ValueError as error:
         raise SampleError(f"{key}: its frames have different sizes", "shape") from error
-    for field in ("moments", "structure_latent", "image_embedding", "text_embedding"):
-        setattr(sample, field, decoded.get(f"{field}.npy"))
+    for name, value in decoded.items():
+        if name.endswith(".npy"):
+            set_array(sample, name.removesuffix(".npy"), value)
     sample.caption = decoded.get("caption.txt")
     sample.meta = decoded.get("meta.json")
     return sample
@@ -223,19 +251,23 @@ def validate(sample: Sample, pool: Pool) -> None:
         raise SampleError(f"key {sample.key!r} {problem}", "shape")
     n = pool.frames
     h, w = pool.height, pool.width
-    _expect(sample, "frames", np.uint8, (n, h, w, 3))
-    _expect(sample, "structure", np.uint16, (n, h, w))
-    _expect(sample, "moments", np.float16, (n, None, None, None))
-    _expect(sample, "structure_latent", np.float16, (n, None, None, None))
-    _expect(sample, "image_embedding", np.float16, (n, None))
-    _expect(sample, "text_embedding", np.float16, (None,))
-    if sample.moments is not None and sample.structure_latent is not None:
-        channels = sample.structure_latent.shape[1]
-        _expect(sample, "moments", np.float16, (n, 2 * channels, *sample.structure_latent.shape[2:]))
+    _expect(sample, "frames", sample.frames, np.uint8, (n, h, w, 3))
+    _expect(sample, "structure", sample.structure, np.uint16, (n, h, w))
+    _expect(sample, "moments", sample.moments, np.float16, (n, None, None, None))
+    latents = {LATENT: sample.structure_latent}
+    latents |= {latent_field(level): latent for level, latent in sample.degraded_latents.items()}
+    size: tuple[int | None, ...] = (None, None, None)
+    for name, latent in latents.items():  # at all t_s of one size
+        _expect(sample, name, latent, np.float16, (n, *size))
+        size = size if latent is None else latent.shape[1:]
+    _expect(sample, "image_embedding", sample.image_embedding, np.float16, (n, None))
+    _expect(sample, "text_embedding", sample.text_embedding, np.float16, (None,))
+    channels, *rest = size
+    if sample.moments is not None and channels is not None:
+        _expect(sample, "moments", sample.moments, np.float16, (n, 2 * channels, *rest))
 
 
-def _expect(sample: Sample, field: str, dtype: type, shape: tuple[int | None, ...]) -> None:
-    array = getattr(sample, field)
+def _expect(sample: Sample, field: str, array: np.ndarray | None, dtype: type, shape: tuple[int | None, ...]) -> None:
     if array is None:
         return
     fits = array.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, array.shape))
@@ -260,6 +292,12 @@ def _each(array: np.ndarray | None) -> np.ndarray | tuple[()]:
     return () if array is None else array
 
 
+def _encode_array(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()
+
+
 def _encode_image(image: Image.Image, codec: str, **options: int) -> bytes:
     stream = io.BytesIO()
     image.save(stream, codec, **options)
@@ -280,7 +318,8 @@ class Batch:
     keys: list[str]  # b sample keys
     moments: Tensor | None  # float32 (b, n, 2c, h/f, w/f); None in a set without latents
     embeddings: Tensor  # float32 (b, n, d): CLIP image embedding of every frame
-    structure_latents: Tensor | None = None  # float32 (b, n, c, h/f, w/f): latent of the structure at t_s = 0, scaled
+    structure_latents: Tensor | None = None  # float32 (b, n, c, h/f, w/f): latent of the structure at its t_s, scaled
+    structure_levels: list[int] | None = None  # b t_s of the structure_latents; None: all are 0
     structure: Tensor | None = None  # float32 (b, n, h, w) in [0, 1], for depth 1 is nearest; encoded during training
     frames: Tensor | None = None  # uint8 (b, n, h, w, 3), encoded during training; None in a set with latents
     draws: Any = (
@@ -317,19 +356,37 @@ def _widen(tensor: Tensor) -> Tensor:
 BATCH_FIELDS = {
     "moments": "moments",
     "image_embedding": "embeddings",
-    "structure_latent": "structure_latents",
     "structure": "structure",
     "frames": "frames",
 }
 
 
 def collate(kind: str, step: int, slots: list[int], samples: list[Sample]) -> Batch:
-    """Stacks samples of one pool into a Batch. Fields that were not read stay None."""
+    """Stacks samples of one pool into a Batch. Fields that were not read stay None.
+
+    Each sample may have its structure's latent at another t_s; the lowest is taken if it has several.
+    """
     columns: dict[str, Tensor | None] = {"moments": None}
     for source, target in BATCH_FIELDS.items():
-        arrays = [getattr(sample, source) for sample in samples]
-        if arrays[0] is not None:
-            # in a loader worker, default_collate stacks directly into memory shared with the training process
-            columns[target] = default_collate(list(map(torch.from_numpy, arrays)))
+        columns[target] = _stack([getattr(sample, source) for sample in samples])
+    read = [_read_latent(sample) for sample in samples]
+    columns["structure_latents"] = _stack([latent for _, latent in read])
     keys = [sample.key for sample in samples]
-    return Batch(kind=kind, step=step, slots=slots, keys=keys, **columns)  # type: ignore[arg-type]
+    batch = Batch(kind=kind, step=step, slots=slots, keys=keys, **columns)  # type: ignore[arg-type]
+    if batch.structure_latents is not None:
+        batch.structure_levels = [level for level, _ in read]
+    return batch
+
+
+def _read_latent(sample: Sample) -> tuple[int, np.ndarray | None]:
+    """Returns the t_s and the structure's latent that was read; None without one."""
+    if sample.structure_latent is not None or not sample.degraded_latents:
+        return 0, sample.structure_latent
+    return min(sample.degraded_latents.items())
+
+
+def _stack(arrays: list[np.ndarray | None]) -> Tensor | None:
+    if arrays[0] is None:
+        return None
+    # in a loader worker, default_collate stacks directly into memory shared with the training process
+    return default_collate(list(map(torch.from_numpy, arrays)))

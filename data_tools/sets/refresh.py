@@ -29,6 +29,7 @@ from gen1_train.data.open_files import OpenFile
 from gen1_train.data.pack import open_tar, seal, sealed_shard
 from gen1_train.data.shards import read_members
 from gen1_train.errors import UserError, check_choice
+from gen1_train.frozen.levels import with_levels
 from gen1_train.frozen.structure import STRUCTURES
 from gen1_train.system.console import ConsoleConfig, progress
 from gen1_train.system.files import own_folder, write_atomically
@@ -37,7 +38,7 @@ STARTED = "refresh.json"  # in the output until it is finished: which layer of w
 SECTIONS = {  # layer -> sections of the recipe that the new set takes from the given recipe
     "structure": ("structure", "depth", "edges"),
     "clip": ("clip",),
-    "latents": ("autoencoder", "latents"),
+    "latents": ("autoencoder", "latents", "structure_levels"),
 }
 ESTIMATORS = {"structure": ("structure",), "clip": ("clip",), "latents": ("autoencoder",)}
 
@@ -149,6 +150,8 @@ def new_description(old: Manifest, estimators: Estimators, layer: str) -> dict[s
             f"the autoencoder at {estimators.recipe.autoencoder.path} is not the one that encoded the set (its "
             "fingerprint differs): restore it, or run layer=latents first"
         )
+    if layer == "structure":  # its latents are made again
+        description["autoencoder"] = with_levels(description["autoencoder"], estimators.recipe.stored_level)
     return description
 
 

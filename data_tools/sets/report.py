@@ -333,8 +333,10 @@ def estimator_row(name: str, facts: dict[str, Any]) -> list[Child]:
     config = facts.get("config") or {}
     model = " ".join(str(config[part]) for part in ("path", "model", "pretrained") if config.get(part))
     title = f"{name} ({facts['kind']})" if "kind" in facts else name
-    known = ("config", "fingerprint", "precision", "kind")
+    known = ("config", "fingerprint", "precision", "kind", "levels")
     others = ", ".join(f"{fact.replace('_', ' ')} {value}" for fact, value in facts.items() if fact not in known)
+    if levels := facts.get("levels"):
+        others += f", structure at t_s 0..{levels['highest']}"
     return [
         title,
         element("span", shorten(model) or "—", class_="path"),

@@ -5,14 +5,23 @@ import io
 import os
 import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from gen1_train.batch import Pool, Sample, SampleError, decode_member, members_of, validate
+from gen1_train.batch import (
+    Pool,
+    Sample,
+    SampleError,
+    decode_member,
+    latent_field,
+    members_of,
+    set_array,
+    validate,
+)
 from gen1_train.data.index import BLOCK, Entry, index_path, padded, read_index
 from gen1_train.data.manifest import Manifest, Shard
 from gen1_train.errors import UserError
@@ -21,6 +30,7 @@ from gen1_train.system.names import shown
 
 LISTED = 100  # problems of one shard that are listed: a shard with more must be replaced anyway
 CAPTION, TEXT = "caption.txt", "text_embedding.npy"
+LATENTS = ("moments", *map(latent_field, range(10)))  # all fields of latents, at any t_s
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,8 @@ class Rules:
         autoencoder = manifest.estimators["autoencoder"]
         fields = ["frames", "structure", "image_embedding", "meta"]
         if autoencoder.get("stored", True):  # else training encodes the frames itself
-            fields += ["moments", "structure_latent"]
+            levels = autoencoder.get("levels") or {"highest": 0}
+            fields += ["moments", *map(latent_field, range(levels["highest"] + 1))]
         factor = autoencoder["factor"]
         return cls(
             pool,
@@ -202,11 +213,19 @@ def check_sample(part: bytes, start: int, entry: Entry, rules: Rules, report: Sh
         except SampleError as error:
             reason = str(error).removeprefix(f"{entry.key}: ").removeprefix(f"member {name} ")
             report.add(reason, entry.key, name)
-    latents = {name: decoded.get(f"{name}.npy") for name in ("moments", "structure_latent")}
     try:
-        validate(Sample(entry.key, **latents), rules.pool)  # the latents must also fit each other
+        validate(sample_of(entry.key, decoded, LATENTS), rules.pool)  # the latents must also fit each other
     except SampleError as error:
         report.add(str(error).removeprefix(f"{entry.key}: "), entry.key)
+
+
+def sample_of(key: str, decoded: dict[str, Any], fields: Iterable[str]) -> Sample:
+    """Returns a sample with these fields, which are arrays, as far as their members were decoded."""
+    sample = Sample(key)
+    for field_ in fields:
+        if (array := decoded.get(f"{field_}.npy")) is not None:
+            set_array(sample, field_, array)
+    return sample
 
 
 def decode_and_validate(key: str, name: str, data: bytes, rules: Rules) -> Any:
@@ -220,7 +239,7 @@ def decode_and_validate(key: str, name: str, data: bytes, rules: Rules) -> Any:
         case "png":
             validate(Sample(key, structure=value[None]), one_frame)
         case "npy" if f"{stem}.npy" in (*rules.required, TEXT, *_optional(rules.pool)):
-            validate(Sample(key, **{stem: value}), rules.pool)
+            validate(sample_of(key, {name: value}, (stem,)), rules.pool)
             _check_size(stem, value, rules)
         case "json" if not (isinstance(value, dict) and isinstance(value.get("source"), str) and value["source"]):
             raise SampleError("does not name the origin of the sample: source is missing", "missing")
@@ -236,4 +255,4 @@ def _check_size(name: str, value: np.ndarray, rules: Rules) -> None:
 
 
 def _optional(pool: Pool) -> list[str]:
-    return [member for name in ("moments", "structure_latent") for member in members_of(name, pool.frames)]
+    return [member for name in LATENTS for member in members_of(name, pool.frames)]

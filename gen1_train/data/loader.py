@@ -8,7 +8,7 @@ from functools import partial
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from gen1_train.batch import Batch, Reason, Sample, SampleError, collate
+from gen1_train.batch import LATENT, Batch, Reason, Sample, SampleError, collate, latent_field
 from gen1_train.data.schedule import Schedule, Step
 from gen1_train.data.shards import ShardSet
 from gen1_train.data.watch import IDLE, ActivityBoard, WatchedLoader
@@ -73,8 +73,9 @@ class BatchPartition:
 class BatchDataset(Dataset[Batch]):
     """Maps (step, micro-batch) to the Batch that this rank reads.
 
-    `finish` completes each batch, in the worker process. `report_activity` is called with a description of each
-    operation before it begins; see watch.ActivityBoard.
+    `finish` completes each batch, in the worker process. `level` gives the t_s of a (step, slot): of all structure
+    latents of a sample, only that one is read. `report_activity` is called with a description of each operation before
+    it begins; see watch.ActivityBoard.
     """
 
     def __init__(
@@ -84,12 +85,14 @@ class BatchDataset(Dataset[Batch]):
         partition: BatchPartition,
         fields: tuple[str, ...],
         finish: Callable[[Batch], Batch] | None = None,
+        level: Callable[[int, int], int] | None = None,
     ) -> None:
         self.shards = shards
         self.schedule = schedule
         self.partition = partition
         self.fields = fields
         self.finish = finish
+        self.level = level
         self.report_activity: Callable[[str], None] = _ignore_activity
 
     def __getitem__(self, position: tuple[int, int]) -> Batch:
@@ -100,7 +103,8 @@ class BatchDataset(Dataset[Batch]):
         replaced: list[tuple[str, Reason]] = []
         for slot in slots:
             index = self.schedule.sample(step, slot)
-            sample, bad = self._read(step, index, f"for step {number}, slot {slot}")
+            fields = self.fields if self.level is None else at_level(self.fields, self.level(number, slot))
+            sample, bad = self._read(step, index, fields, f"for step {number}, slot {slot}")
             samples.append(sample)
             replaced += bad
         self.report_activity(f"stacking the samples of step {number}")
@@ -111,7 +115,9 @@ class BatchDataset(Dataset[Batch]):
         self.report_activity(IDLE)
         return batch
 
-    def _read(self, step: Step, index: int, purpose: str) -> tuple[Sample, list[tuple[str, Reason]]]:
+    def _read(
+        self, step: Step, index: int, fields: tuple[str, ...], purpose: str
+    ) -> tuple[Sample, list[tuple[str, Reason]]]:
         """Reads a sample. Replaces a bad one by a keyed other sample of its pool, with a warning.
 
         Returns the sample, and the bad one that it replaces, if any, as in Batch.replaced_samples.
@@ -122,7 +128,7 @@ class BatchDataset(Dataset[Batch]):
             activity = f"reading {self._describe(step.pool, chosen)} {purpose}"
             self.report_activity(activity)
             try:
-                return self.shards.read(step.pool, chosen, self.fields), replaced
+                return self.shards.read(step.pool, chosen, fields), replaced
             except UserError:
                 raise
             except SampleError as error:
@@ -161,6 +167,11 @@ class BatchDataset(Dataset[Batch]):
             return f", key {self.shards.entry(*self.shards.locate(pool, index)).key}"
         except SampleError:
             return ""
+
+
+def at_level(fields: tuple[str, ...], level: int) -> tuple[str, ...]:
+    """Returns the fields with the structure's latent at t_s = level instead of 0."""
+    return tuple(latent_field(level) if name == LATENT else name for name in fields)
 
 
 def _ignore_activity(activity: str) -> None:

@@ -34,12 +34,13 @@ ESTIMATOR_FACTS: dict[str, dict[str, type]] = {  # what readers of a set use, se
         "factor": int,
         "channels": int,
         "stored": bool,
+        "levels": dict,
         "precision": str,
     },
     "structure": {"kind": str, "config": dict, "fingerprint": str, "precision": str},
     "clip": {"config": dict, "fingerprint": str, "width": int, "precision": str},
 }
-OPTIONAL_FACTS = ("channels", "stored", "precision")  # not in older sets
+OPTIONAL_FACTS = ("channels", "stored", "levels", "precision")  # not in older sets
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,14 @@ class _StoredPool:
 
 
 @dataclass(frozen=True)
+class _StoredLevels:
+    """The structure levels in the manifest, see frozen.levels."""
+
+    highest: int
+    degradation: str
+
+
+@dataclass(frozen=True)
 class _StoredManifest:
     """The manifest's JSON, with pools that are not parsed yet."""
 
@@ -146,9 +155,10 @@ class Manifest:
 
     `estimators` has, for each of "autoencoder", "structure" and "clip", the section of the recipe that loads it (path,
     size, ...) as `config`, its `fingerprint`, and the `precision` that it ran in. The autoencoder also has `scale` (of
-    the latents), `factor` (pixels per latent), `channels` (of a latent; not in older sets) and `stored` (whether the
-    samples hold latents); the structure has its `kind` and `normalise` (the meaning of 0 and 1); clip has `width` (of
-    an embedding).
+    the latents), `factor` (pixels per latent), `channels` (of a latent; not in older sets), `stored` (whether the
+    samples hold latents) and `levels` (the `highest` t_s of the structure's latents, and the `degradation` that made
+    those above 0; absent if there are none); the structure has its `kind` and `normalise` (the meaning of 0 and 1);
+    clip has `width` (of an embedding).
     """
 
     pools: dict[str, PoolShards]
@@ -211,3 +221,6 @@ def _check_estimators(estimators: dict[str, dict[str, Any]]) -> None:
             value = checked(expected, value, f"estimators.{name}.{fact}")
             is_count = expected in (int, float)
             require(not is_count or value > 0, f"estimators.{name}.{fact} must be above 0")
+    if levels := estimators["autoencoder"].get("levels"):
+        stored = make_record(_StoredLevels, levels, "estimators.autoencoder.levels")
+        require(0 < stored.highest < 10, "estimators.autoencoder.levels.highest is not in 1..9")

@@ -29,7 +29,8 @@ class MergedShards(ShardSet):
         self.patience = 0.0
         pools = {pool.pool.name: pool for pool in (*self.images.pools("image"), *clips.pools("video"))}
         plan = " ".join(shards.manifest.hash for shards in (self.images, clips))
-        self.manifest = replace(clips.manifest, pools=pools, plan=plan)
+        estimators = _common_estimators(clips.manifest.estimators, self.images.manifest.estimators)
+        self.manifest = replace(clips.manifest, pools=pools, plan=plan, estimators=estimators)
         self._image_shards = {shard.name for pool in self.images.pools("image") for shard in pool.shards}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -53,3 +54,13 @@ class MergedShards(ShardSet):
     def _set_of(self, shard: Shard) -> ShardSet:
         """The set that a shard belongs to."""
         return self.images if shard.name in self._image_shards or self.prior is None else self.prior
+
+
+def _common_estimators(
+    clips: dict[str, dict[str, Any]], images: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Returns the networks of the clips, with the structure levels only if the samples of both sets hold them."""
+    autoencoder = dict(clips["autoencoder"])
+    if autoencoder.get("levels") != images["autoencoder"].get("levels"):
+        autoencoder.pop("levels", None)
+    return {**clips, "autoencoder": autoencoder}

@@ -24,6 +24,9 @@ MAX_LEVEL = 7  # t_s is uniform over 0..7 in stage 5
 FACTOR = math.sqrt(2)  # downsampling per round: 7 rounds reduce 448x256 to 40x23; ours
 LEVEL_CHANNELS = 4
 _KERNEL = (1.0, 4.0, 6.0, 4.0, 1.0)  # binomial, sums to 16
+# Names what `degrade` does: latents of degraded structure in a shard set are read only if theirs was the same. Its
+# number is raised when the procedure changes.
+DEGRADATION = f"1: blur {_KERNEL}, downsampling by {FACTOR:.6g} in each round"
 
 
 def degrade(depth: Tensor, levels: Sequence[int]) -> Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from gen1_train.batch import STRUCTURE_MAX, SampleError
+from gen1_train.diffusion.structure import degrade
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder, AutoencoderConfig, to_signed
 from gen1_train.frozen.clip import ClipConfig, ClipEncoder
@@ -85,15 +86,16 @@ class Networks:
         return results
 
     @torch.no_grad()
-    def structure_latents(self, structure: np.ndarray) -> np.ndarray:
-        """Stored structure, uint16 (n, h, w) -> latents, float16 (n, c, h/f, w/f).
+    def structure_latents(self, structure: np.ndarray, level: int = 0) -> np.ndarray:
+        """Stored structure, uint16 (n, h, w), at t_s = level -> latents, float16 (n, c, h/f, w/f).
 
-        The latents are computed from the 16-bit values, so that the latents that training reads at t_s = 0 and those
-        that it encodes at t_s > 0 come from the same numbers.
+        The latents are computed from the 16-bit values, as training does that degrades and encodes in every step.
         """
-        stored = torch.from_numpy(structure.astype(np.float32)) / STRUCTURE_MAX
+        stored = (torch.from_numpy(structure.astype(np.float32)) / STRUCTURE_MAX).to(self.device)
+        with autocast(self.device, "fp32"):  # half precision would blur away the 16 bits
+            degraded = degrade(stored[None], [level])[0]
         with autocast(self.device, self.precision):
-            return _half(self.autoencoder.encode_structure(stored.to(self.device)))
+            return _half(self.autoencoder.encode_structure(degraded))
 
     @torch.no_grad()
     def moments(self, clips: np.ndarray) -> np.ndarray:

@@ -24,13 +24,14 @@ class Gen1DataModule(LightningDataModule):
         schedule: Schedule,
         fields: tuple[str, ...],
         finish: Callable[[Batch], Batch],
+        level: Callable[[int, int], int],
         steps: int,
         workers: int,
         stall_seconds: float,
         fail: Callable[[UserError], None],
         clock: Clock,
     ) -> None:
-        """`finish` completes a batch in a loader worker; `clock` measures the waiting for data.
+        """`finish` and `level`: see BatchDataset; `clock` measures the waiting for data.
 
         `fail` is called from any thread if a loader worker dies or stalls.
         """
@@ -39,6 +40,7 @@ class Gen1DataModule(LightningDataModule):
         self.schedule = schedule
         self.fields = fields
         self.finish = finish
+        self.level = level
         self.steps = steps
         self.workers = workers
         self.stall_seconds = stall_seconds
@@ -50,7 +52,7 @@ class Gen1DataModule(LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         partition = BatchPartition(trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches)
-        dataset = BatchDataset(self.shards, self.schedule, partition, self.fields, self.finish)
+        dataset = BatchDataset(self.shards, self.schedule, partition, self.fields, self.finish, self.level)
         pin = trainer.strategy.root_device.type == "cuda"
         start = trainer.global_step
         watching = self.stall_seconds, self.fail, self.waiting

@@ -57,6 +57,10 @@ class Drawing:
         """Adds the draws to a batch, unless it has no moments, which give their shape."""
         return batch if batch.moments is None else replace(batch, draws=self.draw(batch))
 
+    def level(self, step: int, slot: int) -> int:
+        """Returns the t_s of a sample, before it is read."""
+        return draw_level(self.max_level, (self.seed, step, slot))
+
     def draw(self, batch: Batch) -> Draws:
         return draw(self.seed, batch, self.timesteps, self.max_level, self.drop_rate)
 
@@ -67,7 +71,7 @@ def draw(seed: int, batch: Batch, timesteps: int, max_level: int, drop_rate: flo
     _, n, moments, h, w = batch.moments.shape
     keys = [(seed, batch.step, slot) for slot in batch.slots]
     shape = (n, moments // 2, h, w)
-    rounds = [integer(max_level + 1, *key, "level") for key in keys]
+    rounds = [draw_level(max_level, key) for key in keys]
     return Draws(
         frames=torch.tensor([integer(n, *key, "frame") for key in keys]),
         timesteps=torch.tensor([integer(timesteps, *key, "timestep") for key in keys]),
@@ -77,6 +81,15 @@ def draw(seed: int, batch: Batch, timesteps: int, max_level: int, drop_rate: flo
         posterior=torch.stack([normal(shape, *key, "posterior") for key in keys]),
         rounds=rounds,
     )
+
+
+def draw_level(max_level: int, key: tuple[int, int, int]) -> int:
+    return integer(max_level + 1, *key, "level")
+
+
+def fixed_level(max_level: int, step: int) -> int:
+    """Returns the t_s of a validation clip, which `fixed_draw` draws for the batch of this step."""
+    return step % (max_level + 1)
 
 
 def fixed_draw(drawing: Drawing, batch: Batch) -> Draws:
@@ -89,7 +102,7 @@ def fixed_draw(drawing: Drawing, batch: Batch) -> Draws:
     draws = draw(key("validation"), batch, timesteps, max_level, 0.0)
     copies = len(batch.slots)
     draws.timesteps = torch.tensor([(2 * i + 1) * timesteps // (2 * copies) for i in range(copies)])
-    draws.rounds = [batch.step % (max_level + 1)] * copies
+    draws.rounds = [fixed_level(max_level, batch.step)] * copies
     draws.levels = torch.tensor(draws.rounds)
     draws.frames = draws.frames[:1].expand(copies)
     return draws

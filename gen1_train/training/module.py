@@ -46,6 +46,7 @@ class StageSpec:
     structure: bool = False  # the UNet sees the structure: from stage 4 on
     max_level: int = 0  # t_s is uniform over 0..max_level
     cached: bool = True  # the shards hold latents
+    stored_level: int = 0  # they hold those of the structure at t_s = 0..stored_level
     trains: Sequence[str] = ("*",)  # globs over the names of the weights that change
     start: int = 0  # optimizer steps that the weights have behind them; the learning rate continues there
     steps: int = 1  # of the whole stage, at whose end a cosine schedule ends
@@ -53,7 +54,7 @@ class StageSpec:
     @property
     def encodes_structure(self) -> bool:
         """Whether the structure passes the autoencoder in every step, because no shard holds what the UNet needs."""
-        return self.max_level > 0 or not self.cached
+        return self.max_level > self.stored_level or not self.cached
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -85,7 +86,7 @@ class Gen1Module(NetworkModule):
         stage: StageSpec,
         autoencoder: Autoencoder | None = None,
     ) -> None:
-        """The autoencoder is needed where the shards hold no latents, and where t_s may be above 0.
+        """The autoencoder is needed where the shards hold no latents, or none at a t_s that may be drawn.
 
         Raises UserError when a glob of `stage.trains` matches no weight.
         """
@@ -191,9 +192,11 @@ class Gen1Module(NetworkModule):
         return self._encode(lambda autoencoder: autoencoder.encode_moments(frames))
 
     def structure_latents(self, batch: Batch, levels: Sequence[int]) -> Tensor:
-        """Returns the encoded structure (b, n, c, h, w) at t_s (b), read from the shards where t_s is always 0."""
+        """Returns the encoded structure (b, n, c, h, w) at t_s (b): as it was read at these t_s, or encoded now."""
         if not self.stage.encodes_structure:
             assert batch.structure_latents is not None
+            read = batch.structure_levels or [0] * len(levels)
+            assert read == list(levels), f"structure was read at t_s {read}, but {levels} was drawn"
             return batch.structure_latents
         assert batch.structure is not None
         with autocast(self.device, "fp32"):  # half precision would blur away the 16 bits

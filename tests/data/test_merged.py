@@ -37,6 +37,17 @@ def test_images_and_clips_come_from_their_own_sets(sets):
             assert merged.entry(shard, row) == ShardSet(source).entry(shard, row)
 
 
+def test_levels_are_stored_only_if_both_sets_hold_them(tmp_path):
+    roots = [make_shard_set(tmp_path / name) for name in ("images", "prior")]
+    levels = {"highest": 7, "degradation": "1"}
+    for root, expected in zip(roots, (None, levels), strict=True):  # first in one of them, then in both
+        manifest = Manifest.load(root)
+        manifest.estimators["autoencoder"]["levels"] = levels
+        manifest.save(root)
+        assert MergedShards(*roots).manifest.estimators["autoencoder"].get("levels") == expected
+    assert MergedShards(roots[0]).manifest.estimators["autoencoder"]["levels"] == levels
+
+
 def test_a_merged_set_can_be_pickled(sets):
     merged = MergedShards(*sets)
     unpickled = pickle.loads(pickle.dumps(merged))

@@ -21,7 +21,7 @@ class FakeEstimators:
 
     def __init__(self, batch: int = 1, latents: bool = True) -> None:
         self.batch = batch
-        self.recipe = SimpleNamespace(latents=latents, structure="fake")
+        self.recipe = SimpleNamespace(latents=latents, structure="fake", stored_level=2)
         self.structure = SimpleNamespace(normalisation="none")
         self.batches: list[int] = []  # the batch sizes of all calls
 
@@ -32,8 +32,8 @@ class FakeEstimators:
         bad = SampleError("not finite", "not_finite")
         return [bad if clip[0, 0, 0, 0] == 66 else (clip[..., 0].astype(np.uint16), (0.0, 1.0)) for clip in clips]
 
-    def structure_latents(self, structure: np.ndarray) -> np.ndarray:
-        return structure[:, None, ::8, ::8].astype(np.float16)
+    def structure_latents(self, structure: np.ndarray, level: int = 0) -> np.ndarray:
+        return structure[:, None, ::8, ::8].astype(np.float16) + np.float16(level / 4)
 
     def moments(self, clips: np.ndarray) -> np.ndarray:
         return np.stack([clips[:, :, ::8, ::8, 0]] * 2, axis=2).astype(np.float16)
@@ -80,6 +80,9 @@ def test_the_output_has_the_order_of_the_input(batch: int, encoders: int) -> Non
             sample = decode_sample(item.clip.key, item.members)
             for array in (sample.structure, sample.structure_latent, sample.moments, sample.image_embedding):
                 assert array is not None and len(array) == item.clip.pool.frames and (array == value).all()
+            assert {level: set(latent.flat) for level, latent in sample.degraded_latents.items()} == {
+                level: {value + level / 4} for level in (1, 2)
+            }
             assert sample.meta == {
                 "source": f"{value}.mp4",
                 "structure": "fake",
@@ -115,6 +118,22 @@ def test_without_latents_the_autoencoder_does_not_run() -> None:
         "image_embedding",
         "meta",
     }
+
+
+def test_latents_at_levels_that_are_not_made_again_do_not_stay() -> None:
+    old = {"structure_latent.npy": b"", "structure_latent2.npy": b"", "structure_latent5.npy": b"", "caption.txt": b"a"}
+    estimators, item = FakeEstimators(), clip(1)
+    item.structure, item.kept = item.frames[..., 0].astype(np.uint16), old
+    (again,) = run(estimators, [item], layers=["latents"])
+    latents = [name for name in again.members if name.startswith("structure_latent")]
+    assert latents == ["structure_latent.npy", "structure_latent1.npy", "structure_latent2.npy"]
+    assert all(again.members[name] for name in latents) and again.members["caption.txt"] == b"a"
+    (untouched,) = run(estimators, [clip_with(item, old)], layers=["clip"])
+    assert {name: untouched.members[name] for name in old} == old
+
+
+def clip_with(item: Clip, members: dict[str, bytes]) -> Clip:
+    return Clip(item.key, item.pool, item.frames, None, item.meta, item.structure, members)
 
 
 def test_only_a_few_batches_are_read_ahead() -> None:

@@ -21,12 +21,14 @@ from data_tools.prepare import main, run
 from data_tools.source.examine import MediaFile
 from data_tools.stats import Stats
 from data_tools.task import TaskResult
-from gen1_train.batch import STRUCTURE_MAX, Sample
+from gen1_train.batch import STRUCTURE_MAX, Sample, latent_field
 from gen1_train.data.index import read_index
 from gen1_train.data.manifest import Manifest, Shard
 from gen1_train.data.shards import ShardSet
+from gen1_train.diffusion.structure import MAX_LEVEL
 from gen1_train.errors import INCOMPLETE, UserError
 from gen1_train.frozen.autoencoder import AutoencoderConfig
+from gen1_train.frozen.levels import stored_level
 from gen1_train.system import processes
 from gen1_train.system.console import console
 from tests.data_tools.small_source import config, do_task_and_die, make_source, quick_recipe
@@ -133,6 +135,10 @@ def test_stored_layers_equal_those_computed_from_the_stored_frames(prepared: Pat
     assert sample.structure is not None and sample.frames is not None and sample.moments is not None
     assert sample.structure.min() == 0 and sample.structure.max() == STRUCTURE_MAX  # over the clip, not the frame
     np.testing.assert_array_equal(estimators.structure_latents(sample.structure), sample.structure_latent)
+    assert stored_level(ShardSet(prepared).manifest.estimators["autoencoder"]) == MAX_LEVEL
+    for level in range(1, MAX_LEVEL + 1):
+        read = ShardSet(prepared).read("video-64x48", 0, (latent_field(level),)).degraded_latents
+        np.testing.assert_array_equal(estimators.structure_latents(sample.structure, level), read[level])
     moments = estimators.moments(sample.frames[None])[0]
     error = np.abs(moments[:, :4].astype(float) - sample.moments[:, :4]).mean()
     assert error < 0.1 * sample.moments[:, :4].astype(float).std()

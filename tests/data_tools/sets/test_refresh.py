@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from gen1_train.data.shards import ShardSet, read_members
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import AutoencoderConfig
 from gen1_train.frozen.depth import DepthConfig
+from gen1_train.frozen.levels import stored_level
 from tests.data_tools.small_source import WEIGHTS, config, make_source, quick_recipe
 
 POOL = "video-64x48"
@@ -30,11 +32,12 @@ POOL = "video-64x48"
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two sets of one source: `whole`, and `bare` without latents."""
+    """Three sets of one source: `whole`, `bare` without latents, `flat` with those of the structure at t_s = 0 only."""
     folder = tmp_path_factory.mktemp("sets")
     source = make_source(folder / "source")
     prepare(config(source, folder / "whole"))
     prepare(config(source, folder / "bare", latents=False))
+    prepare(config(source, folder / "flat", structure_levels=0))
     return folder
 
 
@@ -96,6 +99,28 @@ def test_the_layer_is_what_the_network_gives_for_the_stored_frames(sets: Path, t
     assert sample.meta["structure"] == new.manifest.estimators["structure"]["kind"] == "edges"
     assert sample.meta["normalise"] == new.manifest.estimators["structure"]["normalise"]
     assert sample.meta["source"] in ("a.mp4", "sub/b.c.mkv")
+
+
+@pytest.mark.slow
+def test_levels_can_be_added_and_removed_later(sets: Path, tmp_path: Path) -> None:
+    """The manifest of `flat` is like that of an older version, whose recipe has no such setting either."""
+    flat = Path(shutil.copytree(sets / "flat", tmp_path / "old"))
+    old = Manifest.load(flat)
+    assert "levels" not in old.estimators["autoencoder"] and old.recipe.pop("structure_levels") == 0
+    old.save(flat)
+    assert verify(VerifyConfig(str(flat), workers=1)) in (0, None)
+    edges = again(tmp_path, tmp_path / "edges", "edges", quick_recipe(), source="old")
+    assert Manifest.load(edges).recipe["structure_levels"] == 0  # a setting of the latents, not of the structure
+    assert len(members(edges, "structure_latent")) == 7 and stored_level(autoencoder_of(edges)) == 0
+    added = again(tmp_path, tmp_path / "added", "latents", quick_recipe(), source="old")
+    assert members(added, "structure_latent") == members(sets / "whole", "structure_latent")
+    assert autoencoder_of(added) == autoencoder_of(sets / "whole") and stored_level(autoencoder_of(added)) == 7
+    removed = again(tmp_path, tmp_path / "removed", "latents", quick_recipe(structure_levels=2), source="added")
+    assert len(members(removed, "structure_latent")) == 3 * 7 and stored_level(autoencoder_of(removed)) == 2
+
+
+def autoencoder_of(root: Path) -> dict[str, Any]:
+    return Manifest.load(root).estimators["autoencoder"]
 
 
 @pytest.mark.slow

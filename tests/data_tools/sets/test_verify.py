@@ -21,6 +21,7 @@ from gen1_train.batch import Pool, Sample, encode_sample
 from gen1_train.data.index import build_index, index_path, read_index, write_index
 from gen1_train.data.manifest import MANIFEST, Manifest, Shard
 from gen1_train.errors import INCOMPLETE, UserError
+from gen1_train.frozen.levels import with_levels
 from gen1_train.system.console import console
 from tests.made import make_sample, make_shard_set
 
@@ -401,6 +402,21 @@ def test_an_invalid_key_is_reported(damaged: Path, check: Check) -> None:
     refreeze(damaged, [("a b", samples()[0][1]), samples()[1]])
     [line] = check()
     assert "is not the index that was frozen (the key 'a b' is not a plain name: 1 to 200 characters out of" in line
+
+
+def test_the_levels_that_the_manifest_names_must_be_there(damaged: Path, check: Check) -> None:
+    def add_latents(sample: Sample) -> None:
+        assert sample.structure_latent is not None
+        sample.degraded_latents = {1: sample.structure_latent, 2: sample.structure_latent[:, :3]}
+
+    refreeze(damaged, samples(add_latents))
+    manifest = Manifest.load(damaged)
+    manifest.estimators["autoencoder"] = with_levels(manifest.estimators["autoencoder"], 3)
+    manifest.save(damaged)
+    missing, size, *others = (line for line in check() if TAR in line)
+    assert others == [f"shards/{TAR}: video-003.structure_latent{level}.npy: is missing" for level in (1, 2, 3)]
+    assert missing == f"shards/{TAR}: {KEY}.structure_latent3.npy: is missing"
+    assert size.startswith(f"shards/{TAR}: {KEY}: structure_latent2 is float16 (")
 
 
 def test_a_set_without_latents_is_valid_if_its_manifest_says_so(damaged: Path, check: Check) -> None:
