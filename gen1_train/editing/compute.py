@@ -12,7 +12,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    precision: str = "auto"  # see `gen1_train.editing.formats`
+    precision: str = "auto"  # see `gen1_train.editing.precision`
     compile: bool = False  # torch.compile for the UNet's blocks
     tf32: bool = True  # GPUs, precision=fp32: products and convolutions in TF32
 

@@ -23,10 +23,10 @@ from gen1_train.diffusion.structure import MAX_LEVEL
 from gen1_train.editing.clip_structure import ClipStructure, Frames, chunks
 from gen1_train.editing.compute import ComputeConfig
 from gen1_train.editing.config import NO_CONTENT, EditConfig
-from gen1_train.editing.formats import Formats, formats_on
 from gen1_train.editing.inputs import FramesLike, PictureLike, padded, to_frames, to_mask, to_picture
 from gen1_train.editing.masks import BY_DEPTH, mask_by_depth
-from gen1_train.editing.networks import Denoiser, FrameCoder, compile_blocks, place
+from gen1_train.editing.networks import Denoiser, FrameCoder, place
+from gen1_train.editing.precision import Formats, formats_on
 from gen1_train.editing.spool import Spool
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder
@@ -34,6 +34,7 @@ from gen1_train.frozen.clip import ClipEncoder
 from gen1_train.frozen.loading import check_fingerprint
 from gen1_train.frozen.networks import Networks
 from gen1_train.frozen.structure import StructureEstimator
+from gen1_train.model.compiling import compile_layers
 from gen1_train.model.unet import SpatioTemporalUNet
 from gen1_train.system.console import progress
 from gen1_train.system.device import pick_device, set_tf32
@@ -100,8 +101,8 @@ class Gen1Editor:
         one, see `find_checkpoint`. `weights`: see `Checkpoint.weights_file`; by default the average. `prior`: a
         checkpoint or run folder of stage=prior; by default see `default_prior`. `structure=False` also accepts a
         checkpoint of stage 3, which knows no structure: its "edits" are videos of the content alone, for comparing
-        stages. `precision`: auto, fp32, bf16 or fp16, see `gen1_train.editing.formats`; float32 products on a GPU use
-        TF32 if torch's switches allow it, as gen1-edit's tf32= does. `compile`: see `compile_blocks`.
+        stages. `precision`: auto, fp32, bf16 or fp16, see `gen1_train.editing.precision`; float32 products on a GPU use
+        TF32 if torch's switches allow it, as gen1-edit's tf32= does. `compile`: see `compile_layers`.
 
         Raises UserError when the stage is too early, when the checkpoint is damaged, when an estimator that it names
         does not exist or has changed, or for a precision that the device does not have.
@@ -116,7 +117,7 @@ class Gen1Editor:
         place(unet, torch_device, formats.unet)
         place(autoencoder, torch_device)
         if compile:
-            compile_blocks(unet)
+            compile_layers(unet)
         editor = cls(
             unet=unet,
             noise=recorded.noise,

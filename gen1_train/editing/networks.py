@@ -7,16 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gen1_train.editing.formats import Formats
+from gen1_train.editing.precision import Formats
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder, to_pixels, to_signed
-from gen1_train.model.unet import MEMORY_FORMAT, ResidualBlock, SpatioTemporalTransformer, SpatioTemporalUNet
+from gen1_train.model.compiling import release_layers
+from gen1_train.model.unet import MEMORY_FORMAT, SpatioTemporalUNet
 from gen1_train.system.device import autocast
 
 # Of one call of the autoencoder: 16 frames of 448x256. Larger frames come in fewer at a time, since Stable Diffusion's
 # needs about PIXEL_BYTES for each pixel. Not in tiles: they change colors, see benchmarks/RESULTS.md.
 PIXELS = 16 * 448 * 256
-GRAPHS = 1024  # that one layer class may be compiled to, for all widths, sizes and batches; ours
 
 logger = logging.getLogger(__name__)
 
@@ -34,28 +34,6 @@ def place(network: nn.Module, device: torch.device, dtype: torch.dtype | None = 
 
 def to_channels_last(network: nn.Module) -> None:
     network.to(memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]
-
-
-def compile_blocks(unet: SpatioTemporalUNet, backend: str = "inductor") -> None:
-    """Lets the UNet's layers go through torch.compile, which compiles each kind and size of layer once, when it is met.
-
-    Layers rather than the whole UNet: layers of one kind share a graph.
-    """
-    config: Any = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, GRAPHS)
-    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, GRAPHS)
-    for layer in _layers(unet):
-        layer.compile(backend=backend, dynamic=False, fullgraph=True)
-
-
-def release_blocks(unet: SpatioTemporalUNet) -> None:
-    """Undoes `compile_blocks`."""
-    for layer in _layers(unet):
-        layer._compiled_call_impl = None
-
-
-def _layers(unet: SpatioTemporalUNet) -> list[nn.Module]:
-    return [layer for layer in unet.modules() if isinstance(layer, ResidualBlock | SpatioTemporalTransformer)]
 
 
 def _is_of_compiler(error: Exception) -> bool:
@@ -100,7 +78,7 @@ class Denoiser:
         except Exception as error:
             if not _is_of_compiler(error):
                 raise
-            release_blocks(self.unet)
+            release_layers(self.unet)
             cause = getattr(error, "inner_exception", error)  # the compiler's error, wrapped by dynamo
             reason = " ".join(f"{type(cause).__name__}: {cause}".split())
             logger.warning("compile=true: the UNet cannot be compiled (%s); it runs without", reason[:200])

@@ -12,7 +12,7 @@ from gen1_train.diffusion.guidance import GuidanceConfig
 from gen1_train.diffusion.sampling import SamplingConfig
 from gen1_train.diffusion.structure import degrade
 from gen1_train.editing.editor import Gen1Editor, load_estimators, with_dials
-from gen1_train.editing.formats import Formats
+from gen1_train.editing.precision import Formats
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder, AutoencoderConfig
 from gen1_train.frozen.clip import ClipConfig, ClipEncoder

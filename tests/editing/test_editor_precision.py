@@ -10,8 +10,8 @@ from gen1_train.diffusion.editing import Scene, sample_video, shared_noise
 from gen1_train.diffusion.sampling import SamplingConfig
 from gen1_train.editing.config import EditConfig
 from gen1_train.editing.editor import Gen1Editor
-from gen1_train.editing.formats import Formats
 from gen1_train.editing.networks import FrameCoder
+from gen1_train.editing.precision import Formats
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import to_pixels
 from gen1_train.model.unet import SpatioTemporalUNet
@@ -104,7 +104,7 @@ def test_the_formats_of_gpus_are_close_to_fp32(
 def test_the_settings_of_gen1_edit_reach_the_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[SpatioTemporalUNet] = []
     allowed: list[bool] = []
-    monkeypatch.setattr("gen1_train.editing.editor.compile_blocks", compiled.append)
+    monkeypatch.setattr("gen1_train.editing.editor.compile_layers", compiled.append)
     monkeypatch.setattr("gen1_train.editing.editor.set_tf32", allowed.append)
     config = EditConfig(checkpoint="miniature", device="cpu", precision="bf16", compile=True, tf32=False)
     editor = Gen1Editor.of(config)

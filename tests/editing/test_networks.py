@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from gen1_train.editing import networks
-from gen1_train.editing.formats import Formats
-from gen1_train.editing.networks import Denoiser, FrameCoder, compile_blocks, place, release_blocks, to_channels_last
+from gen1_train.editing.networks import Denoiser, FrameCoder, place, to_channels_last
+from gen1_train.editing.precision import Formats
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder, AutoencoderConfig, to_pixels, to_signed
+from gen1_train.model.compiling import compile_layers, release_layers
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from miniature.world.render import render_clip
 from tests.running import WEIGHTS
@@ -143,7 +144,7 @@ def test_compiled_layers_give_the_same_values_and_share_graphs(
     expected = [unet(*inputs, temporal) for temporal in (True, False)]
     names = list(unet.state_dict())
     counter: Any = CompileCounterWithBackend("aot_eager")
-    compile_blocks(unet, counter)
+    compile_layers(unet, counter)
     denoiser = Denoiser(unet, Formats(), CPU)
     for temporal, values in zip((True, False), expected):
         torch.testing.assert_close(denoiser(*inputs, temporal), values, rtol=1e-4, atol=1e-5)
@@ -163,7 +164,7 @@ def test_a_compiler_that_fails_is_one_line_and_the_edit_runs_without_it(
 
     expected = unet(*inputs)
     backend: Any = no_compiler
-    compile_blocks(unet, backend)
+    compile_layers(unet, backend)
     denoiser = Denoiser(unet, Formats(), CPU)
     with caplog.at_level(logging.WARNING, "gen1_train"):
         assert torch.equal(denoiser(*inputs, True), expected)
@@ -177,7 +178,7 @@ def test_a_compiler_that_fails_is_one_line_and_the_edit_runs_without_it(
 def test_an_error_of_the_unet_is_not_taken_for_the_compiler_s(unet: SpatioTemporalUNet) -> None:
     with pytest.raises(RuntimeError):
         Denoiser(unet, Formats(), CPU)(torch.zeros(1, 2, 3, 8, 8), torch.tensor([1]), torch.zeros(1, 1, 8), True)
-    release_blocks(unet)
+    release_layers(unet)
 
 
 def test_fp32_has_the_bits_of_the_autoencoder_itself(autoencoder: Autoencoder) -> None:

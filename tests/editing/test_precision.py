@@ -7,7 +7,7 @@ import torch
 
 from gen1_train.editing.compute import PRECISIONS
 from gen1_train.editing.config import EditConfig
-from gen1_train.editing.formats import Formats, best_precision, formats_on
+from gen1_train.editing.precision import Formats, best_precision, formats_on
 from gen1_train.errors import UserError
 from gen1_train.evaluate import EvaluateConfig
 from gen1_train.system.device import resolve_precision
@@ -66,7 +66,7 @@ def test_estimators_compute_as_in_gen1_data_unless_fp32_is_asked_for(monkeypatch
     for precision in ("fp32", "bf16"):  # fp32 on a CPU in any case
         with torch.autocast("cpu", torch.bfloat16), Formats(precision).estimators(CPU):
             assert (torch.ones(1, 1) @ torch.ones(1, 1)).dtype == torch.float32
-    monkeypatch.setattr("gen1_train.editing.formats.autocast", resolve_precision)
+    monkeypatch.setattr("gen1_train.editing.precision.autocast", resolve_precision)
     assert [Formats(precision).estimators(GPU) for precision in PRECISIONS[1:]] == ["fp32", "fp16", "fp16"]
 
 

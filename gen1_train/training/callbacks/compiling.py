@@ -1,23 +1,22 @@
-"""Chooses the UNet's kernels and compiles it for all shapes of a run before its first step, and for none afterwards.
+"""Chooses the UNet's kernels and compiles its layers for all shapes of a run before its first step, and not afterwards.
 
 The ranks synchronize in collectives: one that compiled during a step would keep the others waiting until they time out.
 """
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import Tensor
 from typing_extensions import override
 
 from gen1_train.batch import Batch, Pool, Sample, collate
 from gen1_train.data.schedule import Schedule
 from gen1_train.errors import UserError
+from gen1_train.model.compiling import compile_layers
 from gen1_train.model.kernels import Latents, choose
 from gen1_train.model.unet import UNetConfig
 from gen1_train.training.module import Gen1Module
@@ -64,10 +63,10 @@ class Kernels(Callback):
 
 
 class Compile(Callback):
-    """Compiles the UNet in place, one graph for each shape, and runs each graph forward and backward once.
+    """Compiles the UNet's layers in place for each shape of the run, by a forward and backward pass on zeros.
 
-    Nothing is compiled in the forward pass of a training step: an unknown shape is an error there. Everything besides
-    training steps runs as if the UNet were not compiled.
+    Nothing is compiled in the passes of a training step: an unknown shape is an error there. Everything else runs as if
+    the UNet were not compiled.
     """
 
     def __init__(self, backend: str, shapes: Sequence[Shape]) -> None:
@@ -81,10 +80,10 @@ class Compile(Callback):
         from torch._dynamo.exc import TorchDynamoException  # here, because the import takes seconds
 
         assert isinstance(pl_module, Gen1Module)
-        compile_in_place(pl_module, self.backend, len(self.shapes))
+        compile_layers(pl_module.unet, self.backend)
         for number, shape in enumerate(self.shapes, start=1):
             began = time.perf_counter()
-            batch = zero_batch(shape, pl_module.unet.config, pl_module.stage.fields)
+            batch = zero_batch(shape, pl_module.unet.config, pl_module.stage.fields, pl_module.drawing.level)
             try:
                 rehearse(trainer, pl_module, batch)
             except TorchDynamoException as error:
@@ -99,8 +98,8 @@ class Compile(Callback):
         torch.compiler.set_stance("fail_on_recompile")
 
     @override
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        torch.compiler.set_stance("force_eager")
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        torch.compiler.set_stance("force_eager")  # not before: layers with checkpointing run again in the backward pass
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -109,17 +108,6 @@ class Compile(Callback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         torch.compiler.set_stance("default")
-
-
-def compile_in_place(module: Gen1Module, backend: str, graphs: int) -> None:
-    """Lets calls of the UNet go through torch.compile from now on; its weights keep their names.
-
-    Shapes are static, with one graph each. Without the higher limit, dynamo would fall back to eager after 8 graphs.
-    """
-    config: Any = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, graphs)
-    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, graphs)
-    module.unet.compile(backend=backend, dynamic=False, fullgraph=True)
 
 
 def rehearse(trainer: Trainer, module: Gen1Module, batch: Batch) -> None:
@@ -135,8 +123,13 @@ def rehearse(trainer: Trainer, module: Gen1Module, batch: Batch) -> None:
     torch.autograd.grad(loss, list(module.unet.parameters()), allow_unused=True)
 
 
-def zero_batch(shape: Shape, config: UNetConfig, fields: tuple[str, ...]) -> Batch:
-    """Returns a batch of zeros like those of a loader that reads these `fields` of the samples."""
+def zero_batch(
+    shape: Shape,
+    config: UNetConfig,
+    fields: tuple[str, ...],
+    level: Callable[[int, int], int] = lambda step, slot: 0,
+) -> Batch:
+    """Returns a batch of zeros like those of a loader that reads these `fields` of the samples, at their `level`."""
     n, height, width = shape.pool.frames, shape.pool.height, shape.pool.width
     channels, latent = config.out_channels, (height // shape.factor, width // shape.factor)
     sample = Sample(
@@ -148,7 +141,10 @@ def zero_batch(shape: Shape, config: UNetConfig, fields: tuple[str, ...]) -> Bat
         image_embedding=np.zeros((n, config.content_dim), np.float16),
     )
     loaded = Sample(sample.key, **{name: getattr(sample, name) for name in fields})
-    return collate(shape.pool.kind, 0, list(range(shape.samples)), [loaded] * shape.samples)
+    batch = collate(shape.pool.kind, 0, list(range(shape.samples)), [loaded] * shape.samples)
+    if batch.structure_levels is not None:
+        batch.structure_levels = [level(batch.step, slot) for slot in batch.slots]
+    return batch
 
 
 def compile_error(backend: str, shape: Shape, error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""The UNet is compiled before the first step. The table of test_strategy.py compares compiled runs with others."""
+"""The UNet's layers are compiled before the first step. test_strategy.py compares compiled runs with others."""
 
 import re
 from dataclasses import replace
@@ -13,6 +13,7 @@ from gen1_train.data.loader import BatchDataset, BatchPartition
 from gen1_train.data.schedule import Schedule, Settings
 from gen1_train.data.shards import ShardSet
 from gen1_train.errors import UserError
+from gen1_train.model.compiling import compile_layers
 from gen1_train.model.kernels import Latents
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training.callbacks import compiling as compiling_file
@@ -20,14 +21,13 @@ from gen1_train.training.callbacks.compiling import (
     Compile,
     Kernels,
     Shape,
-    compile_in_place,
     rehearse,
     shapes_of,
     zero_batch,
 )
 from gen1_train.training.module import DiffusionConfig, Gen1Module, StageSpec
 from gen1_train.training.network import OptimConfig
-from tests.made import FACTOR, WIDTH, make_shard_set
+from tests.made import FACTOR, WIDTH, make_sample_with_levels, make_shard_set
 
 SMALL = UNetConfig(channels=[8], attention=[False], heads=[2], layers=1, groups=4, context_dim=WIDTH, content_dim=WIDTH)
 IMAGE, VIDEO = Shape(Pool("image", 32, 16, 1), 4, FACTOR), Shape(Pool("video", 32, 16, 4), 1, FACTOR)
@@ -63,20 +63,31 @@ def looks(tensor: torch.Tensor | None) -> tuple | None:
 
 
 @pytest.mark.parametrize(
-    ("structure", "max_level", "cached"), [(False, 0, True), (True, 0, True), (True, 7, True), (True, 7, False)]
+    ("structure", "max_level", "cached", "stored_level"),
+    [(False, 0, True, 0), (True, 0, True, 0), (True, 7, True, 0), (True, 7, False, 0), (True, 7, True, 7)],
 )
-def test_zero_batches_look_like_those_of_the_loader(tmp_path, structure, max_level, cached):
-    shards = ShardSet(make_shard_set(tmp_path / "set"))
+def test_zero_batches_look_like_those_of_the_loader(tmp_path, structure, max_level, cached, stored_level):
+    shards = ShardSet(make_shard_set(tmp_path / "set", make=make_sample_with_levels))
     schedule = Schedule(shards, Settings(0, 0.5, 4))
-    stage = StageSpec(seed=3, latent_scale=0.5, structure=structure, max_level=max_level, cached=cached)
+    stage = StageSpec(
+        seed=3,
+        latent_scale=0.5,
+        structure=structure,
+        max_level=max_level,
+        cached=cached,
+        stored_level=stored_level,
+    )
     module = Gen1Module(SpatioTemporalUNet(SMALL), OptimConfig(), DiffusionConfig(), stage)
-    dataset = BatchDataset(shards, schedule, BatchPartition(1, 2, 2), module.stage.fields)
+    level = module.drawing.level
+    dataset = BatchDataset(shards, schedule, BatchPartition(1, 2, 2), module.stage.fields, level=level)
     shapes = {shape.pool.kind: shape for shape in shapes_of(schedule, parts=4)}
     assert len(shapes) == 2
     for step in range(2):
         real = dataset[step, 0]
-        made = zero_batch(shapes[real.kind], SMALL, module.stage.fields)
+        made = zero_batch(shapes[real.kind], SMALL, module.stage.fields, level)
         assert made.kind == real.kind
+        levels = [level(0, slot) for slot in made.slots]  # those that are drawn for it
+        assert made.structure_levels == (levels if "structure_latent" in module.stage.fields else None)
         for name in ("moments", "embeddings", "structure_latents", "structure", "frames"):
             assert looks(getattr(made, name)) == looks(getattr(real, name)), name
         assert len(made.slots) == len(real.slots)
@@ -117,14 +128,14 @@ def test_an_unknown_shape_fails_in_training_and_is_not_compiled_elsewhere():
     compiling.on_train_batch_start(trainer, module, other, 0)
     with pytest.raises(RuntimeError, match="fail_on_recompile"):
         module.losses(other)
-    compiling.on_before_backward(trainer, module, torch.zeros(()))
+    compiling.on_after_backward(trainer, module)
     module.losses(other).mean().backward()
     compiling.on_train_end(trainer, module)
 
 
 @pytest.mark.slow
 @torch._dynamo.config.patch(recompile_limit=1, accumulated_recompile_limit=1)
-def test_every_pool_has_its_own_graph_beyond_the_limit_of_dynamo():
+def test_every_pool_has_its_own_graphs_beyond_the_limit_of_dynamo():
     module, trainer = make_module(), make_trainer()
     graphs: list[object] = []
 
@@ -132,10 +143,13 @@ def test_every_pool_has_its_own_graph_beyond_the_limit_of_dynamo():
         graphs.append(graph)
         return graph
 
-    compile_in_place(module, counting, graphs=3)
+    compile_layers(module.unet, counting)
+    numbers = []
     for samples in (1, 2, 3, 1, 2, 3):
         rehearse(trainer, module, zero_batch(Shape(IMAGE.pool, samples, FACTOR), SMALL, module.stage.fields))
-    assert len(graphs) == 3
+        numbers.append(len(graphs))
+    first = numbers[0]
+    assert first > 0 and numbers == [first, 2 * first, 3 * first, 3 * first, 3 * first, 3 * first]
 
 
 def test_a_failing_backend_is_reported_in_one_line():
