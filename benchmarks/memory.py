@@ -1,10 +1,11 @@
 """Compares the measured peak memory of training with the plan. JSON lines on stdout.
 
-    python benchmarks/memory.py                  # on CPU processes: single; ddp, zero1 and zero2 on 1, 2 and 4 ranks
+    python benchmarks/memory.py                  # on CPU processes: single; ddp and ZeRO on 1, 2 and 4 ranks
     python benchmarks/memory.py --device cuda    # on one GPU: Stable Diffusion 1.5's size in bf16
 
-On CPUs a peak is the largest running sum of torch.profiler's allocations and frees, since before the model is built, in
-a step after the first ones. On a GPU it is torch's own peak. Image and video steps alternate.
+On CPUs a peak is the most bytes of storages that were alive at once in a step after the first ones, counted in torch's
+dispatcher. (torch.profiler does not see frees by gloo's threads, so its sums grow from step to step.) On a GPU it is
+torch's own peak. Image and video steps alternate.
 """
 
 import sys
@@ -14,6 +15,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])  # replaces this folder, so that `benchmarks` can be imported
 
 import argparse
+import gc
 import json
 import os
 import subprocess
@@ -23,8 +25,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
-from torch.profiler import ProfilerActivity, profile, record_function
+from pytorch_lightning import Callback, Trainer
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.ranks import in_ranks
@@ -33,7 +35,7 @@ from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training.module import DiffusionConfig, Gen1Module, StageSpec
 from gen1_train.training.network import OptimConfig
 from gen1_train.training.planning.memory import Layout, Planner, ZeroSettings
-from gen1_train.training.planning.tracing import MicroBatch
+from gen1_train.training.planning.tracing import LiveStorages, MicroBatch
 from gen1_train.training.strategy import StrategyConfig, ZeroStrategy, build_strategy
 
 SMALL = UNetConfig(channels=[64, 128, 256, 256], heads=[2] * 4, layers=1, groups=8, context_dim=64, content_dim=64)
@@ -82,46 +84,37 @@ def planned(case: Case) -> dict[str, int]:
 
 def measured(case: Case, folder: Path, seconds: float = 300) -> dict[str, int]:
     """Measures the peak of the rank that needs the most memory, by kind of step. Raises as `in_ranks` does."""
-    peaks = in_ranks(_rank, case.world, case, folder, seconds=seconds)
+    peaks = in_ranks(peaks_of_rank, case.world, case, folder, seconds=seconds)
     return {work.kind: max(peak[work.kind] for peak in peaks) for work in case.works}
 
 
-def _rank(rank: int, case: Case, folder: Path) -> dict[str, int]:
+def peaks_of_rank(rank: int, case: Case, folder: Path) -> dict[str, int]:
+    """Trains a few steps in this process; returns its peak by kind of step, in bytes."""
     if case.device == "cpu":
         os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
     torch.set_num_threads(1)
-    return _on_cpu(case, folder / f"{rank}.trace") if case.device == "cpu" else _on_gpu(case)
-
-
-def _on_cpu(case: Case, trace: Path) -> dict[str, int]:
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        _train(case, StepMarks())
-    profiler.export_chrome_trace(str(trace))
-    events = json.loads(trace.read_text())["traceEvents"]
-    trace.unlink()
-    allocated = [(event["ts"], event["args"]["Total Allocated"]) for event in events if event.get("name") == "[memory]"]
-    peaks = {}
-    for number, work in enumerate(case.works, WARM):
-        (mark,) = [event for event in events if event.get("name") == f"step {number}" and "dur" in event]
-        peaks[work.kind] = max(total for ts, total in allocated if 0 <= ts - mark["ts"] <= mark["dur"])
-    return peaks
-
-
-def _on_gpu(case: Case) -> dict[str, int]:
-    recorder = GpuPeaks()
+    recorder = GpuPeaks() if case.device == "cuda" else StoragePeaks()
     _train(case, recorder)
     return {work.kind: recorder.peaks[number] for number, work in enumerate(case.works, WARM)}
 
 
-class StepMarks(Callback):
-    """Marks the steps in the profiler's trace."""
+class StoragePeaks(Callback):
+    """Records the most bytes of storages that are alive at once in each step, with those that it finds at its start."""
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, number: int) -> None:
-        self.mark = record_function(f"step {number}")
-        self.mark.__enter__()
+    def __init__(self) -> None:
+        self.peaks: list[int] = []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.live = LiveStorages()
+        gc.collect()
+        for found in gc.get_objects():
+            if issubclass(type(found), Tensor) and found.device.type == "cpu" and found.layout == torch.strided:
+                self.live.count(found.untyped_storage())
+        self.live.__enter__()
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self.mark.__exit__(None, None, None)
+        self.live.__exit__(None, None, None)
+        self.peaks.append(self.live.peak)
 
 
 class GpuPeaks(Callback):
@@ -155,7 +148,8 @@ class RandomBatches(Dataset[Batch]):
 
 
 def _train(case: Case, callback: Callback) -> None:
-    unet = SpatioTemporalUNet(case.unet)
+    with torch.device(case.device):  # at full size, a CPU takes long to draw the weights
+        unet = SpatioTemporalUNet(case.unet)
     module = Gen1Module(unet, OptimConfig(), DiffusionConfig(), StageSpec(seed=0, latent_scale=1.0))
     trainer = Trainer(
         accelerator=case.device,
@@ -182,9 +176,11 @@ def cases(device: str) -> Iterator[Case]:
         return
     for checkpointing in (False, True):
         yield Case("single", 1, checkpointing)
-    for strategy in ("ddp", "zero1", "zero2"):
+    for strategy in ("ddp", "zero1", "zero2", "zero3"):
         for world in (1, 2, 4):
             yield Case(strategy, world, checkpointing=True, bucket=2_000_000)
+    for strategy in ("zero2", "zero3"):
+        yield Case(strategy, 2, checkpointing=True, precision="bf16-mixed", bucket=2_000_000)
 
 
 def main() -> None:

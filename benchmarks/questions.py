@@ -33,15 +33,21 @@ def answer(questions: Mapping[str, Question], arguments: argparse.Namespace, com
 
 def append_tables(path: Path, title: str, common: Mapping[str, Any], rows: Sequence[Row]) -> None:
     """Appends a section to a Markdown file: the common values, then a table for each set of columns."""
-    lines = ["", f"## {title}", "", "; ".join(f"{name}: {value}" for name, value in common.items())]
+    lines = ["", f"## {title}", "", "; ".join(f"{name}: {value}" for name, value in common.items()), *tables(rows)]
+    with path.open("a") as file:
+        file.write("\n".join(lines) + "\n")
+
+
+def tables(rows: Iterable[Row]) -> list[str]:
+    """Returns the lines of Markdown tables of the rows: one table for each set of columns, after an empty line."""
+    lines: list[str] = []
     columns: list[str] = []
     for row in rows:
         if list(row) != columns:
             columns = list(row)
             lines += ["", _line(columns), _line(["---"] * len(columns))]
         lines.append(_line(row.values()))
-    with path.open("a") as file:
-        file.write("\n".join(lines) + "\n")
+    return lines
 
 
 def _line(cells: Iterable[Any]) -> str:

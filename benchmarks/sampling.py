@@ -33,8 +33,8 @@ from gen1_train.diffusion.sampling import SamplingConfig
 from gen1_train.diffusion.schedule import NoiseConfig, NoiseSchedule
 from gen1_train.diffusion.windows import window_starts, window_weights
 from gen1_train.editing.editor import Gen1Editor
-from gen1_train.editing.formats import Formats
 from gen1_train.editing.networks import FrameCoder
+from gen1_train.editing.precision import Formats
 from gen1_train.frozen.autoencoder import to_pixels, to_signed
 from gen1_train.model.pretrained import load_weights
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig

@@ -7,15 +7,16 @@
 
 overhead    a step of a run as users start it (loader, draws, clipping, guard, averages, logging, clock, Lightning, and
             with zero2 DeepSpeed) compared with a bare loop of the same forward, backward and fused AdamW, alternating
-            within that run: see turns.py. The ratio is of wall or CPU seconds, without checkpoints and validation.
-            With --processes 2 only the run exchanges gradients, which is then part of its overhead
+            within that run: see training/turns.py. The ratio is of wall or CPU seconds, without checkpoints and
+            validation. With --processes 2 only the run exchanges gradients, which is then part of its overhead
 host        the same with the UNet's full depth at a tenth of its width on tiny frames, for every strategy but zero3,
             whose weights no rank has as a whole: nearly all of such a step is the host's time, for which a GPU waits
             where its own work is shorter
 ema         the averages' share of a step at the paper's 448x256, and their bytes per second, from which the share at
             other sizes is predicted
 checkpoint  seconds per GB of gathering, writing, syncing and hashing, alternating with torch.save and fsync of the same
-            tensors to the same disk, that of TMPDIR; then the delay of a run by a checkpoint: see saving.py
+            tensors to the same disk, that of TMPDIR; then the delay of a run by a checkpoint:
+            see training/saving.py
 cuda        runs at full size: MFU, frames per second and peak memory for several batch sizes, and for each switch
             alone; the numbers are from the run's metrics.csv
 """
@@ -42,9 +43,9 @@ from pytorch_lightning import Callback, Trainer
 
 from benchmarks.questions import Row, answer, append_tables
 from benchmarks.ranks import in_ranks
-from benchmarks.saving import ask_checkpoint
 from benchmarks.synthetic_runs import composed, prepare_run, rows_of, run_training
-from benchmarks.turns import Turns
+from benchmarks.training.saving import ask_checkpoint
+from benchmarks.training.turns import Turns
 from benchmarks.unet_step import Setting, commit, machine, ours, release_memory, stepper, timed
 from gen1_train.batch import Pool
 from gen1_train.cli.app import settings

@@ -42,7 +42,7 @@ CONTENT = 768  # width of the content token
 class Contender:
     name: str
     unet: nn.Module
-    call: Callable[[Tensor, Tensor, Tensor], Tensor]  # latents (1, n, 4, h, w), timestep (1,), content (1, 1, 768)
+    call: Callable[[Tensor, Tensor, Tensor], Tensor]  # latents (b, n, 4, h, w), timesteps (b,), content (b, 1, 768)
     flops: int = 0  # of a step; 0: not counted yet
     activations: int = 0  # bytes
     peak: int = 0  # bytes on the GPU in a step, including weights and optimizer
@@ -60,6 +60,7 @@ class Setting:
     width: int
     device: torch.device
     dtype: torch.dtype
+    clips: int = 1
 
     @property
     def heads(self) -> list[int]:
@@ -67,11 +68,11 @@ class Setting:
 
     def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
         torch.manual_seed(0)
-        latents = torch.randn(1, self.frames, 4, self.height, self.width)
-        content = torch.randn(1, 1, CONTENT)
+        latents = torch.randn(self.clips, self.frames, 4, self.height, self.width)
+        content = torch.randn(self.clips, 1, CONTENT)
         return (
             latents.to(self.device, self.dtype),
-            torch.tensor([500], device=self.device),
+            torch.full((self.clips,), 500, device=self.device),
             content.to(self.device, self.dtype),
         )
 
@@ -83,7 +84,7 @@ def ours(setting: Setting, name: str = OURS, **changes: object) -> Contender:
     # our own count, which equals torch's exactly, except for the FLOPs of checkpointing and padded heads
     plain = replace(config, checkpointing=[])
     flops = step_flops(plain, setting.height, setting.width, setting.frames, recomputed=True)
-    return Contender(name, unet, unet, flops.total)
+    return Contender(name, unet, unet, setting.clips * flops.total)
 
 
 def floor(setting: Setting) -> Contender:
@@ -95,7 +96,8 @@ def floor(setting: Setting) -> Contender:
 
     def call(latents: Tensor, timesteps: Tensor, content: Tensor) -> Tensor:
         n = latents.shape[1]
-        return unet(latents.flatten(0, 1), timesteps.repeat(n), content.repeat(n, 1, 1)).sample
+        images, times = latents.flatten(0, 1), timesteps.repeat_interleave(n)
+        return unet(images, times, content.repeat_interleave(n, dim=0)).sample.unflatten(0, (-1, n))
 
     return Contender(FLOOR, unet, call)
 
@@ -111,7 +113,8 @@ def animatediff(setting: Setting) -> Contender:
     ).to(setting.device, setting.dtype)
 
     def call(latents: Tensor, timesteps: Tensor, content: Tensor) -> Tensor:
-        return unet(latents.transpose(1, 2), timesteps, content.repeat(latents.shape[1], 1, 1)).sample
+        n = latents.shape[1]
+        return unet(latents.transpose(1, 2), timesteps, content.repeat_interleave(n, dim=0)).sample
 
     return Contender("AnimateDiff (UNetMotionModel)", unet, call)
 
@@ -125,7 +128,7 @@ def svd(setting: Setting) -> Contender:
         cross_attention_dim=CONTENT,
         num_attention_heads=tuple(setting.heads),
     ).to(setting.device, setting.dtype)
-    ids = torch.zeros(1, 3, device=setting.device, dtype=setting.dtype)
+    ids = torch.zeros(setting.clips, 3, device=setting.device, dtype=setting.dtype)
     return Contender("SVD (UNetSpatioTemporal…)", unet, lambda x, t, c: unet(x, t, c, added_time_ids=ids).sample)
 
 
@@ -296,7 +299,7 @@ def report(suite: str, contenders: list[Contender], setting: Setting) -> None:
 
 def describe(setting: Setting) -> str:
     heads = "8 heads" if setting.head_width is None else f"heads of {setting.head_width} channels"
-    latents = f"1x{setting.frames}x4x{setting.height}x{setting.width}"
+    latents = f"{setting.clips}x{setting.frames}x4x{setting.height}x{setting.width}"
     return f"channels {setting.channels}, {heads}, latents {latents}, {setting.dtype}, {setting.device}"
 
 
@@ -308,9 +311,11 @@ def machine(device: torch.device) -> str:
 
 
 def commit() -> str:
-    result = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    except OSError:  # git is not installed
+        return "unknown"
     return result.stdout.strip() or "unknown"
 
 

@@ -177,7 +177,7 @@ def with_precision(config: EvaluateConfig, recorded: str | None) -> tuple[Evalua
     decides. A report makes no results and takes those that there are. Raises UserError for a precision or a device
     that cannot be used here.
     """
-    from gen1_train.editing.formats import DTYPES, formats_on
+    from gen1_train.editing.precision import DTYPES, formats_on
     from gen1_train.system.device import pick_device
 
     if recorded is not None and config.step == "report":

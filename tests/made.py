@@ -39,6 +39,15 @@ def make_sample(key: str, pool: Pool, seed: int) -> Sample:
     )
 
 
+def make_sample_with_levels(key: str, pool: Pool, seed: int) -> Sample:
+    """A sample with all members, and the structure's latents of all levels."""
+    sample = make_sample(key, pool, seed)
+    rng = np.random.default_rng(seed + 1)
+    for level in range(1, 8):
+        sample.degraded_latents[level] = rng.standard_normal(sample.structure_latent.shape).astype(np.float16)  # type: ignore[union-attr]
+    return sample
+
+
 def make_shard_set(
     root: Path,
     clips: int = 12,

@@ -90,8 +90,8 @@ def test_tests_mirror_the_tree() -> None:
         folder = path.relative_to(REPOSITORY / "tests").parent
         if (folder.parts and folder.parts[0] in NOT_MIRRORED) or path == Path(__file__):
             continue
-        package = REPOSITORY / folder if folder.parts[:1] in (("data_tools",), ("miniature",)) else None
-        package = package or REPOSITORY / "gen1_train" / folder
+        root = REPOSITORY if folder.parts[:1] and folder.parts[0] in OURS else REPOSITORY / "gen1_train"
+        package = root / folder
         names = {folder.name, *(file.stem for file in package.glob("*.py"))} - {"", "__init__"}
         subject = path.stem.removeprefix("test_")
         if not any(subject == name or subject.startswith(f"{name}_") for name in names):

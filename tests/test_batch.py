@@ -22,10 +22,11 @@ from gen1_train.batch import (
     decode_member,
     decode_sample,
     encode_sample,
+    latent_field,
     members_of,
     validate,
 )
-from tests.made import make_sample
+from tests.made import make_sample, make_sample_with_levels
 
 CPU = torch.device("cpu")
 VIDEO, IMAGE = Pool("video", 24, 16, 3), Pool("image", 24, 16, 1)
@@ -229,6 +230,37 @@ def test_collate_keeps_the_stored_dtypes() -> None:
     batch = collate("video", 0, [0], [sample])
     for source, target in BATCH_FIELDS.items():
         np.testing.assert_array_equal(getattr(batch, target)[0].numpy(), getattr(sample, source), strict=True)
+    np.testing.assert_array_equal(batch.structure_latents[0].numpy(), sample.structure_latent, strict=True)
+
+
+def test_each_sample_of_a_batch_may_be_read_at_another_level() -> None:
+    samples = [make_sample_with_levels(f"k{level}", VIDEO, level) for level in (0, 3, 7)]
+    fields = [latent_field(level) for level in (0, 3, 7)]
+    read = []
+    for sample, name in zip(samples, fields):
+        members = encode_sample(sample)
+        assert members_of(name, 3) == [f"{name}.npy"]
+        assert list(members)[-7:] == [f"structure_latent{i}.npy" for i in range(1, 8)]
+        read.append(decode_sample(sample.key, {f"{name}.npy": members[f"{name}.npy"]}))
+        validate(sample, VIDEO)
+        validate(read[-1], VIDEO)
+    batch = collate("video", 0, [0, 1, 2], read)
+    assert batch.structure_levels == [0, 3, 7]
+    wanted = [samples[0].structure_latent, samples[1].degraded_latents[3], samples[2].degraded_latents[7]]
+    np.testing.assert_array_equal(batch.structure_latents.numpy(), np.stack(wanted))
+    assert collate("video", 0, [0], [replace(read[0], structure_latent=None)]).structure_levels is None
+
+
+def test_validate_refuses_latents_of_levels_that_do_not_match() -> None:
+    sample = make_sample_with_levels("k", VIDEO, 0)
+    for latent in (sample.structure_latent[:, :3], sample.structure_latent.astype(np.float32)):
+        with pytest.raises(SampleError, match="structure_latent5 is"):
+            validate(replace(sample, degraded_latents={5: latent}), VIDEO)
+    with pytest.raises(SampleError, match="moments is"):
+        validate(replace(sample, structure_latent=None, degraded_latents={1: sample.structure_latent[:, :3]}), VIDEO)
+    for name in ("structure_latent0", "structure_latent10", "structure_latents"):
+        with pytest.raises(KeyError):
+            members_of(name, 1)
 
 
 def test_collate_leaves_unread_fields_none() -> None:

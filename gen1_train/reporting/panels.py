@@ -159,7 +159,12 @@ SPEED = Section(
         Panel("Samples", ("samples_per_second",), "1/s", "Clips and images of all ranks."),
         Panel("Frames", ("frames_per_second",), "1/s", "Of all ranks; comparable between image and video steps."),
         Panel("Computed", ("tflops_per_second",), "TFLOP/s", "Of all ranks, computed from the model's shapes."),
-        Panel("MFU", ("mfu",), "share", "Share of the rate of large matrix products, measured at the start."),
+        Panel(
+            "MFU",
+            ("mfu", "mfu_peak"),
+            "share",
+            "Share of the rate of large matrix products, measured at the start; of the peak in the GPU's data sheet.",
+        ),
         Panel("Time of a row", ("seconds",), "s", "Wall time since the last row.", log=True),
         Panel("Memory", ("memory_gigabytes",), "GB", "Peak over the ranks: allocated on a GPU, or resident on a CPU."),
         Panel(

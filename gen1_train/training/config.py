@@ -13,7 +13,7 @@ from torch.distributed.constants import default_pg_timeout
 from typing_extensions import override
 
 from gen1_train.data.loader import DataConfig
-from gen1_train.errors import UserError, check_choice, check_positive
+from gen1_train.errors import UserError, check_choice, check_not_negative, check_positive
 from gen1_train.formats.plain_yaml import parse_yaml
 from gen1_train.model.unet import UNetConfig
 from gen1_train.system.console import ConsoleConfig
@@ -44,6 +44,7 @@ class TrainerConfig:
     deterministic: bool = False  # only deterministic algorithms, and no cudnn_benchmark: equal runs have equal bits
     compile: bool = False  # compiles the UNet for all shapes before the first step, which may take minutes
     compile_backend: str = "inductor"  # of torch.compile; aot_eager, eager: no compiler needed, and no gain
+    profile: int | None = None  # the optimizer step to trace into RUN/profile, on rank 0; null or 0: none
 
     def check(self) -> None:
         """Raises UserError for an invalid setting."""
@@ -55,8 +56,14 @@ class TrainerConfig:
             trainer__nodes=self.nodes,
             trainer__rendezvous_seconds=self.rendezvous_seconds,
         )
+        check_not_negative(trainer__profile=self.profile or 0)
         if self.devices == 0 or self.devices < -1:
             raise UserError(f"trainer.devices={self.devices}: give a number of processes, or -1 for every GPU")
+
+    def check_profile(self, steps: int) -> None:
+        """Raises UserError unless `profile` is one of the steps of the run."""
+        if (self.profile or 0) > steps:
+            raise UserError(f"trainer.profile={self.profile}, but the run has {steps} steps (stage.steps): give one")
 
 
 @dataclass
@@ -177,6 +184,7 @@ class TrainConfig(StoredConfig):
     def check(self) -> None:
         """Raises UserError for an invalid section, and for sections that cannot be combined."""
         self.check_sections()
+        self.trainer.check_profile(self.stage.steps)
         self._check_waits()
         self._check_customization()
         if self.trainer.compile and self.strategy.name == "zero3":

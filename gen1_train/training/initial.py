@@ -7,6 +7,7 @@ from typing import Any
 
 from gen1_train.data.manifest import Manifest
 from gen1_train.frozen.autoencoder import Autoencoder
+from gen1_train.frozen.levels import stored_level
 from gen1_train.model.pretrained import WeightReport, check_keys, check_same_family
 from gen1_train.model.unet import SpatioTemporalUNet
 from gen1_train.training.checkpoints import checkpoint
@@ -89,6 +90,7 @@ def make_module(
         structure=stage.structure,
         max_level=stage.max_level,
         cached=encoding.get("stored", True),
+        stored_level=stored_level(encoding),
         trains=stage.trains,
         start=start,
         steps=stage.steps,

@@ -18,6 +18,7 @@ from gen1_train.data.shards import ShardSet
 from gen1_train.data.state import DataState, resume
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder
+from gen1_train.frozen.levels import stored_level
 from gen1_train.frozen.networks import recorded_autoencoder
 from gen1_train.system.remote import is_url, without_secrets
 from gen1_train.training.checkpoints.checkpoint import Checkpoint, checkpoints_dir
@@ -210,6 +211,11 @@ def open_validation(config: TrainConfig, shards: ShardSet) -> ShardSet | None:
                 f"validation.root={settings.root} was made with another {name} estimator than {config.data.root}: make "
                 "it with the same recipe, or leave it out"
             )
+    if encodes(config, held_out.manifest) and not encodes(config, shards.manifest):
+        raise UserError(
+            f"validation.root={settings.root} lacks latents of the structure at t_s up to {config.stage.max_level}, "
+            f"which {config.data.root} has: make a set with them by gen1-data refresh layer=latents, or leave it out"
+        )
     return held_out
 
 
@@ -228,8 +234,9 @@ def open_held_out(config: TrainConfig, shards: ShardSet) -> ShardSet | None:
 
 
 def encodes(config: TrainConfig, manifest: Manifest) -> bool:
-    """Whether a training step needs the autoencoder: for structure at t_s > 0, or if the shards hold no latents."""
-    return config.stage.max_level > 0 or not manifest.estimators["autoencoder"].get("stored", True)
+    """Whether a training step needs the autoencoder: the shards hold no latents, or none at a t_s that is drawn."""
+    autoencoder = manifest.estimators["autoencoder"]
+    return config.stage.max_level > stored_level(autoencoder) or not autoencoder.get("stored", True)
 
 
 def wants_previews(config: TrainConfig) -> bool:

@@ -12,7 +12,9 @@ from gen1_train.data.shards import ShardSet
 from gen1_train.frozen.autoencoder import Autoencoder
 from gen1_train.training.checkpoints.checkpoint import Checkpoint
 from gen1_train.training.config import TrainConfig
-from gen1_train.training.planning.plan import data_of, memory_line
+from gen1_train.training.planning.choice import plan_run
+from gen1_train.training.planning.plan import memory_line
+from gen1_train.training.planning.workload import data_of
 from gen1_train.training.preflight import (
     check_start,
     encodes,
@@ -37,6 +39,7 @@ logger = logging.getLogger(__name__)
 class Ready:
     """A stage that can start. Everything in it has been opened and checked on this process."""
 
+    config: TrainConfig  # with a strategy in place of strategy=auto
     run: Path  # the run folder
     resume: Checkpoint | None  # the run's newest whole checkpoint; None for a new run
     predecessor: Checkpoint | None  # what a new run starts from; None for a resumed run, and for stage 1
@@ -83,12 +86,18 @@ def prepare(config: TrainConfig, run: Path, resume: Checkpoint | None) -> Ready:
     keeps = RESETS if resume else inherited(stage, config.init, first)
     processes = process_count(config)
     world = processes * config.trainer.nodes
-    strategy = build_strategy(config.strategy, world, micro_clips(config, world), gpu=gpu_count(config) > 0)
+    micro_batch = micro_clips(config, world)
     held_out = open_validation(config, shards)
     autoencoder = open_autoencoder(config, shards.manifest)
     data = data_of(schedule, autoencoder if encodes(config, shards.manifest) else None)
-    logger.info(memory_line(config, data, run))
+    planned = plan_run(config, data)
+    config = planned.config
+    if planned.reason is not None:
+        logger.info(planned.reason)
+    logger.info(memory_line(planned, run))
+    strategy = build_strategy(config.strategy, world, micro_batch, gpu=gpu_count(config) > 0)
     return Ready(
+        config=config,
         run=run,
         resume=resume,
         predecessor=first,

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from gen1_train.model.pretrained import WeightReport
+from gen1_train.system.device import use_expandable_segments
 from gen1_train.system.files import patiently
 from gen1_train.training.checkpoints import checkpoint
 from gen1_train.training.checkpoints.resuming import Claim
@@ -28,6 +29,7 @@ def train(config: TrainConfig) -> int:
     Returns the exit code: 0, or STOPPED if a signal asked the run to stop. Raises UserError.
     """
     config.check()
+    use_expandable_segments()
     run = run_folder(config.tree, config.stage.name)
     if config.plan_only:
         for line in plan_lines(config, run, checkpoint.latest(run)):
@@ -64,6 +66,7 @@ def initialise(config: TrainConfig, title: str, run: Path) -> None:
 def fit(config: TrainConfig, title: str, run: Path, claim: Claim) -> int:
     """Trains stages 2 to 5, or a customization; returns the exit code."""
     ready = prepare(config, run, claim.resume)
+    config = ready.config
     steps = f"from step {ready.start} to {config.stage.steps}"
     if config.check_only:
         logger.info(f"{title} can run {steps} in {run} on {ready.world} processes")
@@ -82,6 +85,7 @@ def fit(config: TrainConfig, title: str, run: Path, claim: Claim) -> int:
         schedule=ready.schedule,
         fields=module.stage.fields,
         finish=module.drawing,
+        level=module.drawing.level,
         steps=config.stage.steps,
         workers=config.data.workers,
         stall_seconds=config.data.stall_seconds,
@@ -92,6 +96,11 @@ def fit(config: TrainConfig, title: str, run: Path, claim: Claim) -> int:
     logger.info(step_cost(weights.unet.config, ready.schedule))
     if not module.stage.cached:
         logger.info(f"{config.data.root} holds no latents: the autoencoder encodes the frames in every step")
+    elif module.stage.structure and module.stage.encodes_structure:
+        logger.info(
+            f"{config.data.root} lacks latents of the structure at t_s up to {module.stage.max_level}: the autoencoder "
+            "encodes it in every step; gen1-data refresh layer=latents makes a set that has them"
+        )
     return session.fit(trainer, module, datamodule=data)
 
 

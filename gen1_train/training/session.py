@@ -1,24 +1,23 @@
 """The frame of a run, whatever it trains: what the stages and the prior share around Lightning's fit."""
 
 import logging
-import os
 import warnings
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.utilities import rank_zero_only
 
 from gen1_train.errors import STOPPED
-from gen1_train.system.device import set_tf32
+from gen1_train.system.device import set_determinism, set_tf32
 from gen1_train.system.processes import ranks_end_with_this_process
 from gen1_train.system.signals import STOP
 from gen1_train.training.callbacks.clock import Clock
 from gen1_train.training.callbacks.loggers import loggers
+from gen1_train.training.callbacks.profiling import profiling
 from gen1_train.training.callbacks.rank_failure import RankFailure
 from gen1_train.training.callbacks.saving import Averaging, Complete, RestoreState, SaveCheckpoints, initial_counters
 from gen1_train.training.callbacks.stopping import Stopping
@@ -109,6 +108,7 @@ class Session:
             *guarding,
             Averaging(self.counters, decays, self.clock),
             *measuring,
+            *profiling(self.run, self.config.trainer.profile),
             self.stopping,
             saving,
         ]
@@ -190,12 +190,7 @@ def is_rank_zero() -> bool:
 def set_switches(config: TrainerConfig) -> None:
     """Sets torch's process-wide switches for GPUs; they have no effect on CPUs."""
     set_tf32(config.tf32)
-    torch.backends.cudnn.benchmark = config.cudnn_benchmark and not config.deterministic
-    torch.use_deterministic_algorithms(config.deterministic)
-    if config.deterministic:
-        # cuBLAS reads it when it is first used; without it torch refuses matrix products
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
+    set_determinism(config.deterministic, config.cudnn_benchmark)
 
 
 def silence_libraries() -> None:

@@ -165,6 +165,7 @@ def agreed_values(config: TrainConfig, schedule: Schedule, start: int) -> dict[s
         "the shard set": schedule.shards.manifest.hash,
         "the order of the data": schedule.hash,
         "the step": str(start),
+        "the strategy": config.strategy.name,
         "the settings": hashlib.sha256(replace(config, data=data).to_yaml().encode()).hexdigest(),
         "the code": code_hash(),
     }

@@ -15,6 +15,7 @@ from gen1_train.errors import UserError, check_choice, check_not_negative
 from gen1_train.training.checkpoints.state import state_of
 
 ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
+AUTO = "auto"  # the first that fits the GPUs, see planning/choice.py
 OFFLOADS = ("none", "optimizer", "all")
 # Gradients are reduced in buckets of this many elements. Where communication overlaps with computation, two buckets are
 # in memory: 4 GB in fp32 with DeepSpeed's default of 5e8. This value is above the largest weight of Stable Diffusion's
@@ -27,31 +28,36 @@ LIVE_ELEMENTS = 200_000_000
 
 @dataclass
 class StrategyConfig:
-    name: str = "zero2"  # single, ddp, zero1, zero2, zero3
+    name: str = AUTO  # the first of zero1, zero2, zero3 that fits the GPUs; or single, ddp, zero1, zero2, zero3
     offload: str = "none"  # to CPU memory, from GPUs: optimizer (zero1-3: masters, moments), all (zero3: weights too)
     persist_below: int = 100_000  # zero3: weights of fewer elements stay whole in every rank; 0: none
 
     def check(self) -> None:
         """Raises UserError for an unknown strategy or offload, and where they do not go together."""
-        if self.name not in ("single", "ddp", *ZERO_STAGES):
-            raise UserError(f"there is no strategy {self.name!r}; choose from single, ddp, {', '.join(ZERO_STAGES)}")
+        names = (AUTO, "single", "ddp", *ZERO_STAGES)
+        if self.name not in names:
+            raise UserError(f"there is no strategy {self.name!r}; choose from {', '.join(names)}")
         check_choice("strategy.offload", self.offload, OFFLOADS)
-        if self.offload == "all" and self.name != "zero3":
+        if self.offload == "all" and self.name not in (AUTO, "zero3"):
             raise UserError(
                 f"strategy.offload=all needs strategy=zero3, not {self.name}: no other strategy offloads weights; "
                 "strategy.offload=optimizer works with zero1 to zero3"
             )
-        if self.offload == "optimizer" and self.name not in ZERO_STAGES:
+        if self.offload == "optimizer" and self.name not in (AUTO, *ZERO_STAGES):
             raise UserError(f"strategy.offload=optimizer needs {', '.join(ZERO_STAGES)}, not strategy={self.name}")
         check_not_negative(strategy__persist_below=self.persist_below)
 
 
 def build_strategy(config: StrategyConfig, processes: int, micro_batch: int, gpu: bool) -> Strategy | str:
-    """Returns the Lightning strategy of this name. Raises UserError if it does not exist."""
+    """Returns the Lightning strategy of this name. Raises UserError if it does not exist.
+
+    `auto` has been replaced by a name before, see planning/choice.py.
+    """
     config.check()
+    assert config.name != AUTO
     if config.name == "single":
         if processes > 1:
-            raise UserError(f"strategy=single runs one process, not {processes}: choose strategy=ddp or strategy=zero2")
+            raise UserError(f"strategy=single runs one process, not {processes}: choose strategy=auto or strategy=ddp")
         return "auto"
     if config.name == "ddp":
         # image steps leave layers out, and these have no gradients: see module.fill_missing_gradients

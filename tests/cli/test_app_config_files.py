@@ -21,7 +21,7 @@ from gen1_train.export import ExportConfig
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training.config import TrainConfig
 from gen1_train.training.stages import StageConfig, stage_unet
-from gen1_train.training.strategy import StrategyConfig, build_strategy
+from gen1_train.training.strategy import AUTO, StrategyConfig, build_strategy
 
 CONF = conf_dir()
 FILES = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
@@ -177,7 +177,9 @@ def test_a_stage_has_the_unet_that_it_needs() -> None:
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "strategy").glob("*.yaml")))
 def test_every_strategy_can_be_built(name: str) -> None:
-    build_strategy(composed("stage=4", f"strategy={name}").strategy, processes=1, micro_batch=1, gpu=False)
+    config = composed("stage=4", f"strategy={name}").strategy
+    if name != AUTO:  # which the plan replaces with one of the others
+        build_strategy(config, processes=1, micro_batch=1, gpu=False)
 
 
 def test_the_resolved_config_can_be_read_back() -> None:

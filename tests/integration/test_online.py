@@ -13,8 +13,10 @@ from gen1_train.batch import Pool, Sample, decode_sample, encode_sample
 from gen1_train.cli.app import conf_dir
 from gen1_train.data.index import read_index
 from gen1_train.data.manifest import Manifest
+from gen1_train.diffusion.structure import MAX_LEVEL, degrade
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder, AutoencoderConfig, to_signed
+from gen1_train.frozen.levels import with_levels
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.reporting.rows import read_metrics
 from gen1_train.training.checkpoints.checkpoint import UNET, CheckpointConfig, CheckpointInfo, begin, commit, latest
@@ -42,24 +44,34 @@ def encoded_sample(key: str, pool: Pool, seed: int) -> Sample:
     structure = torch.from_numpy(sample.structure.astype("float32")) / 65535
     moments = autoencoder().encode_moments(to_signed(torch.from_numpy(frames)))
     latent = autoencoder().encode_structure(structure)
-    return replace(sample, moments=moments.half().numpy(), structure_latent=latent.half().numpy())
+    degraded = {
+        level: autoencoder().encode_structure(degrade(structure[None], [level])[0]).half().numpy()
+        for level in range(1, MAX_LEVEL + 1)
+    }
+    return replace(
+        sample, moments=moments.half().numpy(), structure_latent=latent.half().numpy(), degraded_latents=degraded
+    )
 
 
 def bare_sample(key: str, pool: Pool, seed: int) -> Sample:
     return replace(make_sample(key, pool, seed), moments=None, structure_latent=None)
 
 
-def make_set(root: Path, stored: bool) -> None:
-    """Writes a shard set of random frames, with their latents by the miniature's autoencoder or without any."""
+def make_set(root: Path, stored: bool, highest: int = 0) -> None:
+    """Writes a shard set of random frames, with their latents by the miniature's autoencoder or without any.
+
+    Those of the structure are said to be there up to t_s = highest.
+    """
     make_shard_set(root, width=64, height=64, make=encoded_sample if stored else bare_sample)
     manifest = Manifest.load(root)
-    manifest.estimators["autoencoder"] = {
+    encoding = {
         "config": {"path": str(AUTOENCODER)},
         "fingerprint": autoencoder().fingerprint,
         "scale": autoencoder().scale,
         "factor": autoencoder().factor,
         "stored": stored,
     }
+    manifest.estimators["autoencoder"] = with_levels(encoding, highest)
     manifest.save(root)
 
 
@@ -81,8 +93,10 @@ def stage_config(number: int) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two sets of the same frames, `cached` with latents and `online` without, and a stage 4 to start from."""
+    """Sets of the same frames: `levels` with all latents, `cached` with those at t_s = 0, `online` without any; and a
+    stage 4 to start from."""
     root = tmp_path_factory.mktemp("online")
+    make_set(root / "levels", stored=True, highest=MAX_LEVEL)
     make_set(root / "cached", stored=True)
     make_set(root / "online", stored=False)
     make_start(root / "first", Manifest.load(root / "online").estimators)
@@ -117,12 +131,24 @@ def test_the_set_without_latents_holds_none(root):
 
 def test_a_run_on_it_takes_the_steps_of_one_with_latents(root, online):
     """The difference is the rounding of the stored latents to float16."""
-    assert "holds no latents" not in run_stage_5(root, "cached", "cached")
+    printed = run_stage_5(root, "cached", "cached")
+    assert "holds no latents" not in printed
+    assert "cached lacks latents of the structure at t_s up to 7: the autoencoder encodes it in every step" in printed
     assert len(online) == 3 and {"image", "video"} == {name.split()[-1] for name in online}
     assert online == pytest.approx(losses(root, "cached"), rel=1e-3)
     checkpoint = latest(root / "online" / "demo" / "stage5")
     assert checkpoint is not None and checkpoint.info.finished
     assert checkpoint.info.estimators["autoencoder"]["stored"] is False
+
+
+def test_a_run_on_stored_levels_takes_the_same_steps_without_the_autoencoder(root, online):
+    validated = ("validation.every=3", "validation.clips=3", "validation.edit_every=3", "validation.edits=1")
+    printed = run_stage_5(root, "levels", "levels", *validated)
+    assert "the autoencoder encodes" not in printed
+    assert online == pytest.approx(losses(root, "levels"), rel=1e-3)
+    run = root / "levels" / "demo" / "stage5"
+    (row,) = [row for row in read_metrics(run / "metrics.csv") if row.get("val_loss")]
+    assert float(row["val_loss"]) > 0 and (run / "samples" / "step-00000003" / "clip0.mp4").exists()
 
 
 def test_in_bfloat16_under_zero_the_autoencoder_stays_in_float32(root, online):

@@ -86,6 +86,7 @@ def speed_columns(steps: np.ndarray, rng: np.random.Generator) -> dict[str, np.n
     made["frames_per_second"] = 10 * 1152 * 8 / seconds
     made["tflops_per_second"] = 10 * 10_200 / seconds
     made["mfu"] = made["tflops_per_second"] / 32 / 92
+    made["mfu_peak"] = made["tflops_per_second"] / 32 / 312
     made |= {name: share / total for name, share in spent.items()}
     made["slowest_rank"] = np.where(late, 17, rng.integers(0, 32, count)) * 1.0
     made["slowest_excess"] = np.abs(rng.normal(0.03, 0.01, count)) + late * 0.11

@@ -18,7 +18,7 @@ CONTRACT = [
     *("x_loss", "val_x_loss", "val_x_loss_ema", "epochs"),
     *(f"val_{score}{predictor}" for score in ("cosine", "own") for predictor in ("", "_ema", "_text", "_mean_image")),
     *("skipped_steps", "image_share", "content_dropped", "samples_replaced", "replaced_checksum", "replaced_read"),
-    *("seconds", "samples_per_second", "frames_per_second", "tflops_per_second", "mfu", "data_wait"),
+    *("seconds", "samples_per_second", "frames_per_second", "tflops_per_second", "mfu", "mfu_peak", "data_wait"),
     *("time_forward", "time_backward", "time_optimizer", "time_ema", "time_checkpoint", "time_validation"),
     *("time_other", "slowest_rank", "slowest_excess", "memory_gigabytes"),
 ]

@@ -1,7 +1,10 @@
 """The frozen networks in half precision, and in several threads at once."""
 
+import os
+import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +17,16 @@ from gen1_train.frozen.autoencoder import Autoencoder, AutoencoderConfig, to_sig
 from gen1_train.frozen.clip import ClipConfig, ClipEncoder
 from gen1_train.frozen.depth import DepthConfig, DepthEstimator
 from gen1_train.frozen.loading import finite
-from gen1_train.system.device import autocast, resolve_precision, set_tf32
+from gen1_train.system import device
+from gen1_train.system.device import (
+    ALLOCATOR_SETTINGS,
+    PEAKS,
+    autocast,
+    peak_rate,
+    resolve_precision,
+    set_tf32,
+    use_expandable_segments,
+)
 from tests.running import WEIGHTS
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -141,3 +153,57 @@ def test_the_networks_run_concurrently(calls):
             assert all(torch.equal(output, alone[name]) for output in outputs), name
     assert all(torch.equal(output, concurrent["depth"][0]) for output in concurrent["depth"])
     assert not torch.equal(concurrent["depth"][0], alone["depth"])
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312.0),
+        ("A100-PCIE-40GB", 312.0),
+        ("NVIDIA A100 80GB PCIe", 312.0),
+        ("NVIDIA H100 80GB HBM3", 989.4),
+        ("NVIDIA H100 PCIe", 756.0),
+        ("NVIDIA H200", 989.4),
+        ("NVIDIA B200", 2250.0),
+        ("AMD Instinct MI300X OAM", 1307.4),
+        ("NVIDIA L40S", 362.05),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA L40", None),
+    ],
+)
+def test_peak_rates_are_known_by_the_whole_name_only(name, tflops):
+    assert peak_rate(name) == (None if tflops is None else tflops * 1e12)
+
+
+def test_peak_rates_are_known_by_their_short_names():
+    assert [peak_rate(key) for key in PEAKS] == [tflops * 1e12 for _, tflops in PEAKS.values()]
+
+
+def test_segments_expand_unless_the_user_configures_the_allocator(monkeypatch):
+    for name in ALLOCATOR_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(device.torch.version, "hip", None)
+    monkeypatch.setattr(device.sys, "platform", "linux")
+    use_expandable_segments()
+    assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    for name in ALLOCATOR_SETTINGS:
+        monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+        monkeypatch.setenv(name, "backend:native")
+        use_expandable_segments()
+        assert [os.environ.get(each) for each in ALLOCATOR_SETTINGS if each != name] == [None, None]
+        assert os.environ[name] == "backend:native"
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(device.torch.cuda, "is_initialized", lambda: True)  # too late
+    use_expandable_segments()
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in os.environ
+
+
+def test_torch_reads_the_variables_of_its_allocator_by_these_names():
+    header = Path(torch.__file__).parent / "include" / "c10" / "cuda" / "CUDAAllocatorConfig.h"
+    text = header.read_text()
+    assert re.findall(r'get_env\("(\w+)"\)', text) == list(ALLOCATOR_SETTINGS)

@@ -27,13 +27,25 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 
 
 def make_module(
-    structure: bool = True, max_level: int = 0, drop: float = 0.1, cached: bool = True, scale: float = 0.5
+    structure: bool = True,
+    max_level: int = 0,
+    drop: float = 0.1,
+    cached: bool = True,
+    scale: float = 0.5,
+    stored_level: int = 0,
 ) -> Gen1Module:
     torch.manual_seed(0)
     unet = SpatioTemporalUNet(UNetConfig(in_channels=12 if structure else 4, **TINY))
     for parameter in unet.parameters():  # not at the identity: the temporal layers must matter
         parameter.data += 0.05 * torch.randn_like(parameter)
-    stage = StageSpec(seed=3, latent_scale=scale, structure=structure, max_level=max_level, cached=cached)
+    stage = StageSpec(
+        seed=3,
+        latent_scale=scale,
+        structure=structure,
+        max_level=max_level,
+        cached=cached,
+        stored_level=stored_level,
+    )
     autoencoder = Autoencoder(AutoencoderConfig(str(AUTOENCODER))) if stage.encodes_structure else None
     module = Gen1Module(unet, OptimConfig(), DiffusionConfig(drop_content=drop), stage, autoencoder)
     module.on_fit_start()
@@ -45,7 +57,9 @@ def batches(shards: ShardSet, module: Gen1Module, kind: str, world: int, accumul
     schedule = Schedule(shards, Settings(0, 0.125, 4))
     step = next(t for t in range(16) if schedule.kind(t) == kind)
     return [
-        BatchDataset(shards, schedule, partition, module.stage.fields)[step, micro].to(module.device)
+        BatchDataset(shards, schedule, partition, module.stage.fields, level=module.drawing.level)[step, micro].to(
+            module.device
+        )
         for partition in (BatchPartition(rank, world, accumulate) for rank in range(world))
         for micro in range(accumulate)
     ]

@@ -7,18 +7,23 @@ import pytest
 from torch import Tensor
 
 from gen1_train.data.manifest import Manifest
+from gen1_train.data.shards import ShardSet
+from gen1_train.diffusion.structure import DEGRADATION
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder, AutoencoderConfig
+from gen1_train.frozen.levels import with_levels
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training.checkpoints.checkpoint import UNET, Checkpoint, CheckpointConfig, CheckpointInfo, begin, commit
 from gen1_train.training.config import TrainConfig
 from gen1_train.training.preflight import (
     check_data,
     check_start,
+    encodes,
     load_autoencoder,
     micro_clips,
     open_data,
     open_schedule,
+    open_validation,
     process_count,
 )
 from gen1_train.training.stages import InitConfig, StageConfig, build_unet, predecessor, run_folder, stage_unet
@@ -129,6 +134,36 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
     "structure": {"kind": "depth", "config": {"path": "midas"}, "fingerprint": "2" * 64},
     "clip": {"config": {"model": "clip"}, "fingerprint": "3" * 64, "width": WIDTH},
 }
+
+
+@pytest.mark.parametrize(
+    ("number", "levels", "encoding"),
+    [
+        (5, {}, True),  # an older set, or one with recipe.structure_levels=0
+        (5, {"levels": {"highest": 7, "degradation": DEGRADATION}}, False),
+        (5, {"levels": {"highest": 3, "degradation": DEGRADATION}}, True),  # t_s is drawn up to 7
+        (5, {"levels": {"highest": 7, "degradation": "another"}}, True),
+        (5, {"levels": {"highest": 7, "degradation": DEGRADATION}, "stored": False}, True),
+        (4, {}, False),
+        (4, {"levels": {"highest": 7, "degradation": "another"}}, False),  # t_s = 0 has none
+    ],
+)
+def test_the_autoencoder_is_needed_where_the_set_lacks_latents_at_a_level_that_is_drawn(number, levels, encoding):
+    assert encodes(TrainConfig(STAGES[number]), made_by("autoencoder", **levels)) is encoding
+
+
+def test_a_validation_set_without_the_levels_of_the_training_set_is_refused(tmp_path):
+    here = config(make_shard_set(tmp_path / "set"))
+    here.stage = STAGES[5]
+    here.validation.root = str(make_shard_set(tmp_path / "held-out"))
+    assert open_validation(here, ShardSet(tmp_path / "set")) is not None  # both lack them
+    manifest = Manifest.load(tmp_path / "set")
+    manifest.estimators["autoencoder"] = with_levels(manifest.estimators["autoencoder"], 7)
+    manifest.save(tmp_path / "set")
+    with pytest.raises(UserError, match=r"held-out lacks latents of the structure at t_s up to 7, which .* refresh"):
+        open_validation(here, ShardSet(tmp_path / "set"))
+    here.stage = STAGES[4]
+    assert open_validation(here, ShardSet(tmp_path / "set")) is not None
 
 
 @pytest.mark.parametrize("number", [3, 4, 5])

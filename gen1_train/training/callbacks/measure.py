@@ -1,6 +1,7 @@
 """The progress bar of a run, and measurements around its steps: losses, shares of the time, throughput."""
 
 import logging
+import math
 import resource
 import sys
 from collections import deque
@@ -16,6 +17,7 @@ from typing_extensions import override
 from gen1_train.batch import Batch
 from gen1_train.model.unet import UNetConfig
 from gen1_train.system.console import progress
+from gen1_train.system.device import peak_rate
 from gen1_train.training.callbacks.clock import Clock, CudaStamp
 from gen1_train.training.callbacks.tally import Tally
 from gen1_train.training.module import Gen1Module
@@ -145,6 +147,7 @@ class Measure(Progress):
         self._norm: float | None = None  # gradient norm of the last step
         self._tally = Tally()
         self._gemm = 0.0  # FLOP/s of a rank's matrix products, the mean over the ranks
+        self._peak: float | None = None  # the same, of the devices' data sheets; None if one of them is not known
         self._step = 0  # not the bar's count: a disabled bar does not count, and all ranks must log together
 
     def gradient(self, norm: float, skipped: int) -> None:
@@ -159,10 +162,15 @@ class Measure(Progress):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         dtype = torch.float32 if trainer.precision == "32-true" else torch.bfloat16
-        rate = torch.tensor([gemm_rate(pl_module.device, dtype)], device=pl_module.device)
-        self._gemm = float(trainer.strategy.reduce(rate, reduce_op="mean"))  # type: ignore[arg-type]
+        rates = [gemm_rate(pl_module.device, dtype), device_peak(pl_module.device, dtype)]
+        known = torch.tensor(rates, device=pl_module.device, dtype=torch.float64)
+        self._gemm, peak = trainer.strategy.reduce(known, reduce_op="mean").tolist()  # type: ignore[union-attr]
+        self._peak = None if math.isnan(peak) else peak
         products = f"{str(dtype).removeprefix('torch.')} matrix products"
-        logger.info(f"{products} run at {self._gemm / 1e12:.3g} TFLOP/s in each process: mfu is the share of that")
+        sheet = "" if self._peak is None else f", mfu_peak of the data sheet's {self._peak / 1e12:.4g}"
+        logger.info(
+            f"{products} run at {self._gemm / 1e12:.3g} TFLOP/s in each process: mfu is the share of that{sheet}"
+        )
         self._step = trainer.global_step
         self._tally = _tally_for(pl_module)
         peak_memory(pl_module.device)  # drops the peak from before training
@@ -202,12 +210,19 @@ class Measure(Progress):
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         memory = peak_memory(pl_module.device)
-        row = self._tally.row(self.clock.take(), memory, self._gemm, partial(_gather, trainer))
+        row = self._tally.row(self.clock.take(), memory, self._gemm, partial(_gather, trainer), self._peak)
         row |= {"lr": self.learning_rate, "image_share": self.image_share(trainer.global_step)}
         if self.skipped is not None:
             row["skipped_steps"] = self.skipped
         log_row(trainer, row)
         self._tally = _tally_for(pl_module)
+
+
+def device_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Returns the FLOP/s in a GPU's data sheet; NaN for other devices and dtypes, and for a GPU that is not known."""
+    if device.type != "cuda" or dtype != torch.bfloat16:
+        return math.nan
+    return peak_rate(torch.cuda.get_device_name(device)) or math.nan
 
 
 def _gather(trainer: Trainer, own: Tensor) -> Tensor:

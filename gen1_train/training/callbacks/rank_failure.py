@@ -3,7 +3,7 @@
 Without this callback the other ranks would wait in a collective until it times out after half an hour, or crash in it,
 each with a traceback that buries the error. The rank that fails therefore reports it in the store through which the
 ranks met, and each rank watches the store in a thread, because its main thread may be stuck in the collective. A rank
-that was killed is reported by the others, see heartbeats.py.
+that was killed is reported by the others, see system/heartbeats.py.
 """
 
 import logging
@@ -24,8 +24,8 @@ from typing_extensions import override
 
 from gen1_train.errors import LOST, MISTAKE, UserError
 from gen1_train.system.console import EVERY_RANK, current
+from gen1_train.system.heartbeats import SILENCE, Heartbeats
 from gen1_train.system.processes import leave
-from gen1_train.training.callbacks.heartbeats import SILENCE, Heartbeats
 
 TICK = 0.5  # seconds between two reads of the store
 GRACE = 10.0  # seconds within which training must end on this rank after rank 0 has ended

@@ -56,12 +56,18 @@ class Tally:
         self._norms.append(norm)
 
     def row(
-        self, seconds: Mapping[Phase, float], memory: float, gemm: float, gather: Callable[[Tensor], Tensor]
+        self,
+        seconds: Mapping[Phase, float],
+        memory: float,
+        gemm: float,
+        gather: Callable[[Tensor], Tensor],
+        peak: float | None = None,
     ) -> dict[str, float]:
         """Returns the columns of a row, the same on all ranks. A collective: `gather` stacks a tensor of every rank.
 
         `seconds`: this rank's wall time by phase. `memory`: its peak in bytes. `gemm`: the FLOP/s of a rank's matrix
-        products; `mfu` is the model's FLOP/s as a share of it.
+        products; `mfu` is the model's FLOP/s as a share of it. `peak`: the rate in the data sheet, of which `mfu_peak`
+        is the share; None if it is not known.
         """
         times = [seconds[phase] for phase in PHASES]
         counts = [self._host[name] for name in COUNTED]
@@ -74,7 +80,7 @@ class Tally:
             **self._loss_columns(losses.sum(0)),
             **self._gradient_columns(),
             **_replaced_columns(by_rank),
-            **_speed_columns(by_rank, gemm),
+            **_speed_columns(by_rank, gemm, peak),
             **_time_columns(by_rank),
             "memory_gigabytes": float(by_rank["memory"].max()) / 1e9,
         }
@@ -105,7 +111,7 @@ def _replaced_columns(by_rank: Mapping[str, Tensor]) -> dict[str, float]:
     }
 
 
-def _speed_columns(by_rank: Mapping[str, Tensor], gemm: float) -> dict[str, float]:
+def _speed_columns(by_rank: Mapping[str, Tensor], gemm: float, peak: float | None) -> dict[str, float]:
     world = len(by_rank["samples"])
     seconds = sum(float(by_rank[phase].mean()) for phase in PHASES)
     samples, frames, flops = (float(by_rank[name].sum()) for name in ("samples", "frames", "flops"))
@@ -115,6 +121,7 @@ def _speed_columns(by_rank: Mapping[str, Tensor], gemm: float) -> dict[str, floa
         "frames_per_second": frames / seconds,
         "tflops_per_second": flops / seconds / 1e12,
         "mfu": flops / world / seconds / gemm,
+        **({"mfu_peak": flops / world / seconds / peak} if peak is not None else {}),
     }
 
 

@@ -7,6 +7,7 @@ depends on the weights alone. All ranks take a share of the clips, and the rando
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from gen1_train.batch import Batch, Sample, SampleError, collate
+from gen1_train.data.loader import at_level
 from gen1_train.data.shards import ShardSet
 from gen1_train.errors import UserError, check_not_negative, check_positive
 from gen1_train.keyed import permutation
@@ -24,6 +26,7 @@ from gen1_train.training.callbacks.measure import log_row
 from gen1_train.training.callbacks.tally import QUARTERS
 from gen1_train.training.checkpoints.counters import is_due
 from gen1_train.training.checkpoints.state import state_of
+from gen1_train.training.draws import fixed_level
 from gen1_train.training.module import Gen1Module
 
 LOSS = "val_loss"  # the column for clips, or images in a stage without videos
@@ -79,25 +82,36 @@ class Turn:
 
 
 def read_turns(
-    shards: ShardSet, samples: Sequence[SampleId], fields: tuple[str, ...], rank: int, world: int
+    shards: ShardSet,
+    samples: Sequence[SampleId],
+    fields: tuple[str, ...],
+    rank: int,
+    world: int,
+    level: Callable[[int], int] = lambda number: 0,
 ) -> list[Turn]:
-    """Reads this rank's share into memory. Raises UserError when none of it can be read."""
+    """Reads this rank's share into memory. Raises UserError when none of it can be read.
+
+    `level`: the t_s at which the structure's latent is read of the clip with this number.
+    """
     share: list[tuple[int, Sample | None, bool]] = []
     for start in range(0, len(samples), world):
         number = (start + rank) % len(samples)
         pool, index = samples[number]
         try:
-            sample = shards.read(pool, index, fields)
+            sample = shards.read(pool, index, at_level(fields, level(number)))
         except SampleError as error:
             logger.warning(f"validation skips a sample of {pool}: {error}", extra=EVERY_RANK)
             sample = None
         share.append((number, sample, start + rank < len(samples)))
-    readable = next((sample for _, sample, _ in share if sample is not None), None)
+    readable = next(((number, sample) for number, sample, _ in share if sample is not None), None)
     if readable is None:
         raise UserError(
             f"no validation sample of {shards.root} can be read: copy the set again, or set validation.every=0"
         )
-    return [Turn(number, sample or readable, counts and sample is not None) for number, sample, counts in share]
+    return [
+        Turn(number, sample, counts) if sample is not None else Turn(*readable, counts=False)
+        for number, sample, counts in share
+    ]
 
 
 class Validation(Callback):
@@ -137,7 +151,8 @@ class Validation(Callback):
         assert isinstance(pl_module, Gen1Module)
         self._done = trainer.global_step
         samples = choose_samples(self.shards, self.kind, self.config.clips)
-        self._turns = read_turns(self.shards, samples, pl_module.stage.fields, trainer.global_rank, trainer.world_size)
+        stage, level = pl_module.stage, partial(fixed_level, pl_module.drawing.max_level)
+        self._turns = read_turns(self.shards, samples, stage.fields, trainer.global_rank, trainer.world_size, level)
         if self.observer is not None and trainer.global_step == 0:
             self._validate(trainer)  # the baseline of later ones
 

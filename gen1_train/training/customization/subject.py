@@ -24,7 +24,9 @@ import torch
 from gen1_train.batch import Pool, Sample, SampleError, encode_sample, validate
 from gen1_train.data.manifest import Manifest, PoolShards
 from gen1_train.data.pack import open_tar, seal
+from gen1_train.diffusion.structure import MAX_LEVEL
 from gen1_train.errors import UserError
+from gen1_train.frozen.levels import with_levels
 from gen1_train.frozen.networks import Networks
 from gen1_train.system.console import progress
 from gen1_train.system.files import sync
@@ -241,7 +243,7 @@ def freeze(
                     done()
         pools[pool.name] = PoolShards("image", pool.width, pool.height, 1, (seal(tar, packer.entries),))
     recorded = {name: dict(estimators[name]) for name in ("autoencoder", "structure", "clip")}
-    recorded["autoencoder"]["stored"] = True
+    recorded["autoencoder"] = with_levels({**recorded["autoencoder"], "stored": True}, MAX_LEVEL)
     Manifest(pools, recipe, estimators=recorded, plan="images of a subject").save(root)
 
 
@@ -260,4 +262,5 @@ def make_sample(key: str, picture: Picture, networks: Networks) -> Sample:
         structure_latent=networks.structure_latents(structure),
         image_embedding=networks.image_embeddings(clip)[0],
         meta={**picture.meta, "structure": networks.kind, "structure_range": extent},
+        degraded_latents={level: networks.structure_latents(structure, level) for level in range(1, MAX_LEVEL + 1)},
     )

@@ -143,7 +143,8 @@ class Planner:
         if layout.strategy == "zero3" and zero is not None:
             small = sum(elements for elements in self._tracer.sizes if elements < zero.persistent)
             parts["weights"] = size * (part + small)
-            parts["masters"] = 4 * part if size == 2 else 0  # in float32 the rank's part is also its master
+            # in float32 the rank's part is also its master, but not on CPUs, whose devices DeepSpeed takes for unequal
+            parts["masters"] = 4 * part if size == 2 or layout.gloo else 0
             parts["gradients"] = size * part
             parts["ZeRO's buckets"] = size * zero.bucket
         if layout.accumulate > 1:

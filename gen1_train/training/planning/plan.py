@@ -4,159 +4,41 @@ An ordinary run prints one line of the plan and refuses what certainly does not 
 plan, initializes no device, starts no process and writes nothing. memory.py documents how the bytes are computed.
 """
 
-import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 
-import torch
-
 from gen1_train.batch import Pool
-from gen1_train.data.mix import share_of
-from gen1_train.data.schedule import Schedule
 from gen1_train.errors import UserError
-from gen1_train.frozen.autoencoder import Autoencoder
 from gen1_train.model.unet import UNetConfig
 from gen1_train.reporting.rows import read_metrics
 from gen1_train.training.checkpoints.checkpoint import Checkpoint
 from gen1_train.training.config import TrainConfig
-from gen1_train.training.customization.lora import add_lora
-from gen1_train.training.customization.subject import find_images
-from gen1_train.training.planning.gpus import GIBI, MARGIN, fits, gpu_bytes, smallest_card
-from gen1_train.training.planning.memory import Layout, MemoryPlan, Planner, ZeroSettings
+from gen1_train.training.planning.choice import PlannedRun, plan_run
+from gen1_train.training.planning.gpus import GIBI, MARGIN, fits, gpu_memory, peak_tflops, smallest_card
+from gen1_train.training.planning.memory import MemoryPlan, Planner
 from gen1_train.training.planning.throughput import step_flops
-from gen1_train.training.planning.tracing import Adapt, MicroBatch
-from gen1_train.training.preflight import (
-    check_disk,
-    check_start,
-    checkpoint_bytes,
-    encodes,
-    micro_clips,
-    open_autoencoder,
-    open_data,
-    open_schedule,
-    process_count,
-    room_for_checkpoints,
-    schedule_settings,
-)
-from gen1_train.training.stages import predecessor, stage_unet
-from gen1_train.training.strategy import ZeroStrategy, build_strategy
+from gen1_train.training.planning.tracing import MicroBatch
+from gen1_train.training.planning.workload import PlannedData, Ranks, on_cpus, planned_data
+from gen1_train.training.preflight import check_disk, checkpoint_bytes, micro_clips, room_for_checkpoints
 
-FACTOR = 8  # pixels per latent of Stable Diffusion's autoencoder, for a plan without a shard set
-AUTOENCODER = 4 * 83_653_863  # bytes of Stable Diffusion's autoencoder
 ROWS = 20  # the newest rows of metrics.csv that the rate is computed from
 
 
-@dataclass(frozen=True)
-class PlannedData:
-    """The data that a run reads, as far as the cost depends on it."""
-
-    pools: list[tuple[Pool, int]]  # pool, number of samples
-    share: float  # of image steps
-    frames: int  # of a clip; this number of images costs as much
-    factor: int  # pixels per latent
-    frozen: int  # bytes of the frozen autoencoder, if the stage needs it on its device
-
-    def micro_batch(self, pool: Pool, clips: int) -> MicroBatch:
-        """Returns a micro-batch of a number of clips, or of the images that cost as much."""
-        samples = clips * (self.frames if pool.kind == "image" else 1)
-        return MicroBatch(pool.kind, samples, pool.frames, pool.height // self.factor, pool.width // self.factor)
-
-
-@dataclass(frozen=True)
-class Ranks:
-    world: int
-    layout: Layout
-    unet: UNetConfig
-    adapt: Adapt | None = None  # adds an adapter to the UNet
-
-
-def data_of(schedule: Schedule, autoencoder: Autoencoder | None) -> PlannedData:
-    """Describes the data of a schedule; `autoencoder`: None if the stage does not need it."""
-    pools = [(pool.pool, pool.samples) for pool in schedule.pools]
-    factor = schedule.shards.manifest.estimators["autoencoder"]["factor"]
-    frozen = 0 if autoencoder is None else sum(p.numel() * p.element_size() for p in autoencoder.parameters())
-    return PlannedData(pools, float(schedule.share), schedule.settings.frames, factor, frozen)
-
-
-def planned_data(config: TrainConfig, resume: Checkpoint | None) -> PlannedData:
-    """Describes the data of the shard set, or of plan.buckets without one. Raises UserError as a run would.
-
-    A customization is planned with the buckets of its checkpoint, because the shard set of its images is written by a
-    run.
-    """
-    if config.images is not None:
-        find_images(Path(config.images))
-        start = resume or predecessor(config.stage, config.init, config.tree)
-        return _data_of_buckets(replace(config, plan=replace(config.plan, buckets=start.info.buckets)))
-    if config.data.root is None:
-        return _data_of_buckets(config)
-    shards = open_data(config)
-    schedule, _ = open_schedule(config, shards, resume)
-    if resume is None and config.stage.predecessor is not None:
-        check_start(config, shards.manifest, predecessor(config.stage, config.init, config.tree))
-    return data_of(schedule, open_autoencoder(config, shards.manifest) if encodes(config, shards.manifest) else None)
-
-
-def _data_of_buckets(config: TrainConfig) -> PlannedData:
-    """Describes pools of all buckets for all kinds of the stage, with equal shares."""
-    if not config.plan.buckets:
-        raise UserError("there is nothing to plan with: give data.root=FOLDER, or plan.buckets=[448x256]")
-    share = float(share_of(schedule_settings(config).image_ratio))
-    frames = config.model.max_frames
-    pools = []
-    for bucket in config.plan.buckets:
-        size = re.fullmatch(r"(\d+)x(\d+)", bucket)
-        if size is None or any(int(side) % FACTOR or not int(side) for side in size.groups()):
-            raise UserError(f"plan.buckets={bucket} is not WIDTHxHEIGHT in multiples of {FACTOR} pixels: give 448x256")
-        width, height = int(size[1]), int(size[2])
-        pools += [(Pool("image", width, height, 1), 1)] if share > 0 else []
-        pools += [(Pool("video", width, height, frames), 1)] if share < 1 else []
-    return PlannedData(pools, share, frames, FACTOR, AUTOENCODER if config.stage.max_level > 0 else 0)
-
-
-def ranks_of(config: TrainConfig) -> Ranks:
-    """Returns how the config is divided among its ranks, on any machine."""
-    processes = config.trainer.devices if config.trainer.devices > 0 else process_count(config)
-    world = processes * config.trainer.nodes
-    trainer, averages = config.trainer, len(config.ema.decays)
-    gloo = trainer.accelerator == "cpu" or not (config.plan_only or torch.cuda.device_count())
-    strategy = build_strategy(config.strategy, world, micro_clips(config, world), gpu=not gloo)
-    zero = None
-    if isinstance(strategy, ZeroStrategy):
-        assert isinstance(strategy.config, dict)
-        zero = ZeroSettings.read(strategy.config["zero_optimization"])
-    offload = config.strategy.offload
-    layout = Layout(config.strategy.name, trainer.precision, world, trainer.accumulate, averages, zero, offload, gloo)
-    adapt = None if config.customize.lora_rank is None else partial(add_lora, config=config.customize, seed=config.seed)
-    return Ranks(world, layout, stage_unet(config.model, config.stage), adapt)
-
-
-def make_planner(ranks: Ranks, data: PlannedData) -> Planner:
-    return Planner(ranks.unet, ranks.layout, data.frozen, ranks.adapt)
-
-
-def memory_line(config: TrainConfig, data: PlannedData, run: Path) -> str:
-    """Returns one line about the memory of a run. Raises UserError if it certainly does not fit the disk or the GPUs.
-
-    Only the largest pool is planned, because the others take less.
-    """
-    ranks = ranks_of(config)
-    planner = make_planner(ranks, data)
-    check_checkpoint_space(config, run, planner)
-    kind = "video" if data.share < 1 else "image"
-    pool = max((pool for pool, _ in data.pools if pool.kind == kind), key=lambda pool: pool.width * pool.height)
-    memory = planner.plan([data.micro_batch(pool, micro_clips(config, ranks.world))])
-    card = gpu_bytes() if config.trainer.accelerator != "cpu" and torch.cuda.device_count() else None
+def memory_line(planned: PlannedRun, run: Path) -> str:
+    """Returns one line about the memory of a run. Raises UserError if it certainly does not fit disk or GPUs."""
+    config, memory = planned.config, planned.memory
+    check_checkpoint_space(config, run, planned.planner)
+    card = None if on_cpus(config) else gpu_memory(config.plan)
     if card is not None and memory.total > card * MARGIN:
         raise UserError(
             f"a rank needs {memory.total / GIBI:.1f} GiB and its GPU has {card / GIBI:.1f}: raise "
             "trainer.accumulate=, set model.checkpointing=, use another strategy=, or see plan_only=true"
         )
     resident, added = sum(memory.resident.values()), memory.peaks[0].bytes
-    parts = f"{resident / GIBI:.2f} resident, a step of {pool.name} adds {added / GIBI:.2f}"
+    parts = f"{resident / GIBI:.2f} resident, a step of {planned.pool.name} adds {added / GIBI:.2f}"
     return f"planned memory of a rank: {memory.total / GIBI:.2f} GiB ({parts})"
 
 
@@ -170,10 +52,14 @@ def check_checkpoint_space(config: TrainConfig, run: Path, planner: Planner) -> 
 
 def plan_lines(config: TrainConfig, run: Path, resume: Checkpoint | None) -> Iterator[str]:
     """Yields the lines of the whole plan. Raises UserError like a run, except if it does not fit the GPU."""
-    data, ranks = planned_data(config, resume), ranks_of(config)
-    planner, clips = make_planner(ranks, data), micro_clips(config, ranks.world)
+    data = planned_data(config, resume)
+    planned = plan_run(config, data)
+    config, ranks, planner = planned.config, planned.ranks, planned.planner
+    clips = micro_clips(config, ranks.world)
     memory = planner.plan([data.micro_batch(pool, clips) for pool, _ in data.pools])
     size = check_checkpoint_space(config, run, planner)
+    if planned.reason is not None:
+        yield planned.reason
     numbers = f"{ranks.layout.strategy}, {ranks.layout.precision}, {ranks.world} ranks"
     yield f"stage {config.stage.name}: {planner.weights / 1e6:.1f} M weights, {numbers}"
     batch = f"{config.data.batch_clips} clips or {config.data.batch_clips * data.frames} images"
@@ -205,8 +91,7 @@ def fit_lines(config: TrainConfig, data: PlannedData, ranks: Ranks, memory: Memo
     """Yields whether it fits, and the largest micro-batch that does, with and without checkpointing."""
     if ranks.layout.strategy == "zero3":
         yield "note: plans of zero3 are too low; a measured peak was 31 % above its plan (docs/memory.md)"
-    gigabytes = config.plan.gigabytes
-    card = gigabytes * GIBI if gigabytes is not None else gpu_bytes()
+    card = gpu_memory(config.plan)
     if card is None:
         smallest = smallest_card(memory.total)
         yield f"no GPU here: it fits one of {smallest} GiB" if smallest else "no GPU here, and it fits no common GPU"
@@ -251,11 +136,12 @@ def time_lines(config: TrainConfig, data: PlannedData, ranks: Ranks, run: Path, 
     if rates:
         rate = median(rates[-ROWS:])
         seconds, source = left * config.data.batch_clips * data.frames / rate, f"{rate:.4g} frames/s of metrics.csv"
-    elif config.plan.tflops is not None:
-        seconds = left * step / (ranks.world * config.plan.tflops * 1e12 * config.plan.mfu)
-        source = f"{config.plan.mfu:.0%} of {config.plan.tflops:g} TFLOP/s on each of {ranks.world} GPUs"
+    elif (peak := peak_tflops(config.plan)) is not None:
+        tflops, name = peak
+        seconds = left * step / (ranks.world * tflops * 1e12 * config.plan.mfu)
+        source = f"{config.plan.mfu:.0%} of {tflops:g} TFLOP/s on each of {ranks.world} {name}s"
     else:
-        yield "for days and GPU hours give plan.tflops=, the peak bf16 TFLOP/s of one GPU (docs/memory.md)"
+        yield "for days and GPU hours give plan.gpu= or plan.tflops=, the peak bf16 rate of one GPU (docs/memory.md)"
         return
     yield f"{seconds / 86400:.2f} days, {seconds / 3600 * ranks.world:.0f} GPU hours, at {source}"
 

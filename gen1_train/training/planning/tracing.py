@@ -7,7 +7,7 @@ within one operator.
 """
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -111,7 +111,7 @@ class Tracer:
         before: list[Tensor] = [*weights]
         if resident:
             before += self._fill_gradients()
-        live, saved = _Live(before), _Saved(weights)
+        live, saved = LiveStorages(before), _Saved(weights)
         with self.mode, live, _reducing(trained, buckets, self.numbers.dtype) as reducer:
             if buckets is None and not resident:
                 self._fill_gradients()
@@ -152,10 +152,10 @@ class Tracer:
         return per_sample_loss(prediction, v_from(latents, noise, alpha, sigma)).mean()
 
 
-class _Live(TorchDispatchMode):
-    """Counts the bytes of all storages that operators create, as long as they are alive."""
+class LiveStorages(TorchDispatchMode):
+    """Counts the bytes of all storages that operators create, as long as they are alive, on any thread."""
 
-    def __init__(self, before: list[Tensor]) -> None:
+    def __init__(self, before: Sequence[Tensor] = ()) -> None:
         """`before`: tensors whose storages do not count."""
         super().__init__()
         self.now = 0
@@ -168,10 +168,11 @@ class _Live(TorchDispatchMode):
         outputs = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(outputs):
             if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
+                self.count(tensor.untyped_storage())
         return outputs
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
+    def count(self, storage: torch.UntypedStorage) -> None:
+        """Counts a storage from now until it is freed, once."""
         if storage not in self._seen:
             self._seen.add(storage)
             self.now += storage.nbytes()

@@ -82,6 +82,7 @@ class PriorTrainConfig(StoredConfig):
     def check(self) -> None:
         """Raises UserError for an invalid section, and for settings that the prior does not have."""
         self.check_sections()
+        self.trainer.check_profile(self.stage.steps)
         if self.sampling.steps > self.diffusion.steps:
             given = f"sampling.steps={self.sampling.steps}"
             raise UserError(f"{given}: there are only diffusion.steps={self.diffusion.steps} to choose from")

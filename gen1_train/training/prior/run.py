@@ -13,6 +13,7 @@ from gen1_train.data.pairs import PairBatches, Pairs, find_captioned, pair_indic
 from gen1_train.data.shards import ShardSet
 from gen1_train.errors import UserError
 from gen1_train.model.prior import PriorNetwork
+from gen1_train.system.device import use_expandable_segments
 from gen1_train.system.remote import is_url, without_secrets
 from gen1_train.training.callbacks.agreement import code_hash
 from gen1_train.training.callbacks.saving import Complete
@@ -54,6 +55,7 @@ def train_prior(config: PriorTrainConfig) -> int:
     Returns the exit code: 0, or STOPPED if a signal asked the run to stop. Raises UserError.
     """
     config.check()
+    use_expandable_segments()
     run = run_folder(config.tree, config.stage.name)
 
     def work(claim: Claim) -> int:

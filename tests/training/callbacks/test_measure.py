@@ -1,5 +1,6 @@
 """The rows that Measure logs from the trainer's hooks."""
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -83,3 +84,24 @@ def test_without_gradient_reports_there_are_no_gradient_columns(measure, monkeyp
     monkeypatch.setattr(measure, "gradient", lambda norm, skipped: None)
     steps(measure, Trainer(rows), [(1.0, False), (1.0, True)])
     assert not {"grad_norm", "grad_norm_max", "skipped_steps"} & set(rows[0][1])
+
+
+def test_the_share_of_the_peak_is_logged_for_known_devices_only(measure, monkeypatch) -> None:
+    for peak, expected in ((math.nan, False), (4e12, True)):
+        monkeypatch.setattr(measure_module, "device_peak", lambda device, dtype, peak=peak: peak)
+        rows: list[tuple[int, dict[str, float]]] = []
+        steps(measure, Trainer(rows), [(1.0, 0), (1.0, 0)])
+        row = rows[0][1]
+        assert ("mfu_peak" in row) == expected
+        if expected:
+            assert row["mfu_peak"] == pytest.approx(row["mfu"] / 4)
+
+
+@pytest.mark.parametrize(("name", "known"), [("NVIDIA H200", True), ("Tesla K80", False)])
+def test_peaks_are_those_of_bfloat16_on_gpus(monkeypatch, name, known) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    gpu = torch.device("cuda", 0)
+    assert measure_module.device_peak(gpu, torch.bfloat16) == 989.4e12 or not known
+    assert math.isnan(measure_module.device_peak(gpu, torch.bfloat16)) != known
+    assert math.isnan(measure_module.device_peak(gpu, torch.float32))
+    assert math.isnan(measure_module.device_peak(torch.device("cpu"), torch.bfloat16))

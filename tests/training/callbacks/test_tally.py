@@ -89,6 +89,9 @@ def test_rates_count_all_ranks_and_mfu_is_per_rank() -> None:
     assert row["seconds"] == 2.0 and row["memory_gigabytes"] == 2.0
     assert row["samples_per_second"] == 4 * 8 / 2 and row["frames_per_second"] == 4 * 12 / 2
     assert row["tflops_per_second"] == pytest.approx(8.0) and row["mfu"] == pytest.approx(0.25)
+    assert "mfu_peak" not in row  # of a device without a data sheet
+    row = tally.row(spent(forward=1.5, other=0.5), 2e9, 8e12, lambda own: own.repeat(4, 1), peak=16e12)
+    assert row["mfu"] == pytest.approx(0.25) and row["mfu_peak"] == pytest.approx(0.125)
 
 
 def test_shares_of_the_time_add_up_and_the_slowest_rank_is_named() -> None:

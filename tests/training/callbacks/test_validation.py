@@ -1,12 +1,14 @@
 """Validation is the same at every step and on any number of ranks, and does not affect training; in this process."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from gen1_train.batch import SampleError
+from gen1_train.batch import SampleError, collate
 from gen1_train.data.manifest import Manifest
 from gen1_train.data.shards import ShardSet
 from gen1_train.errors import UserError
@@ -14,8 +16,9 @@ from gen1_train.reporting.rows import read_metrics
 from gen1_train.training.callbacks.previews import GAP, side_by_side
 from gen1_train.training.callbacks.validation import choose_samples, read_turns
 from gen1_train.training.config import TrainConfig
+from gen1_train.training.draws import Drawing, fixed_draw, fixed_level
 from gen1_train.training.run import train
-from tests.made import make_shard_set
+from tests.made import make_sample_with_levels, make_shard_set
 from tests.running import WEIGHTS
 from tests.training.alone import config, last, make_start
 from tests.training.pair import run_pair
@@ -63,6 +66,17 @@ def test_a_clip_that_cannot_be_read_does_not_count(root, monkeypatch, capsys):
     bad = set(samples)
     with pytest.raises(UserError, match="no validation sample"):
         read_turns(shards, samples, ("image_embedding",), 0, 1)
+
+
+def test_each_clip_is_read_at_its_level(tmp_path):
+    shards = ShardSet(make_shard_set(tmp_path / "set", make=make_sample_with_levels))
+    samples = choose_samples(shards, "video", 10)
+    turns = read_turns(shards, samples, ("structure_latent",), 0, 1, level=partial(fixed_level, 7))
+    assert [turn.sample.structure_latent is not None for turn in turns] == [i in (0, 8) for i in range(10)]
+    assert [list(turn.sample.degraded_latents) for turn in turns] == [[], [1], [2], [3], [4], [5], [6], [7], [], [1]]
+    batch = collate("video", turns[3].number, [0], [turns[3].sample])
+    drawn = fixed_draw(Drawing(0, 1000, 7, 0.0), replace(batch, moments=torch.zeros(1, 4, 8, 1, 1)))
+    assert batch.structure_levels == drawn.rounds == [3]
 
 
 def validated(root: Path, output: str, steps: int = 4) -> TrainConfig:

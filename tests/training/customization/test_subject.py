@@ -9,8 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from gen1_train.batch import latent_field
 from gen1_train.data.shards import ShardSet
 from gen1_train.errors import UserError
+from gen1_train.frozen.levels import stored_level
 from gen1_train.frozen.networks import Networks
 from gen1_train.training.customization import subject
 from gen1_train.training.customization.subject import (
@@ -89,6 +91,9 @@ def test_the_samples_are_what_the_networks_compute(tmp_path, folder):
     assert isinstance(estimate, tuple)
     np.testing.assert_array_equal(sample.structure, estimate[0])
     np.testing.assert_array_equal(sample.structure_latent, networks.structure_latents(estimate[0]))
+    assert stored_level(shards.manifest.estimators["autoencoder"]) == 7
+    degraded = shards.read("image-112x64", 0, (latent_field(7),)).degraded_latents
+    np.testing.assert_array_equal(degraded[7], networks.structure_latents(estimate[0], 7))
 
 
 def test_every_image_with_a_problem_is_named(tmp_path, folder, capsys):

@@ -10,11 +10,14 @@ from gen1_train.errors import UserError
 from gen1_train.training import preflight
 from gen1_train.training.callbacks.metrics import MetricsCSV
 from gen1_train.training.config import TrainConfig
-from gen1_train.training.planning import gpus, plan
-from gen1_train.training.planning.gpus import GIBI, fits, gpu_bytes, smallest_card
-from gen1_train.training.planning.plan import largest_micro_batch, memory_line, plan_lines, planned_data, ranks_of
+from gen1_train.training.planning import gpus, workload
+from gen1_train.training.planning.choice import plan_run
+from gen1_train.training.planning.gpus import GIBI, PlanConfig, fits, gpu_bytes, peak_tflops, smallest_card
+from gen1_train.training.planning.memory import Planner
+from gen1_train.training.planning.plan import largest_micro_batch, memory_line, plan_lines
 from gen1_train.training.planning.throughput import step_flops
 from gen1_train.training.planning.tracing import MicroBatch, PassMemory, Tracer
+from gen1_train.training.planning.workload import PlannedData, planned_data, ranks_of
 from gen1_train.training.preflight import check_disk, checkpoint_bytes, room_for_checkpoints
 from gen1_train.training.stages import StageConfig
 from tests.made import make_shard_set
@@ -41,6 +44,10 @@ def lines(made: TrainConfig) -> str:
     return "\n".join(plan_lines(made, made.tree / "stage2", None))
 
 
+def line_of(made: TrainConfig, data: PlannedData | None = None) -> str:
+    return memory_line(plan_run(made, data or planned_data(made, None)), made.tree / "stage2")
+
+
 @pytest.fixture(autouse=True)
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without GPUs; and fixed formulas in place of traces, which test_memory.py tests."""
@@ -49,7 +56,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
         pixels = micro_batch.samples * micro_batch.frames * micro_batch.height * micro_batch.width
         return PassMemory(pixels * 100_000, 10**8 + pixels * 120_000, 0)
 
-    monkeypatch.setattr(plan, "gpu_bytes", lambda: None)
+    monkeypatch.setattr(gpus, "gpu_bytes", lambda: None)
     monkeypatch.setattr(Tracer, "trace", trace)
 
 
@@ -64,7 +71,7 @@ def test_a_plan_with_a_shard_set_has_its_pools_and_a_run_prints_the_largest(tmp_
     made = config(tmp_path, make_shard_set(tmp_path / "set"))
     text = lines(made)
     assert "image-32x16" in text and "video-32x16" in text and "not checked" not in text
-    line = memory_line(made, planned_data(made, None), made.tree / "stage2")
+    line = line_of(made)
     assert "a step of video-32x16 adds" in line
     assert line.partition(" GiB")[0].rpartition(" ")[2] in text  # the same total
 
@@ -104,8 +111,10 @@ def test_a_plan_refuses_what_a_run_refuses(tmp_path):
 def test_time_is_computed_from_the_peak_rate_or_from_the_measured_one(tmp_path):
     made = config(tmp_path)
     made.plan.buckets = ["64x32"]
-    assert "give plan.tflops=" in lines(made)
-    made.plan.tflops = 0.001
+    assert "give plan.gpu= or plan.tflops=" in lines(made)
+    made.plan.gpu = "H100-PCIe"
+    assert "GPU hours, at 30% of 756 TFLOP/s on each of 1 H100-PCIes" in lines(made)
+    made.plan.tflops, made.plan.gpu = 0.001, None
     made.plan.mfu = 0.5
     image = step_flops(ranks_of(made).unet, 4, 8, 1, temporal=False).total * 4 * 4
     video = step_flops(ranks_of(made).unet, 4, 8, 4).total * 4
@@ -122,18 +131,19 @@ def test_a_gpu_that_may_be_too_small_is_reported_and_refused_only_if_certain(tmp
     made = config(tmp_path)
     made.data.batch_clips = 64
     data = planned_data(made, None)
-    total = float(memory_line(made, data, tmp_path).partition(" GiB")[0].rpartition(" ")[2])
+    total = float(line_of(made, data).partition(" GiB")[0].rpartition(" ")[2])
     made.plan.gigabytes = 0.8 * total
     assert "it does not fit a GPU of" in lines(made)
     made.plan.gigabytes = total
     assert "it may not fit a GPU of" in lines(made)
     made.trainer.accelerator = "auto"
-    monkeypatch.setattr(plan.torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(plan, "gpu_bytes", lambda: int(0.95 * total * GIBI))
-    memory_line(made, data, tmp_path)
-    monkeypatch.setattr(plan, "gpu_bytes", lambda: int(0.8 * total * GIBI))
+    made.plan.gigabytes = None
+    monkeypatch.setattr(workload.torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(gpus, "gpu_bytes", lambda: int(0.95 * total * GIBI))
+    line_of(made, data)
+    monkeypatch.setattr(gpus, "gpu_bytes", lambda: int(0.8 * total * GIBI))
     with pytest.raises(UserError, match=r"raise trainer\.accumulate=, set model\.checkpointing="):
-        memory_line(made, data, tmp_path)
+        line_of(made, data)
 
 
 def test_the_largest_micro_batch_fits_and_one_more_clip_does_not(tmp_path):
@@ -142,7 +152,7 @@ def test_the_largest_micro_batch_fits_and_one_more_clip_does_not(tmp_path):
     pool = next(pool for pool, _ in data.pools if pool.kind == "video")
 
     def needs(clips: int) -> float:
-        planner = plan.Planner(ranks.unet, replace(ranks.layout, accumulate=2))
+        planner = Planner(ranks.unet, replace(ranks.layout, accumulate=2))
         return planner.plan([data.micro_batch(pool, clips)]).total * gpus.MARGIN
 
     def most(card: float) -> int:
@@ -171,6 +181,19 @@ def test_gpu_memory_is_read_without_initializing_a_gpu(tmp_path, monkeypatch, ou
     assert gpu_bytes() is None
 
 
+def test_the_peak_rate_is_that_of_this_machines_gpus(tmp_path, monkeypatch):
+    fake = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for name, expected in (("NVIDIA H200", (989.4, "NVIDIA H200")), ("Tesla K80", None)):
+        fake.write_text(f"#!/bin/sh\nprintf '{name}\\n{name}\\n'\n")
+        fake.chmod(0o755)
+        assert peak_tflops(PlanConfig()) == expected
+    assert peak_tflops(PlanConfig(gpu="A100")) == (312.0, "A100")
+    assert peak_tflops(PlanConfig(gpu="A100", tflops=300.0)) == (300.0, "A100")
+    with pytest.raises(UserError, match=r"plan\.gpu=V100 is not one of A100, H100-SXM"):
+        PlanConfig(gpu="V100").check()
+
+
 def test_a_full_disk_is_reported_before_a_checkpoint_is_written(tmp_path, monkeypatch):
     folder = tmp_path / "not" / "yet" / "there"
     queried: list[Path] = []
@@ -189,7 +212,7 @@ def test_a_full_disk_is_reported_before_a_checkpoint_is_written(tmp_path, monkey
     with pytest.raises(UserError, match=r"checkpoints in .* need"):
         lines(made)
     with pytest.raises(UserError, match=r"checkpoints in .* need"):
-        memory_line(made, planned_data(made, None), made.tree / "stage2")
+        line_of(made)
 
 
 def test_existing_checkpoints_need_no_more_space(tmp_path):

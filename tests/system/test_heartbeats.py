@@ -7,8 +7,8 @@ import sys
 import pytest
 from torch.distributed import HashStore
 
-from gen1_train.training.callbacks import heartbeats
-from gen1_train.training.callbacks.heartbeats import SILENCE, Heartbeats, is_running, machine
+from gen1_train.system import heartbeats
+from gen1_train.system.heartbeats import SILENCE, Heartbeats, is_running, machine
 
 
 @pytest.fixture

@@ -24,6 +24,8 @@ from typing_extensions import override
 
 from gen1_train.batch import Batch
 from gen1_train.diffusion.loss import per_sample_loss
+from gen1_train.model.group_norm import GroupNorm
+from gen1_train.model.temporal import TemporalAttention
 from gen1_train.model.unet import SpatioTemporalUNet
 from gen1_train.system.device import autocast
 from gen1_train.training import module as training_module
@@ -74,9 +76,13 @@ class BareLoop:
         """Copies the full weights, so ZeRO-3 is not supported. `mixed`: float32 weights under bfloat16 autocast."""
         self.device = module.device
         self.mixed = mixed
-        self.unet = SpatioTemporalUNet(module.unet.config)
+        with self.device:
+            self.unet = SpatioTemporalUNet(module.unet.config)
         self.unet.load_state_dict(module.unet.state_dict())
-        self.unet.to(self.device).train()
+        self.unet.train()
+        for layer, copy in zip(module.unet.modules(), self.unet.modules(), strict=True):
+            if isinstance(layer, GroupNorm | TemporalAttention):
+                copy.triton = layer.triton
         self.optimizer = torch.optim.AdamW(self.unet.parameters(), lr=module.optim.lr, fused=True)
         self.work: list[Work] = []
         self.first_loss: float | None = None
