@@ -60,6 +60,11 @@ class StopRequest:
         self._raised: Callable[[], BaseException | None] = lambda: None  # a weak reference: swallowed if it is gone
         self._caught = False
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ends this process, which saves nothing."""
+        return self._interrupted is not None
+
     def listen(self) -> None:
         """Installs the signal handlers; call it again after other code has installed its own.
 

@@ -26,6 +26,7 @@ from gen1_train.errors import LOST, MISTAKE, UserError
 from gen1_train.system.console import EVERY_RANK, current
 from gen1_train.system.heartbeats import SILENCE, Heartbeats
 from gen1_train.system.processes import leave
+from gen1_train.system.signals import STOP
 
 TICK = 0.5  # seconds between two reads of the store
 GRACE = 10.0  # seconds within which training must end on this rank after rank 0 has ended
@@ -131,16 +132,17 @@ class RankFailure(Callback):
         try:
             heartbeats = Heartbeats(store, self._rank, self._world)
             while not store.check([CODE]):
-                if self._over.wait(TICK):
+                if self._over.wait(TICK) or STOP.interrupted:
                     return
                 heartbeats.beat()
                 lost = heartbeats.lost()
-                # a rank that ended itself has written CODE before
-                if lost is not None and not self._over.is_set() and not store.check([CODE]):
+                # a rank that ended itself has written CODE before, and Ctrl-C ends all ranks; this one may have to
+                # return from a collective to notice
+                if lost is not None and not self._over.wait(TICK) and not STOP.interrupted and not store.check([CODE]):
                     self._end_after_loss(lost, first=store.add(FAILED, 1) == 1)
             code = int(store.get(CODE))
         except torch.distributed.DistError:  # rank 0, which has the store, has ended
-            if not self._over.wait(GRACE):
+            if not self._over.wait(GRACE) and not STOP.interrupted:
                 self._end_after_loss("rank 0 is gone: it was killed, or its machine is", first=self._rank == 1)
             return
         self._children.clear()

@@ -90,7 +90,7 @@ def memory_lines(memory: MemoryPlan, pools: list[Pool]) -> Iterator[str]:
 def fit_lines(config: TrainConfig, data: PlannedData, ranks: Ranks, memory: MemoryPlan) -> Iterator[str]:
     """Yields whether it fits, and the largest micro-batch that does, with and without checkpointing."""
     if ranks.layout.strategy == "zero3":
-        yield "note: plans of zero3 are too low; a measured peak was 31 % above its plan (docs/memory.md)"
+        yield "note: plans of zero3 are an upper bound; measured peaks were 10 to 48 % below them (docs/memory.md)"
     card = gpu_memory(config.plan)
     if card is None:
         smallest = smallest_card(memory.total)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gen1_train.errors import LOST, UserError
+from gen1_train.system.signals import STOP
 from gen1_train.training.callbacks.rank_failure import RankFailure
 from tests.training.pair import run_pair, train_small
 
@@ -88,6 +89,27 @@ def test_a_killed_rank_is_named_and_no_rank_waits_for_it(tmp_path: Path, victim:
     (line,) = lines(outputs, "error")
     assert line.startswith(f"gen1-train: error: rank {victim} ") and "is gone" in line and "to resume from" in line
     assert not lines(outputs, "Traceback")
+
+
+def be_interrupted(rank: int) -> None:
+    """Ctrl-C reaches both ranks; rank 0 takes longer to end."""
+    STOP.listen()
+
+    def step(number: int) -> None:
+        if number == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    try:
+        train_small(step)
+    except (KeyboardInterrupt, SystemExit):
+        STOP.caught()
+        time.sleep(0 if rank else 3)
+        sys.exit(4)
+
+
+def test_interrupted_ranks_do_not_report_each_other(tmp_path: Path) -> None:
+    codes, outputs = run_pair(be_interrupted, tmp_path)
+    assert codes == [4, 4] and not lines(outputs, "error"), outputs
 
 
 def wait_alone(rank: int, seconds: float) -> None:

@@ -86,11 +86,11 @@ def test_more_devices_than_exist_can_be_planned(tmp_path):
     assert ranks_of(made).layout.zero is not None
 
 
-def test_a_plan_of_zero3_notes_that_it_is_too_low(tmp_path):
+def test_a_plan_of_zero3_notes_that_it_is_an_upper_bound(tmp_path):
     made = config(tmp_path)
     for name in ("zero2", "zero3"):
         made.strategy.name = name
-        assert ("note: plans of zero3 are too low" in lines(made)) == (name == "zero3")
+        assert ("note: plans of zero3 are an upper bound" in lines(made)) == (name == "zero3")
 
 
 def test_a_plan_refuses_what_a_run_refuses(tmp_path):
