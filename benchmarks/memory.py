@@ -19,7 +19,6 @@ import gc
 import json
 import os
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -82,13 +81,13 @@ def planned(case: Case) -> dict[str, int]:
     return {work.kind: standing + planner.peak(work).bytes for work in case.works}
 
 
-def measured(case: Case, folder: Path, seconds: float = 300) -> dict[str, int]:
+def measured(case: Case, seconds: float = 300) -> dict[str, int]:
     """Measures the peak of the rank that needs the most memory, by kind of step. Raises as `in_ranks` does."""
-    peaks = in_ranks(peaks_of_rank, case.world, case, folder, seconds=seconds)
+    peaks = in_ranks(peaks_of_rank, case.world, case, seconds=seconds)
     return {work.kind: max(peak[work.kind] for peak in peaks) for work in case.works}
 
 
-def peaks_of_rank(rank: int, case: Case, folder: Path) -> dict[str, int]:
+def peaks_of_rank(rank: int, case: Case) -> dict[str, int]:
     """Trains a few steps in this process; returns its peak by kind of step, in bytes."""
     if case.device == "cpu":
         os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
@@ -192,9 +191,7 @@ def main() -> None:
     for case in cases(options.device):
         if options.strategy not in (None, case.strategy):
             continue
-        with tempfile.TemporaryDirectory() as folder:
-            plan = planned(case)
-            peaks = measured(case, Path(folder))
+        plan, peaks = planned(case), measured(case)
         for kind, peak in peaks.items():
             row = {"kind": kind, "planned": plan[kind], "measured": peak, "ratio": round(plan[kind] / peak, 4)}
             print(json.dumps({**asdict(case), **row, "torch": torch.__version__, "commit": commit}), flush=True)
