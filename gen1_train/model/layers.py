@@ -142,10 +142,12 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] == 1:
-            # One more column of zeros, which the padding adds anyway. For maps one pixel wide, oneDNN 3.13 leaves parts
-            # of the bfloat16 weight gradient unwritten, and the step would use uninitialized memory.
-            x = F.pad(x, (0, 1))
+        width = x.shape[-1]
+        if width <= 2:
+            # With columns of zeros, the first of which the padding adds anyway. For bfloat16 maps one pixel wide, oneDNN
+            # 3.13 leaves parts of the weight's gradient unwritten; on CPUs with AMX, for maps of up to two pixels and
+            # at least nine rows, also parts of the result. The step would use uninitialized memory.
+            return self.conv(F.pad(x, (0, 3 - width)))[..., :1]
         return self.conv(x)
 
 

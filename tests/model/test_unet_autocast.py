@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from tests.model.reference import SD1, perturb
 
-SIZES = [(1, 1), (2, 4), (4, 2), (7, 5), (9, 1)]
+SIZES = [(1, 1), (2, 4), (4, 2), (7, 5), (9, 1), (12, 2)]
 
 
 @contextmanager
