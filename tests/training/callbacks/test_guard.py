@@ -180,7 +180,7 @@ def test_a_recorded_step_is_run_again_to_the_same_numbers(root, monkeypatch, cap
     capsys.readouterr()
     replay(ReplayConfig(str(path), batch=len(content["samples"]), device="cpu"))
     said = capsys.readouterr().out.splitlines()
-    table = [line.split() for line in said[2:-1] if "more, whose" not in line]
+    table = [line.split() for line in said[2:-1] if "…" not in line]  # and how many more there are
     assert table and all(row[-3] == row[-2] for row in table)  # recorded, now
     assert said[-1] == f"gradient norm {content['norm']:.6g}, recorded {content['norm']:.6g}"
     replay(ReplayConfig(str(path), batch=1, device="cpu"))
