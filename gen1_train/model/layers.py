@@ -144,8 +144,8 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         width = x.shape[-1]
         if width <= 2:
-            # With columns of zeros, the first of which the padding adds anyway. For bfloat16 maps one pixel wide, oneDNN
-            # 3.13 leaves parts of the weight's gradient unwritten; on CPUs with AMX, for maps of up to two pixels and
+            # With columns of zeros, the first of which the padding adds anyway. For bfloat16 maps of one column, oneDNN
+            # 3.13 leaves parts of the weight's gradient unwritten; on CPUs with AMX, for maps of up to two columns and
             # at least nine rows, also parts of the result. The step would use uninitialized memory.
             return self.conv(F.pad(x, (0, 3 - width)))[..., :1]
         return self.conv(x)
