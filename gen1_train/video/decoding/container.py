@@ -63,6 +63,8 @@ def open_container(path: str | Path) -> Iterator[InputContainer]:
 
 def _opened(source: Any, options: dict[str, str]) -> InputContainer:
     """Opens a container, for which ffmpeg reads its first packets. Raises VideoError if it has skipped some."""
+    av.logging.set_level(av.logging.ERROR)  # for `reported`, here and while its packets are read
+    av.logging.set_skip_repeated(False)
     with reported("at its start"):
         return av.open(source, "r", options=options)
 
@@ -73,8 +75,6 @@ def reported(where: str) -> Iterator[None]:
 
     That reader continues after damage and only logs it; in other containers, the frame count reveals missing frames.
     """
-    av.logging.set_level(av.logging.ERROR)
-    av.logging.set_skip_repeated(False)
     with av.logging.Capture() as messages:
         yield
     for _, source, message in messages:
