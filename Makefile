@@ -21,8 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/python -m miniature.demo $(if $(SOURCE),--source '$(SOURCE)')
 
-# Two processes at a time. A file stays in one of them, because its fixtures are whole runs; tests/conftest.py has the order.
-TEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Three workers for two cores, since many tests wait, for Slurm or for an interrupted process to end. A file stays in one
+# worker, because its fixtures are whole runs; tests/conftest.py has the order.
+TEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test: $(STAMP)
 	$(TEST)

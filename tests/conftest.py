@@ -1,7 +1,9 @@
 """One thread a process, since the tests' tensors are small and xdist runs a process on every core; quick commands."""
 
 import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -20,10 +22,22 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
         signal.signal(number, handler)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes the folder of remembered traces, which the workers of xdist inherit from their controller."""
+    if forkserver.TRACES not in os.environ:
+        os.environ[forkserver.TRACES] = tempfile.mkdtemp(prefix="gen1-traces-")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(forkserver.TRACES)))
+    forkserver.ENVIRONMENT[forkserver.TRACES] = os.environ[forkserver.TRACES]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts files with slow tests first, so that one worker does not end with a long file while the other is idle."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Puts long files first, so that no worker ends with one while the others are idle; a long one has more time."""
+    lengths: dict[Path, float] = {}
+    for item in items:
+        limit = item.get_closest_marker("timeout")
+        length = limit.args[0] if limit else float(item.get_closest_marker("slow") is not None)
+        lengths[item.path] = max(length, lengths.get(item.path, 0.0))
+    items.sort(key=lambda item: -lengths[item.path])
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,9 @@ fresh Python: arguments, environment, folder, session, open files, signals, `__m
 its own, which starts its workers and, for Lightning, the other ranks. Everything else, and everything within `cold()`,
 starts the usual way.
 
-Two things differ: forked processes share the seed of Python's string hashes, and they end with the functions of
-`atexit`, without tearing down all modules, which takes seconds.
+Three things differ: forked processes share the seed of Python's string hashes, they end with the functions of
+`atexit`, without tearing down all modules, which takes seconds, and they remember the traces of memory plans that
+others have made (tests/training/plans.py).
 """
 
 import atexit
@@ -63,6 +64,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "PYTHONPATH": str(REPOSITORY),
 }
+TRACES = "GEN1_TEST_TRACES"  # a variable: the folder of what tests/training/plans.py remembers for forked processes
 # Libraries read these variables when they are imported: a process for which they differ starts cold.
 READ_AT_IMPORT = ("PYTHON", "OMP_", "OPENBLAS_", "MKL_", "LD_PRELOAD", "DS_", "HF_", "TRANSFORMERS_", "MPL", "XDG_")
 SPAWN = "from multiprocessing.spawn import spawn_main; "
@@ -270,6 +272,9 @@ def serve_and_run() -> None:
     for module in PRELOADED:
         with suppress(ImportError):  # the command that needs it will say so
             importlib.import_module(module)
+    from tests.training.plans import remember_plans
+
+    remember_plans()
     assert len(os.listdir("/proc/self/task")) == 1, "a library has started a thread, and a fork would not have it"
     signal.pthread_sigmask(signal.SIG_BLOCK, RESET)  # a forked process gets those that come before it is ready
     gc.collect()

@@ -50,7 +50,7 @@ def half_failing(scale: Scale) -> Iterator[Row]:
 PARTS = (
     Part("good", good, 30),
     Part("raising", raising, 30),
-    Part("hanging", hanging, 8),
+    Part("hanging", hanging, 20),
     Part("dying", dying, 30),
     Part("lacking", lacking, 30),
     Part("unneeded", good, 30, ("no_such_package",)),

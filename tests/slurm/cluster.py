@@ -47,7 +47,7 @@ class Cluster:
         """Runs a command of a client of the cluster, with `more` variables in its environment."""
         words = [str(word) for word in command]
         environment = {**self.environment, **more}
-        return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+        return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
     def submit(self, *command: str | Path, folder: Path, **more: str) -> str:
         """Runs `sbatch` with these arguments; returns the job's id."""

@@ -19,11 +19,10 @@ from gen1_train.system.processes import run_without_finalizing
 from gen1_train.training.callbacks.rank_failure import RankFailure
 from gen1_train.training.config import TrainConfig
 from tests.running import ENVIRONMENT, REPOSITORY, command
-from tests.training.plans import remembered_plans
 
 
 def run_pair(
-    task: Callable[..., None], folder: Path, *arguments: Any, seconds: float = 60
+    task: Callable[..., None], folder: Path, *arguments: Any, seconds: float = 120
 ) -> tuple[list[int], list[str]]:
     """Calls `task(rank, *arguments)` in two processes that find each other.
 
@@ -49,7 +48,7 @@ def run_pair(
 def run_rank(rank: int, call: Path) -> None:
     """What each of the processes does."""
     task, arguments = pickle.loads(call.read_bytes())
-    with console("gen1-train"), remembered_plans():
+    with console("gen1-train"):
         try:
             task(rank, *arguments)
         except Exception as error:
