@@ -1,10 +1,13 @@
 """Turns the schedule and the shards into batches. Workers build whole micro-batches; the only state is the step."""
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import resource_sharer
+from types import TracebackType
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -14,7 +17,7 @@ from gen1_train.data.shards import ShardSet
 from gen1_train.data.watch import IDLE, ActivityBoard, WatchedLoader
 from gen1_train.errors import UserError, check_choice, check_not_negative, check_positive, check_share
 from gen1_train.keyed import key
-from gen1_train.system.console import EVERY_RANK, Console, current
+from gen1_train.system.console import EVERY_RANK, Console, current, print_traceback
 
 MAX_BAD_SAMPLES = 4  # in a row, before the set is considered damaged; ours
 
@@ -237,4 +240,14 @@ def _start_worker(board: ActivityBoard, console: Console | None, worker: int) ->
     """Runs first in each worker process."""
     if console is not None:
         console.open()
+        sys.excepthook = print_unless_hung_up
     board.join(worker)
+
+
+def print_unless_hung_up(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints the traceback of a bug. It is none if a rank that a signal ends does not fetch a batch to the end: the
+    thread that hands the files of shared memory to the rank then finds the connection closed.
+    """
+    in_sharer = trace is not None and trace.tb_frame.f_code.co_filename == resource_sharer.__file__
+    if not (in_sharer and issubclass(kind, ConnectionError | EOFError)):
+        print_traceback(kind, error, trace)

@@ -1,15 +1,28 @@
 """Batches are the same with and without workers, from any step on, and with damaged samples."""
 
+import os
+import sys
 from collections import Counter
 from dataclasses import replace
+from multiprocessing import resource_sharer
+from multiprocessing.connection import Client
+from multiprocessing.process import current_process
 from pathlib import Path
+from socket import AF_UNIX, socket
 
 import pytest
 import torch
 
 from gen1_train.batch import Batch, collate
 from gen1_train.data.index import read_index
-from gen1_train.data.loader import MAX_BAD_SAMPLES, BatchDataset, BatchPartition, StepSampler, build_loader
+from gen1_train.data.loader import (
+    MAX_BAD_SAMPLES,
+    BatchDataset,
+    BatchPartition,
+    StepSampler,
+    build_loader,
+    print_unless_hung_up,
+)
 from gen1_train.data.schedule import Schedule, Settings
 from gen1_train.data.shards import ShardSet
 from gen1_train.errors import UserError
@@ -187,3 +200,18 @@ def test_all_layouts_read_the_same_stream(large: Path, ranks: int, workers: int,
         whole = collate(step.kind, number, list(range(step.size)), samples)
         for name in ("moments", "embeddings", "structure"):
             assert torch.equal(torch.cat([getattr(part, name) for part in step_parts]), getattr(whole, name)), name
+
+
+def test_a_reader_that_hangs_up_is_no_bug_of_a_worker(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", print_unless_hung_up)
+    sharer = resource_sharer._ResourceSharer()  # type: ignore[attr-defined]
+    address, _ = sharer.register(lambda *_: None, lambda: None)
+    with socket(AF_UNIX) as reader:
+        reader.connect(address)
+    with Client(address, authkey=current_process().authkey) as unknown:
+        unknown.send((7, os.getpid()))
+    sharer.stop()
+    said = capsys.readouterr().err
+    assert said.count("Traceback") == 1 and said.rstrip().endswith("KeyError: 7")
