@@ -54,6 +54,7 @@ class Case:
     accumulate: int = 1  # micro-batches per optimizer step
     checkpointing: bool = False
     precision: str = "bf16-mixed"
+    reduce: str = "fp32"  # strategy.reduce
 
     @property
     def unet(self) -> UNetConfig:
@@ -138,7 +139,8 @@ def _count(case: Case) -> Sent:
 
 def _strategy(case: Case, size: int) -> Any:
     """Builds the strategy as in training; ZeRO-3 keeps the same share of the weights gathered as at full size."""
-    strategy = build_strategy(StrategyConfig(case.strategy, persist_below=0), 2, micro_batch=1, gpu=False)
+    config = StrategyConfig(case.strategy, persist_below=0, reduce=case.reduce)
+    strategy = build_strategy(config, 2, micro_batch=1, gpu=False)
     if isinstance(strategy, ZeroStrategy):
         assert isinstance(strategy.config, dict)
         live = LIVE_ELEMENTS * size // FULL_SIZE
@@ -184,6 +186,7 @@ def cases() -> Iterator[Case]:
     for strategy in ("ddp", "zero1", "zero2", "zero3"):
         for accumulate in (1, 4):
             yield Case(strategy, accumulate)
+            yield Case(strategy, accumulate, reduce="bf16")
     yield Case("zero3", checkpointing=True)
 
 

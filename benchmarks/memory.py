@@ -52,6 +52,7 @@ class Case:
     device: str = "cpu"
     full: bool = False  # Stable Diffusion 1.5's size
     bucket: int | None = None  # of ZeRO, in elements; None: as in training
+    reduce: str = "fp32"  # strategy.reduce
 
     @property
     def unet(self) -> UNetConfig:
@@ -64,7 +65,8 @@ class Case:
 
     def build(self) -> Any:
         """Builds the strategy as in training, except for the bucket."""
-        strategy = build_strategy(StrategyConfig(self.strategy), self.world, micro_batch=1, gpu=self.device == "cuda")
+        config = StrategyConfig(self.strategy, reduce=self.reduce)
+        strategy = build_strategy(config, self.world, micro_batch=1, gpu=self.device == "cuda")
         if isinstance(strategy, ZeroStrategy) and self.bucket is not None:
             assert isinstance(strategy.config, dict)
             strategy.config["zero_optimization"]["reduce_bucket_size"] = self.bucket
@@ -75,7 +77,8 @@ def planned(case: Case) -> dict[str, int]:
     """Returns the planned peak of a rank in a step, in bytes, by kind of step."""
     strategy = case.build()
     zero = ZeroSettings.read(strategy.config["zero_optimization"]) if isinstance(strategy, ZeroStrategy) else None
-    layout = Layout(case.strategy, case.precision, case.world, zero=zero, gloo=case.device == "cpu")
+    gloo = case.device == "cpu"
+    layout = Layout(case.strategy, case.precision, case.world, zero=zero, gloo=gloo, reduce=case.reduce)
     planner = Planner(case.unet, layout)
     standing = sum(planner.resident().values())
     return {work.kind: standing + planner.peak(work).bytes for work in case.works}

@@ -9,11 +9,13 @@ overhead    a step of a run as users start it (loader, draws, clipping, guard, a
             with zero2 DeepSpeed) compared with a bare loop of the same forward, backward and fused AdamW, alternating
             within that run: see training/turns.py. The ratio is of wall or CPU seconds, without checkpoints and
             validation. With --processes 2 only the run exchanges gradients, which is then part of its overhead
-host        the same with the UNet's full depth at a tenth of its width on tiny frames, for every strategy but zero3,
-            whose weights no rank has as a whole: nearly all of such a step is the host's time, for which a GPU waits
-            where its own work is shorter
+host        the same with the UNet's full depth and 0.2 M weights on tiny frames, for every strategy but zero3, whose
+            weights no rank has as a whole: nearly all of such a step is the host's time, for which a GPU waits where
+            its own work is shorter. With one process, ddp and ZeRO do all that they do in each of many
 ema         the averages' share of a step at the paper's 448x256, and their bytes per second, from which the share at
             other sizes is predicted
+draws       milliseconds of a clip's noise, drawn as the loader's workers do or by a counter-based generator, and
+            whether the latter's numbers are the same bits everywhere: see training/draws.py
 checkpoint  seconds per GB of gathering, writing, syncing and hashing, alternating with torch.save and fsync of the same
             tensors to the same disk, that of TMPDIR; then the delay of a run by a checkpoint:
             see training/saving.py
@@ -44,6 +46,7 @@ from pytorch_lightning import Callback, Trainer
 from benchmarks.questions import Row, answer, append_tables
 from benchmarks.ranks import in_ranks
 from benchmarks.synthetic_runs import composed, prepare_run, rows_of, run_training
+from benchmarks.training.draws import ask_draws
 from benchmarks.training.saving import ask_checkpoint
 from benchmarks.training.turns import Turns
 from benchmarks.unet_step import Setting, commit, machine, ours, release_memory, stepper, timed
@@ -62,8 +65,9 @@ PAPER_CLIP = Pool("video", 448, 256, 8)
 # A fifth of the time of model=small. Its FLOPs per parameter are those of any width, so passes over the parameters have
 # the same share as at full size.
 NARROW = ["model=small", "model.layers=1", "model.channels=[32,64,128,128]", "model.heads=[2,4,8,8]"]
-# The depth of Stable Diffusion 1.5, and so the number of its operations and weights, at a tenth of its width.
-TINY = ["model=sd15", "model.channels=[32,64,128,128]", "model.heads=[1,1,2,2]"]
+# The depth of Stable Diffusion 1.5, and so the number of its operations and weights, at a fortieth of its width. At a
+# tenth, a CPU's passes over the memory of 12.6 M weights, which take a GPU microseconds, are a third of the step.
+TINY = ["model=sd15", "model.channels=[8,8,16,16]", "model.heads=[1,1,1,1]", "model.groups=8", "model.context_dim=16"]
 BLOCK = 4  # steps in a turn of the run or the bare loop
 EXTRA_STEPS = 3  # after the last turn, so that no turn includes a finished loader or the run's last checkpoint
 WARM_UP = 5  # uncounted steps of a GPU run, in which kernels are chosen and the caching allocator fills
@@ -79,7 +83,8 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # for the runs; otherwise Lightning sets it for some
     if arguments.device == "cpu":  # before any process that imports DeepSpeed starts
         os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    questions = {"overhead": ask_overhead, "host": ask_host, "ema": ask_ema, "checkpoint": ask_checkpoint}
+    questions = {"overhead": ask_overhead, "host": ask_host, "ema": ask_ema, "draws": ask_draws}
+    questions["checkpoint"] = ask_checkpoint
     if arguments.device == "cuda":
         questions["cuda"] = ask_cuda
     common = {
@@ -96,7 +101,7 @@ def main() -> None:
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--suite", dest="only", choices=("overhead", "host", "ema", "checkpoint", "cuda"))
+    parser.add_argument("--suite", dest="only", choices=("overhead", "host", "ema", "draws", "checkpoint", "cuda"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of each process")
     parser.add_argument("--append", action="store_true", help="add tables to benchmarks/RESULTS.md")

@@ -73,7 +73,7 @@ def train(
         with autocast(scale.device, precision):
             loss = module.losses(batch.to(scale.device)).mean()
         loss.backward()
-        fill_missing_gradients(unet)
+        fill_missing_gradients(optimizer)
         torch.nn.utils.clip_grad_norm_(unet.parameters(), OPTIM.clip_norm)
         optimizer.step()
         schedule.step()

@@ -26,6 +26,12 @@ def under(strategy: str) -> Callable[[Scale], Iterator[Row]]:
     return rows
 
 
+def several(scale: Scale) -> Iterator[Row]:
+    from benchmarks.on_gpu.several import scaling_rows
+
+    yield from scaling_rows(scale)
+
+
 def plan(scale: Scale) -> Iterator[Row]:
     from benchmarks.on_gpu.trainers import plan_rows
 
@@ -53,6 +59,7 @@ PARTS = (
     Part("zero1", under("zero1"), 60, DEEPSPEED),
     Part("zero2", under("zero2"), 60, DEEPSPEED),
     Part("ddp", under("ddp"), 60, LIGHTNING),
+    Part("several", several, 240, DEEPSPEED),
     Part("bits", partial(equal_bits.equal_bits_rows, deterministic=True), 45),
     Part("default_bits", partial(equal_bits.equal_bits_rows, deterministic=False), 45),
     Part("plan", plan, 75, LIGHTNING),

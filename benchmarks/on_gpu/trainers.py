@@ -48,29 +48,12 @@ def strategy_rows(scale: Scale, strategy: str) -> Iterator[Row]:
 
 
 def _run(scale: Scale, strategy: str, clips: Clips, folder: Path) -> Iterator[Row]:
-    torch.manual_seed(0)
     block, turns = (2, 2) if scale.rehearsal else (4, 5)  # steps between two rows and in a turn; turns
-    steps = block * turns + EXTRA_STEPS
-    with scale.device:
-        unet = SpatioTemporalUNet(with_structure(scale.unet))
-    stage = StageSpec(seed=0, latent_scale=1.0, structure=True, steps=steps)
-    module = Gen1Module(unet, OptimConfig(warmup_steps=1), DiffusionConfig(), stage)
+    steps = block * turns + (1 if scale.rehearsal else EXTRA_STEPS)
     comparison, waits = Turns(block), Waits(block)
-    trainer = Trainer(
-        accelerator=scale.device.type,
-        devices=1,
-        strategy=build_strategy(StrategyConfig(strategy), processes=1, micro_batch=clips.samples, gpu=scale.gpu),
-        precision="bf16-mixed",
-        max_steps=steps,
-        gradient_clip_val=OptimConfig.clip_norm,
-        callbacks=[*callbacks(unet.config, clips, steps, block, folder), waits, comparison],
-        logger=[MetricsCSV(folder / "metrics.csv", resume_step=0)],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
-    trainer.fit(module, DataLoader(PreparedBatches(module, clips, steps), batch_size=None))
+    options: dict[str, Any] = {"steps": steps, "every": block, "extra": [waits, comparison]}
+    trainer, module, batches = build_run(scale, strategy, clips, folder, **options)
+    trainer.fit(module, batches)
     peak = torch.cuda.max_memory_allocated(scale.device) / 1e9 if scale.gpu else None
     yield {
         "strategy": strategy,
@@ -83,6 +66,43 @@ def _run(scale: Scale, strategy: str, clips: Clips, folder: Path) -> Iterator[Ro
     for row in read_metrics(folder / "metrics.csv")[1:]:
         shown = {name: float(value) for name, value in row.items() if name.startswith("time_") or name == "data_wait"}
         yield {"strategy": strategy, "step": int(row["step"]), **{name: round(x, 4) for name, x in shown.items()}}
+
+
+def build_run(
+    scale: Scale,
+    strategy: str,
+    clips: Clips,
+    folder: Path,
+    *,
+    steps: int,
+    every: int,
+    extra: list[Callback],
+    world: int = 1,
+) -> tuple[Trainer, Gen1Module, DataLoader[Any]]:
+    """Builds a run of stage 4 of one of `world` ranks, on `scale.device`, with a row every `every` steps.
+
+    `extra`: callbacks besides those of a run.
+    """
+    torch.manual_seed(0)
+    with scale.device:
+        unet = SpatioTemporalUNet(with_structure(scale.unet))
+    stage = StageSpec(seed=0, latent_scale=1.0, structure=True, steps=steps)
+    module = Gen1Module(unet, OptimConfig(warmup_steps=1), DiffusionConfig(), stage)
+    trainer = Trainer(
+        accelerator=scale.device.type,
+        devices=world,
+        strategy=build_strategy(StrategyConfig(strategy), processes=world, micro_batch=clips.samples, gpu=scale.gpu),
+        precision="bf16-mixed",
+        max_steps=steps,
+        gradient_clip_val=OptimConfig.clip_norm,
+        callbacks=[*callbacks(unet.config, clips, steps, every, folder), *extra],
+        logger=[MetricsCSV(folder / "metrics.csv", resume_step=0)],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    return trainer, module, DataLoader(PreparedBatches(module, clips, steps), batch_size=None)
 
 
 def callbacks(config: UNetConfig, clips: Clips, steps: int, every: int, folder: Path) -> list[Callback]:

@@ -5,14 +5,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from gen1_train.errors import check_positive
 from gen1_train.frozen.loading import architecture, fingerprint, finite, load_frozen, require_complete
 from gen1_train.frozen.plain import find_source, plain_folder, read_config, selected
+from gen1_train.system.device import MAX_MAP
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 KIND = "AutoencoderKL"
+PROBE = 256  # pixels, the side of the frames that `overflows` encodes
 NETWORK = (  # settings that the layers are built from
     "in_channels",
     "out_channels",
@@ -73,20 +77,48 @@ class Autoencoder(nn.Module):
         """The hash of the settings that its weights do not show, see `architecture`."""
         return architecture(**{name: self.kl.config[name] for name in NETWORK})
 
-    def encode_moments(self, frames: Tensor) -> Tensor:
-        """Frames (..., 3, h, w) in [-1, 1] -> moments (..., 2c, h/f, w/f): mean and log-variance, unscaled, float32."""
+    def encode_moments(self, frames: Tensor, check: bool = True) -> Tensor:
+        """Frames (..., 3, h, w) in [-1, 1] -> moments (..., 2c, h/f, w/f): mean and log-variance, unscaled, float32.
+
+        Without `check`, values that overflow in fp16 are returned, and the host does not wait for the device.
+        """
         flat = frames.flatten(0, -4).float()  # the dtype of the weights, under every strategy
-        moments = finite(lambda: self._encode(flat), flat.device)
+        moments = finite(lambda: self._encode(flat), flat.device) if check else self._encode(flat).float()
         return moments.view(*frames.shape[:-3], *moments.shape[1:])
 
     @torch.no_grad()
     def _encode(self, frames: Tensor) -> Tensor:
-        return torch.cat([self.kl.encode(part).latent_dist.parameters for part in frames.split(self.chunk)])
+        parts = frames.split(self._frames_per_call(*frames.shape[-2:]))
+        return torch.cat([self.kl.encode(part).latent_dist.parameters for part in parts])
 
-    def encode_structure(self, structure: Tensor) -> Tensor:
-        """Structure (..., h, w) in [0, 1] -> scaled mean latents (..., c, h/f, w/f) of it as a gray frame."""
+    def encode_structure(self, structure: Tensor, check: bool = True) -> Tensor:
+        """Structure (..., h, w) in [0, 1] -> scaled mean latents (..., c, h/f, w/f) of it as a gray frame.
+
+        `check`: see `encode_moments`.
+        """
         frames = (structure * 2 - 1).unsqueeze(-3).expand(*structure.shape[:-2], 3, *structure.shape[-2:])
-        return self.encode_moments(frames).chunk(2, dim=-3)[0] * self.scale
+        return self.encode_moments(frames, check).chunk(2, dim=-3)[0] * self.scale
+
+    def overflows(self) -> bool:
+        """Whether black, white, striped or random frames overflow in the number format of the current autocast.
+
+        Autoencoders that overflow in fp16 do so for nearly every frame (ours, no proof). It waits for the device.
+        """
+        device = next(self.kl.parameters()).device
+        generator = torch.Generator(device).manual_seed(0)  # not the global one, which a run draws from
+        frames = 2 * torch.rand(4, 3, PROBE, PROBE, generator=generator, device=device) - 1
+        frames[0] = -1
+        frames[1] = 1
+        frames[2] = -1
+        frames[2, ..., ::16] = 1
+        return not bool(self.encode_moments(frames, check=False).isfinite().all())
+
+    def encoding_flops(self, height: int, width: int) -> int:
+        """Returns the FLOPs of encoding a frame, as torch's FlopCounterMode counts them; nothing is computed."""
+        device = next(self.kl.parameters()).device
+        with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter, torch.no_grad():
+            self.kl.encode(torch.empty(1, 3, height, width, device=device))
+        return counter.get_total_flops()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (..., c, h/f, w/f) -> frames (..., 3, h, w) in [-1, 1], float32."""
@@ -96,7 +128,14 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def _decode(self, latents: Tensor) -> Tensor:
-        return torch.cat([self.kl.decode(part).sample for part in latents.split(self.chunk)])
+        h, w = latents.shape[-2:]
+        parts = latents.split(self._frames_per_call(self.factor * h, self.factor * w))
+        return torch.cat([self.kl.decode(part).sample for part in parts])
+
+    def _frames_per_call(self, height: int, width: int) -> int:
+        """Returns `chunk`, or fewer frames if their largest map would exceed MAX_MAP: the last upsampled one."""
+        widest = max(self.kl.config.block_out_channels[:2])
+        return max(1, min(self.chunk, MAX_MAP // (widest * height * width)))
 
 
 def load_kl(path: str, recorded: bool) -> Any:

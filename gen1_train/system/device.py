@@ -21,9 +21,14 @@ PEAKS = {
     "H200": (r"NVIDIA H200", 989.4),  # NVIDIA H200 data sheet: 1979 sparse
     "B200": (r"NVIDIA B200", 2250.0),  # NVIDIA Blackwell data sheet, HGX B200: 4500 sparse
     "MI300X": (r"AMD Instinct MI300X( OAM)?", 1307.4),  # AMD Instinct MI300X data sheet
-    "L40S": (r"NVIDIA L40S", 362.05),  # NVIDIA L40S data sheet
-    "RTX-4090": (r"NVIDIA GeForce RTX 4090", 165.2),  # NVIDIA Ada whitepaper, appendix A
+    "L40S": (r"NVIDIA L40S", 362.05),  # NVIDIA L40S data sheet: 362.05 dense, 733 sparse
+    "RTX-4090": (r"NVIDIA GeForce RTX 4090", 165.2),  # NVIDIA Ada whitepaper, appendix A: 330.3 sparse
 }
+# Elements of the largest map that a convolution on a GPU may read or write in one call (ours). torch gives cuDNN the
+# whole batch and does not split it; whether cuDNN's kernels address more was not tested, and older versions failed
+# (pytorch issue 17930). Other kernels split larger tensors or address them with 64 bits: torch's, cuBLAS's, our Triton
+# kernels. Layer norm is wrong from 2^32 on (pytorch issue 181555), but its maps are smaller than those of convolutions.
+MAX_MAP = 2**31 - 1
 # torch 2.15 reads the first of these that is set, when CUDA is initialized (c10/cuda/CUDAAllocatorConfig.h)
 ALLOCATOR_SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 

@@ -185,6 +185,7 @@ class TrainConfig(StoredConfig):
         """Raises UserError for an invalid section, and for sections that cannot be combined."""
         self.check_sections()
         self.trainer.check_profile(self.stage.steps)
+        self.strategy.check_precision(self.trainer.precision)
         self._check_waits()
         self._check_customization()
         if self.trainer.compile and self.strategy.name == "zero3":

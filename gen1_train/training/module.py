@@ -1,6 +1,7 @@
 """The LightningModule around the UNet: a batch in, the v-prediction loss out."""
 
 import fnmatch
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,10 +21,12 @@ from gen1_train.diffusion.structure import degrade, level_channels
 from gen1_train.errors import UserError, check_share
 from gen1_train.frozen.autoencoder import Autoencoder, sample_latents, to_signed
 from gen1_train.model.unet import SpatioTemporalUNet
-from gen1_train.system.device import autocast
-from gen1_train.training.checkpoints.state import trainable
+from gen1_train.system.device import autocast, resolve_precision
+from gen1_train.training.checkpoints.state import trainable, updated_by
 from gen1_train.training.draws import Choices, Drawing, Draws, fixed_draw
 from gen1_train.training.network import NetworkModule, OptimConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -101,6 +104,7 @@ class Gen1Module(NetworkModule):
                 parameter.register_hook(torch.zeros_like)
         # in a tuple, so that the frozen weights are neither sharded, nor saved, nor seen by the optimizer
         self._autoencoder = (autoencoder,)
+        self._precision = "auto"  # of the autoencoder
         self._schedule: NoiseSchedule | None = None
         self.observed: list[Observed] = []  # the micro-batches of the current optimizer step
         # decides by the gradient norm whether a step is taken (callbacks.guard); DeepSpeed's ZeRO asks elsewhere
@@ -120,6 +124,20 @@ class Gen1Module(NetworkModule):
         self._schedule = NoiseSchedule(self.diffusion.noise, self.device)
         if self._autoencoder[0] is not None:
             self._autoencoder[0].to(self.device)
+            self._precision = self._safe_precision(self._autoencoder[0])
+
+    def _safe_precision(self, autoencoder: Autoencoder) -> str:
+        """Returns the precision in which the autoencoder runs: as in data_tools, but fp32 if it overflows in fp16.
+
+        A step does not ask again, because the host would wait for the device; if a frame overflows all the same, the
+        loss is not finite, and the guard skips the step.
+        """
+        precision = resolve_precision(self.device)
+        with autocast(self.device, precision):
+            if precision == "fp16" and autoencoder.overflows():
+                logger.warning("the autoencoder overflows in fp16: it encodes in fp32, which takes longer")
+                return "fp32"
+        return precision
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -189,7 +207,7 @@ class Gen1Module(NetworkModule):
             return batch.moments
         assert batch.frames is not None
         frames = to_signed(batch.frames)
-        return self._encode(lambda autoencoder: autoencoder.encode_moments(frames))
+        return self._encode(lambda autoencoder: autoencoder.encode_moments(frames, check=False))
 
     def structure_latents(self, batch: Batch, levels: Sequence[int]) -> Tensor:
         """Returns the encoded structure (b, n, c, h, w) at t_s (b): as it was read at these t_s, or encoded now."""
@@ -201,18 +219,18 @@ class Gen1Module(NetworkModule):
         assert batch.structure is not None
         with autocast(self.device, "fp32"):  # half precision would blur away the 16 bits
             structure = degrade(batch.structure, levels)
-        return self._encode(lambda autoencoder: autoencoder.encode_structure(structure))
+        return self._encode(lambda autoencoder: autoencoder.encode_structure(structure, check=False))
 
     def _encode(self, encode: Callable[[Autoencoder], Tensor]) -> Tensor:
         autoencoder = self._autoencoder[0]
         assert autoencoder is not None
-        with autocast(self.device):  # as data_tools does, and not in the UNet's bfloat16
+        with autocast(self.device, self._precision):  # not in the UNet's bfloat16
             return encode(autoencoder)
 
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if not isinstance(self.trainer.strategy, DeepSpeedStrategy):  # ZeRO treats missing gradients as zero
-            fill_missing_gradients(self.unet)
+            fill_missing_gradients(optimizer)
 
     @override
     def takes_step(self, norm: float) -> bool:
@@ -236,12 +254,12 @@ def _take_every_step(norm: float) -> bool:
     return True
 
 
-def fill_missing_gradients(unet: SpatioTemporalUNet) -> None:
+def fill_missing_gradients(optimizer: Optimizer) -> None:
     """Puts zeros where there is no gradient, so that all strategies take the same step.
 
     A plain optimizer would skip such weights. An image step leaves the temporal layers without a gradient; a single
     content token leaves the queries and keys of its attention without one.
     """
-    for parameter in trainable(unet).values():
+    for parameter in updated_by(optimizer):
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)

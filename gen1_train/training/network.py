@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from gen1_train.errors import UserError, check_choice, check_not_negative, check_positive, check_share
 from gen1_train.training.checkpoints.checkpoint import UNET
-from gen1_train.training.checkpoints.state import trainable
+from gen1_train.training.checkpoints.state import trainable, updated_by
 
 SCHEDULES = ("constant", "cosine")
 
@@ -66,7 +66,7 @@ class NetworkModule(LightningModule):
         # DeepSpeed clips and judges on its own. Lightning's clipping refuses a fused optimizer under autocast, because
         # of a loss scaler that bfloat16 does not have.
         if not isinstance(self.trainer.strategy, DeepSpeedStrategy):
-            norm = clip_grad_norm_(self.network.parameters(), gradient_clip_val or math.inf)
+            norm = clip_grad_norm_(updated_by(optimizer), gradient_clip_val or math.inf)
             if not self.takes_step(float(norm)):
                 optimizer.zero_grad(set_to_none=True)  # without gradients a step changes nothing
 

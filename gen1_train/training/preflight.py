@@ -235,8 +235,15 @@ def open_held_out(config: TrainConfig, shards: ShardSet) -> ShardSet | None:
 
 def encodes(config: TrainConfig, manifest: Manifest) -> bool:
     """Whether a training step needs the autoencoder: the shards hold no latents, or none at a t_s that is drawn."""
+    return encoded_maps(config, manifest) > 0
+
+
+def encoded_maps(config: TrainConfig, manifest: Manifest) -> int:
+    """Returns how many maps of a frame a training step encodes: the frame, its structure, or both."""
     autoencoder = manifest.estimators["autoencoder"]
-    return config.stage.max_level > stored_level(autoencoder) or not autoencoder.get("stored", True)
+    frames = not autoencoder.get("stored", True)
+    structure = config.stage.structure and (frames or config.stage.max_level > stored_level(autoencoder))
+    return frames + structure
 
 
 def wants_previews(config: TrainConfig) -> bool:

@@ -17,7 +17,6 @@ from gen1_train.training.planning.plan import memory_line
 from gen1_train.training.planning.workload import data_of
 from gen1_train.training.preflight import (
     check_start,
-    encodes,
     gpu_count,
     log_short_clips,
     micro_clips,
@@ -89,7 +88,7 @@ def prepare(config: TrainConfig, run: Path, resume: Checkpoint | None) -> Ready:
     micro_batch = micro_clips(config, world)
     held_out = open_validation(config, shards)
     autoencoder = open_autoencoder(config, shards.manifest)
-    data = data_of(schedule, autoencoder if encodes(config, shards.manifest) else None)
+    data = data_of(config, schedule, autoencoder)
     planned = plan_run(config, data)
     config = planned.config
     if planned.reason is not None:

@@ -6,13 +6,14 @@ from pathlib import Path
 from gen1_train.model.pretrained import WeightReport
 from gen1_train.system.device import use_expandable_segments
 from gen1_train.system.files import patiently
-from gen1_train.training.checkpoints import checkpoint
+from gen1_train.training.checkpoints import checkpoint, writing
 from gen1_train.training.checkpoints.resuming import Claim
 from gen1_train.training.config import TrainConfig
 from gen1_train.training.datamodule import Gen1DataModule
 from gen1_train.training.initial import load_initial, make_module
 from gen1_train.training.planning.plan import plan_lines
 from gen1_train.training.planning.throughput import step_cost
+from gen1_train.training.planning.workload import encoding_of
 from gen1_train.training.preflight import check_disk
 from gen1_train.training.ready import prepare
 from gen1_train.training.run_files import open_run
@@ -57,7 +58,7 @@ def initialise(config: TrainConfig, title: str, run: Path) -> None:
     tensors = {checkpoint.UNET: unet.state_dict()}
 
     def write() -> Path:
-        return checkpoint.commit(checkpoint.begin(run, 0), tensors, config.to_yaml(), info, config.checkpoint)
+        return writing.commit(writing.begin(run, 0), tensors, config.to_yaml(), info, config.checkpoint)
 
     path = patiently(write, f"the weights cannot be written to {run}", config.checkpoint.patience_seconds)
     logger.info(f"{title} is finished: {path}")
@@ -93,7 +94,7 @@ def fit(config: TrainConfig, title: str, run: Path, claim: Claim) -> int:
         clock=session.clock,
     )
     logger.info(f"{title}: steps {ready.start} to {config.stage.steps} in {run} on {trainer.world_size} processes")
-    logger.info(step_cost(weights.unet.config, ready.schedule))
+    logger.info(step_cost(weights.unet.config, ready.schedule, encoding_of(config, manifest, ready.autoencoder)))
     if not module.stage.cached:
         logger.info(f"{config.data.root} holds no latents: the autoencoder encodes the frames in every step")
     elif module.stage.structure and module.stage.encodes_structure:

@@ -22,6 +22,7 @@ from gen1_train.training.config import TrainConfig
 from gen1_train.training.customization.lora import merging
 from gen1_train.training.customization.overfit import Overfit
 from gen1_train.training.initial import InitialWeights
+from gen1_train.training.planning.workload import encoding_of
 from gen1_train.training.preflight import wants_previews
 from gen1_train.training.ready import Ready
 from gen1_train.training.session import Session
@@ -84,12 +85,13 @@ def trained_frames(ready: Ready) -> int:
 
 
 def measuring(config: TrainConfig, ready: Ready, session: Session, weights: InitialWeights) -> Measure:
-    factor = ready.shards.manifest.estimators["autoencoder"]["factor"]
+    manifest = ready.shards.manifest
+    factor, encoding = manifest.estimators["autoencoder"]["factor"], encoding_of(config, manifest, ready.autoencoder)
     return Measure(
         title=session.title,
         steps=config.stage.steps,
         every=config.log.every,
-        flops=BatchFlops(weights.unet.config, factor),
+        flops=BatchFlops(weights.unet.config, factor, encoding),
         image_share=ready.schedule.image_share,
         clock=session.clock,
     )

@@ -1,5 +1,7 @@
 """Strategies: one process, DDP, or DeepSpeed ZeRO, on GPUs or (for tests) on CPUs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +10,8 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
 from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -17,6 +21,7 @@ from gen1_train.training.checkpoints.state import state_of
 ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 AUTO = "auto"  # the first that fits the GPUs, see planning/choice.py
 OFFLOADS = ("none", "optimizer", "all")
+REDUCES = ("fp32", "bf16")
 # Gradients are reduced in buckets of this many elements. Where communication overlaps with computation, two buckets are
 # in memory: 4 GB in fp32 with DeepSpeed's default of 5e8. This value is above the largest weight of Stable Diffusion's
 # UNet (29.5 M), so that no weight needs a bucket of its own, and 100 MB of bfloat16 are enough to fill any link.
@@ -31,9 +36,10 @@ class StrategyConfig:
     name: str = AUTO  # the first of zero1, zero2, zero3 that fits the GPUs; or single, ddp, zero1, zero2, zero3
     offload: str = "none"  # to CPU memory, from GPUs: optimizer (zero1-3: masters, moments), all (zero3: weights too)
     persist_below: int = 100_000  # zero3: weights of fewer elements stay whole in every rank; 0: none
+    reduce: str = "fp32"  # format in which gradients of ranks and micro-batches are sent and summed; or bf16
 
     def check(self) -> None:
-        """Raises UserError for an unknown strategy or offload, and where they do not go together."""
+        """Raises UserError for an unknown strategy, offload or reduce, and where they do not go together."""
         names = (AUTO, "single", "ddp", *ZERO_STAGES)
         if self.name not in names:
             raise UserError(f"there is no strategy {self.name!r}; choose from {', '.join(names)}")
@@ -46,6 +52,20 @@ class StrategyConfig:
         if self.offload == "optimizer" and self.name not in (AUTO, *ZERO_STAGES):
             raise UserError(f"strategy.offload=optimizer needs {', '.join(ZERO_STAGES)}, not strategy={self.name}")
         check_not_negative(strategy__persist_below=self.persist_below)
+        check_choice("strategy.reduce", self.reduce, REDUCES)
+        if self.reduce == "bf16" and self.name == "single":
+            raise UserError(
+                "strategy.reduce=bf16 does not go with strategy=single, which sends no gradients and sums them in "
+                "float32: leave it out"
+            )
+
+    def check_precision(self, precision: str) -> None:
+        """Raises UserError if the gradients have more bits than they would be summed in."""
+        if self.reduce == "bf16" and precision != "bf16-mixed":
+            raise UserError(
+                f"strategy.reduce=bf16 needs trainer.precision=bf16-mixed, not {precision}: leave it out, and float32 "
+                "gradients are summed in float32"
+            )
 
 
 def build_strategy(config: StrategyConfig, processes: int, micro_batch: int, gpu: bool) -> Strategy | str:
@@ -61,7 +81,7 @@ def build_strategy(config: StrategyConfig, processes: int, micro_batch: int, gpu
         return "auto"
     if config.name == "ddp":
         # image steps leave layers out, and these have no gradients: see module.fill_missing_gradients
-        return DDPStrategy(find_unused_parameters=True)
+        return (Bf16DDPStrategy if config.reduce == "bf16" else DDPStrategy)(find_unused_parameters=True)
     return ZeroStrategy(zero_config(config, micro_batch, gpu))
 
 
@@ -83,6 +103,9 @@ def zero_config(config: StrategyConfig, micro_batch: int, gpu: bool) -> dict[str
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": gpu}
     if config.offload == "all":
         zero["offload_param"] = {"device": "cpu", "pin_memory": gpu}
+    formats: dict[str, Any] = {}  # by default, gradients are sent and summed in the number format of the weights
+    if config.reduce == "fp32":
+        formats = {"communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}}
     return {
         "train_micro_batch_size_per_gpu": micro_batch,  # DeepSpeed uses it for its throughput log only
         "zero_optimization": zero,
@@ -90,7 +113,38 @@ def zero_config(config: StrategyConfig, micro_batch: int, gpu: bool) -> dict[str
         # torch's fused AdamW: DeepSpeed's CPU optimizer has to be compiled and gains little, see docs/strategies.md
         "zero_force_ds_cpu_optimizer": False,
         "timers": {"throughput": {"enabled": False}},  # it waits for the device twice in every micro-batch
+        **formats,
     }
+
+
+class Bf16DDPStrategy(DDPStrategy):
+    """DDP that sends gradients in bfloat16. Each rank still sums its micro-batches in float32."""
+
+    @override
+    def _register_ddp_hooks(self) -> None:  # Lightning's would register a hook on GPUs only
+        assert isinstance(self.model, DistributedDataParallel)
+        self.model.register_comm_hook(None, bf16_compress_hook)
+
+
+@contextmanager
+def _stage_1_as_stage_2() -> Iterator[None]:
+    """Lets DeepSpeed run ZeRO-1 with float32 sums as it runs ZeRO-2, and ZeRO-1 with other sums.
+
+    It would choose its BF16_Optimizer, which keeps float32 gradients of all weights even without accumulation, and
+    reduces none of them before the end of the backward pass. Its ZeRO-1 sums in float32 too; with offload it is chosen.
+    """
+    from deepspeed.runtime.engine import BFLOAT16, ZERO_OPTIMIZATION, DeepSpeedEngine
+
+    choose = DeepSpeedEngine._do_optimizer_sanity_check
+
+    def chosen(engine: Any, optimizer: Any) -> Any:
+        return ZERO_OPTIMIZATION if (choice := choose(engine, optimizer)) == BFLOAT16 else choice
+
+    DeepSpeedEngine._do_optimizer_sanity_check = chosen
+    try:
+        yield
+    finally:
+        DeepSpeedEngine._do_optimizer_sanity_check = choose
 
 
 def _unchanged(data: Any) -> Any:
@@ -127,7 +181,8 @@ class ZeroStrategy(DeepSpeedStrategy):
         loaded: dict[str, Tensor] = {}
         if self.precision_plugin.precision == "bf16-mixed":
             loaded = {name: weight.detach().cpu().clone() for name, weight in self.model.named_parameters()}
-        super().setup(trainer)
+        with _stage_1_as_stage_2():
+            super().setup(trainer)
         state = state_of(self)
         for name, weight in self.deepspeed_engine.module.named_parameters():
             if name in loaded and weight.requires_grad:  # frozen weights have no master
@@ -150,7 +205,8 @@ class ZeroStrategy(DeepSpeedStrategy):
         """Returns the gradient buffers that DeepSpeed keeps from step to step and writes only for layers in use.
 
         Without zeroing them, a layer that a step leaves out would be updated with its gradient of the step before
-        (measured: the losses diverge after the first image step).
+        (measured: the losses diverge after the first image step). Where the optimizer is offloaded, ZeRO-1 and ZeRO-2
+        also keep the float32 sums of a skipped step, and would add the next step's to them.
         """
         zero = self.deepspeed_engine.optimizer
         if self.zero_stage_3:
@@ -158,7 +214,8 @@ class ZeroStrategy(DeepSpeedStrategy):
             offloaded = zero.offload_optimizer
             masters = zero.fp32_partitioned_groups_flat
         else:
-            partitions = []
+            sums = zero.averaged_gradients.values()  # between steps there are none, except after a skipped one
+            partitions = [group.flat_partition for group in sums if group is not None]
             offloaded = zero.cpu_offload
             masters = zero.single_partition_of_fp32_groups
         return partitions + [master.grad for master in masters if offloaded]

@@ -35,6 +35,7 @@ def rows_of(lines: list[dict[str, Any]], part: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_rehearsal_runs_every_part_on_a_cpu() -> None:
     result = run("benchmarks.gpu", "--rehearse", fresh=True)
     lines = lines_of(result.stdout)
@@ -51,6 +52,8 @@ def test_the_rehearsal_runs_every_part_on_a_cpu() -> None:
     assert [row["stage"][0] for row in rows_of(lines, "bf16")] == ["2", "3", "4"]
     for strategy in ("single", "ddp", "zero1", "zero2"):
         assert rows_of(lines, strategy)[0]["ours_wall_s"] > 0
+    assert [(row["strategy"], row["gpus"]) for row in rows_of(lines, "several")] == [("single", 1), ("zero1", 2)]
+    assert all(row["frames_per_second"] > 0 for row in rows_of(lines, "several"))
 
 
 @pytest.mark.slow
@@ -60,7 +63,7 @@ def test_a_part_that_fails_is_named_and_the_others_still_run() -> None:
     assert ends_of(lines) == {
         "good": ("done", ""),
         "raising": ("failed", "RuntimeError: the kernel failed"),
-        "hanging": ("failed", "it took longer than 8 s"),
+        "hanging": ("failed", "it took longer than 20 s"),
         "dying": ("failed", "its process ended with SIGSEGV"),
         "lacking": ("skipped", "no_such_package is not installed"),
         "unneeded": ("skipped", "no_such_package is not installed"),
@@ -72,7 +75,7 @@ def test_a_part_that_fails_is_named_and_the_others_still_run() -> None:
     assert result.returncode == 1
     assert "what a library prints" in result.stderr
     assert "in hanging" in result.stderr  # its stack
-    assert "| hanging | failed | it took longer than 8 s |" in result.stderr
+    assert "| hanging | failed | it took longer than 20 s |" in result.stderr
 
 
 @pytest.mark.slow

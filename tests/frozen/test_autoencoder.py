@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from gen1_train.errors import UserError
+from gen1_train.frozen import autoencoder as loaded
 from gen1_train.frozen.autoencoder import Autoencoder, AutoencoderConfig, sample_latents, to_pixels, to_signed
 
 SCALE = 0.4
@@ -64,6 +65,39 @@ def test_the_chunk_size_changes_no_value(folder: Path, frames: torch.Tensor, chu
     torch.testing.assert_close(parts.encode_moments(frames), moments, rtol=1e-4, atol=1e-5)
     latents = moments[:, :, :4]
     torch.testing.assert_close(parts.decode(latents), whole.decode(latents), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("limit", "calls"), [(2 * 8 * 16 * 24, [2, 2, 2]), (8 * 16 * 24 - 1, [1] * 6)])
+def test_no_call_has_a_map_beyond_what_kernels_can_index(
+    folder: Path, frames: torch.Tensor, monkeypatch: pytest.MonkeyPatch, limit: int, calls: list[int]
+) -> None:
+    """The largest map is in the decoder: its last but one block's channels at the size of the frames."""
+    autoencoder = Autoencoder(AutoencoderConfig(str(folder)))
+    seen: dict[str, list[int]] = {"encoder": [], "decoder": []}
+    sizes: list[float] = []
+    for name, found in seen.items():
+        part = getattr(autoencoder.kl, name)
+        part.register_forward_pre_hook(lambda _, inputs, found=found: found.append(len(inputs[0])))
+        for layer in part.modules():
+            if isinstance(layer, torch.nn.Conv2d):
+                layer.register_forward_hook(lambda _, x, y: sizes.extend([x[0].numel() / len(x[0]), y[0].numel()]))
+    monkeypatch.setattr(loaded, "MAX_MAP", limit)
+    autoencoder.decode(autoencoder.encode_moments(frames)[:, :, :4])
+    assert seen == {"encoder": calls, "decoder": calls}
+    assert max(sizes) == 8 * 16 * 24
+
+
+def test_an_autoencoder_that_overflows_in_fp16_is_noticed(folder: Path) -> None:
+    autoencoder = Autoencoder(AutoencoderConfig(str(folder)))
+    state = torch.get_rng_state()
+    with torch.autocast("cpu", torch.float16):
+        assert not autoencoder.overflows()
+        autoencoder.kl.encoder.conv_in.weight.mul_(1e6)
+        assert autoencoder.overflows()
+        frames = torch.ones(1, 3, 16, 24)
+        assert not autoencoder.encode_moments(frames, check=False).isfinite().all()
+        assert autoencoder.encode_moments(frames).isfinite().all()  # again in fp32
+    assert not autoencoder.overflows() and torch.equal(torch.get_rng_state(), state)
 
 
 def test_latents_without_noise_are_the_scaled_mean() -> None:

@@ -18,14 +18,8 @@ from pytest import MonkeyPatch
 from torch import Tensor, distributed
 
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
-from gen1_train.training.checkpoints.checkpoint import (
-    UNET,
-    CheckpointConfig,
-    CheckpointInfo,
-    begin,
-    checkpoints_dir,
-    commit,
-)
+from gen1_train.training.checkpoints.checkpoint import UNET, CheckpointConfig, CheckpointInfo, checkpoints_dir
+from gen1_train.training.checkpoints.writing import begin, commit
 from gen1_train.training.config import TrainConfig
 from gen1_train.training.module import Gen1Module
 from gen1_train.training.run import train
@@ -52,6 +46,7 @@ class Cell:
     compile: bool = False
     offload: str = "none"
     ema: bool = True
+    reduce: str = "fp32"
 
     @property
     def name(self) -> str:
@@ -59,6 +54,7 @@ class Cell:
         extras = [self.offload] if self.offload != "none" else []
         extras += [word for word in ("checkpointing", "compile") if getattr(self, word)]
         extras += [] if self.ema else ["no-ema"]
+        extras += ["reduce-bf16"] if self.reduce == "bf16" else []
         return "-".join([self.strategy, self.precision, *extras])
 
 
@@ -68,6 +64,7 @@ PRECISIONS = ("32-true", "bf16-mixed")
 OFFLOADED = [Cell(name, precision, offload="optimizer") for name in ("zero1", "zero2") for precision in PRECISIONS]
 OFFLOADED += [Cell("zero3", offload="optimizer")]
 OFFLOADED += [Cell("zero3", precision, checkpointing=True, offload="all") for precision in PRECISIONS]
+NARROW = [Cell(name, "bf16-mixed", reduce="bf16") for name in STRATEGIES if name != "single"]
 
 
 def cells(strategy: str) -> list[Cell]:
@@ -75,7 +72,7 @@ def cells(strategy: str) -> list[Cell]:
     compiled = (False,) if strategy == "zero3" else (False, True)
     combinations = [Cell(strategy, *choice) for choice in product(PRECISIONS, (False, True), compiled)]
     combinations += [Cell(strategy, precision, ema=False) for precision in PRECISIONS]  # averaging follows the step
-    return combinations + [cell for cell in OFFLOADED if cell.strategy == strategy]
+    return combinations + [cell for cell in OFFLOADED + NARROW if cell.strategy == strategy]
 
 
 def make_start(root: Path) -> None:
@@ -104,6 +101,7 @@ def config(root: Path, cell: Cell) -> TrainConfig:
     config.strategy.name = cell.strategy
     config.strategy.offload = cell.offload
     config.strategy.persist_below = 0
+    config.strategy.reduce = cell.reduce
     config.checkpoint.every = 1
     config.checkpoint.keep = 2
     config.log.wandb = "disabled"
@@ -130,11 +128,13 @@ def run_all(rank: int, root: Path, which: list[Cell]) -> None:
         settings = config(root, cell)
         with recorded_inputs(root / cell.name / f"inputs-{rank}.jsonl"):
             train(settings)
-        if cell in OFFLOADED:
+        if cell in OFFLOADED or cell in NARROW:
             if rank == 0:
                 copy_first_step(root, cell)
             distributed.barrier()
-            train(replace(settings, name=resumed(cell)))
+            # a run with offload is resumed as it was, and one that sums in bfloat16 goes on in float32
+            strategy = replace(settings.strategy, reduce="fp32")
+            train(replace(settings, name=resumed(cell), strategy=strategy))
         gc.collect()  # DeepSpeed's engines hold references to themselves
 
 

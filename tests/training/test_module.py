@@ -11,6 +11,7 @@ from gen1_train.diffusion.prediction import v_from
 from gen1_train.diffusion.schedule import NoiseSchedule
 from gen1_train.frozen.autoencoder import Autoencoder, AutoencoderConfig, to_signed
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
+from gen1_train.training import module as training_module
 from gen1_train.training.draws import draw
 from gen1_train.training.module import DiffusionConfig, Gen1Module, StageSpec, fill_missing_gradients
 from gen1_train.training.network import OptimConfig
@@ -18,6 +19,7 @@ from tests.made import WIDTH, make_shard_set
 from tests.running import WEIGHTS
 
 AUTOENCODER = WEIGHTS / "autoencoder"
+BLACK = torch.zeros(1, 1, 16, 32, 3, dtype=torch.uint8)
 TINY = {"channels": [8, 16, 16, 16], "heads": [2, 2, 2, 2], "groups": 8, "context_dim": WIDTH, "content_dim": WIDTH}
 
 
@@ -50,6 +52,27 @@ def make_module(
     module = Gen1Module(unet, OptimConfig(), DiffusionConfig(drop_content=drop), stage, autoencoder)
     module.on_fit_start()
     return module
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(1.0, torch.float16), (1e6, torch.float32)])
+def test_the_precision_of_the_autoencoder_is_chosen_once_at_the_start(monkeypatch, caplog, factor, expected):
+    """As on a GPU, where it encodes in fp16 unless it overflows there; a step does not look at its values."""
+    formats = {"fp16": torch.float16, "fp32": torch.float32, "auto": torch.float16}
+
+    def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
+        return torch.autocast("cpu", formats[precision], enabled=precision != "fp32")
+
+    monkeypatch.setattr(training_module, "resolve_precision", lambda device: "fp16")
+    monkeypatch.setattr(training_module, "autocast", autocast)
+    module = make_module(cached=False)
+    assert module.autoencoder is not None
+    module.autoencoder.kl.encoder.conv_in.weight.mul_(factor)
+    module.on_fit_start()
+    seen: list[torch.dtype] = []
+    module.autoencoder.kl.encoder.conv_in.register_forward_hook(lambda _, inputs, output: seen.append(output.dtype))
+    moments = module.moments(Batch("image", 0, [0], [""], None, torch.zeros(1, 1, WIDTH), frames=BLACK))
+    assert seen == [expected] and moments.isfinite().all() and moments.dtype == torch.float32
+    assert ("overflows in fp16: it encodes in fp32" in caplog.text) == (expected == torch.float32)
 
 
 def batches(shards: ShardSet, module: Gen1Module, kind: str, world: int, accumulate: int = 1) -> list[Batch]:
@@ -198,7 +221,7 @@ def test_images_leave_the_temporal_layers_out_and_every_parameter_gets_a_gradien
     without = {name for name, p in module.unet.named_parameters() if p.grad is None}
     unused = [name for name in without if ".temporal_" not in name]
     assert len(unused) < len(without) and all(name.split(".")[-2] in ("norm2", "to_q", "to_k") for name in unused)
-    fill_missing_gradients(module.unet)
+    fill_missing_gradients(module.configure_optimizers()["optimizer"])
     assert all(p.grad is not None for p in module.unet.parameters())
 
 

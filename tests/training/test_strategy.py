@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from gen1_train.errors import UserError
 from gen1_train.reporting.rows import read_metrics
-from gen1_train.training.checkpoints.checkpoint import OPTIMIZER, UNET, checkpoints_dir, latest
+from gen1_train.training.checkpoints.checkpoint import checkpoints_dir, latest, read_checkpoint
 from gen1_train.training.checkpoints.ema import rate
 from gen1_train.training.checkpoints.state import MOMENTS
 from gen1_train.training.strategy import (
@@ -21,8 +20,20 @@ from gen1_train.training.strategy import (
     zero_config,
 )
 from tests.running import REPOSITORY
+from tests.tensors_of import weights_of
 from tests.training.pair import run_pair
-from tests.training.table import OFFLOADED, REFERENCE, STRATEGIES, Cell, cells, folder, make_start, resumed, run_all
+from tests.training.table import (
+    NARROW,
+    OFFLOADED,
+    REFERENCE,
+    STRATEGIES,
+    Cell,
+    cells,
+    folder,
+    make_start,
+    resumed,
+    run_all,
+)
 
 DOCS = REPOSITORY / "docs" / "strategies.md"
 CELLS = [cell for strategy in STRATEGIES for cell in cells(strategy)]
@@ -88,7 +99,7 @@ def saved(root: Path, name: str) -> dict[str, Tensor]:
     averages = {
         f"{file}:{k}": v for file in found.averages for k, v in found.weights(file.removeprefix("ema_")).items()
     }
-    return load_file(found.path / UNET) | load_file(found.path / OPTIMIZER) | averages
+    return dict(found.weights("raw")) | dict(found.moments()) | averages
 
 
 def losses(root: Path, name: str) -> list[tuple[str, float]]:
@@ -112,7 +123,7 @@ def test_all_combinations_take_the_same_two_steps(table, cell):
     assert [kind for kind, _ in made] == [kind for kind, _ in wanted] == ["video", "image"]
     values, updates = ROUNDING[cell.precision]
     assert [loss for _, loss in made] == pytest.approx([loss for _, loss in wanted], rel=values)
-    start = load_file(next(checkpoints_dir(table / "start").glob("step-*")) / UNET)
+    start = weights_of(next(checkpoints_dir(table / "start").glob("step-*")))
     reference, state = parts(saved(table, REFERENCE.name), start), parts(saved(table, cell.name), start)
     for part, bound in (*((moment, values) for moment in MOMENTS), ("update", updates)):
         assert (state[part] - reference[part]).norm() <= bound * reference[part].norm(), part
@@ -140,9 +151,9 @@ def test_the_network_gets_the_same_bits(table, cell):
 def test_averages_are_those_of_the_whole_weights(table, cell):
     """Each rank averages its part of the masters. Together, the parts equal the average of the whole, bit for bit."""
     first, second = (checkpoints_dir(folder(table, cell.name)) / f"step-0000000{step}" for step in (1, 2))
-    weights = load_file(second / UNET)
+    weights = weights_of(second)
     for decay in (0.9, 0.25):
-        before, after = (load_file(path / f"ema_{decay:g}.safetensors") for path in (first, second))
+        before, after = (read_checkpoint(path).weights(f"{decay:g}") for path in (first, second))
         for name, average in after.items():
             assert torch.equal(average, torch.lerp(before[name], weights[name], rate(decay, 1))), (decay, name)
 
@@ -167,14 +178,31 @@ def test_resumed_equals_straight_to_the_bit_where_state_is_offloaded(table, cell
     assert losses(table, resumed(cell)) == losses(table, cell.name)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1000)
+@pytest.mark.parametrize("cell", NARROW, ids=lambda cell: cell.name)
+def test_a_run_that_sums_gradients_in_bfloat16_goes_on_in_float32(table, cell):
+    """The first step is that of the checkpoint. The second one has another rounding of its gradient, if any."""
+    assert losses(table, resumed(cell)) == losses(
+        table, cell.name
+    )  # the second loss is that of the first step's weights
+    made, straight = saved(table, resumed(cell)), saved(table, cell.name)
+    values, updates = ROUNDING[cell.precision]
+    start = weights_of(next(checkpoints_dir(table / "start").glob("step-*")))
+    made, straight = parts(made, start), parts(straight, start)
+    for part, bound in (*((moment, values) for moment in MOMENTS), ("update", updates)):
+        assert (made[part] - straight[part]).norm() <= bound * straight[part].norm(), part
+
+
 def test_the_table_in_the_docs_shows_the_cells():
-    head, _, *rows = (line for line in DOCS.read_text().splitlines() if line.count("|") == 10)
-    assert [word.strip() for word in head.split("|")[2:7]] == [
+    head, _, *rows = (line for line in DOCS.read_text().splitlines() if line.count("|") == 11)
+    assert [word.strip() for word in head.split("|")[2:8]] == [
         "checkpointing",
         "compile",
         "EMA",
         "precision",
         "offload",
+        "reduce",
     ]
     shown = {name.strip(" `"): [word.strip() for word in words] for _, name, *words, _ in (r.split("|") for r in rows)}
     for strategy in STRATEGIES:
@@ -185,12 +213,13 @@ def test_the_table_in_the_docs_shows_the_cells():
             "yes" if {cell.ema for cell in run} == {True, False} else "refused",
             ", ".join(dict.fromkeys(cell.precision for cell in run)),
             ", ".join(dict.fromkeys(cell.offload for cell in run)),
+            ", ".join(dict.fromkeys(cell.reduce for cell in run)),
         ]
-        assert shown[strategy][:5] == words, strategy
+        assert shown[strategy][:6] == words, strategy
     assert tuple(shown) == STRATEGIES
 
 
 def test_all_combinations_are_run():
     """Except for compiling ZeRO-3, which is refused by config.check."""
-    assert len(set(CELLS)) == len(CELLS) == len(STRATEGIES) * 10 - 4 + len(OFFLOADED)
+    assert len(set(CELLS)) == len(CELLS) == len(STRATEGIES) * 10 - 4 + len(OFFLOADED) + len(NARROW)
     assert len({cell.name for cell in CELLS}) == len(CELLS)

@@ -21,7 +21,7 @@ from gen1_train.system.device import peak_rate
 from gen1_train.training.callbacks.clock import Clock, CudaStamp
 from gen1_train.training.callbacks.tally import Tally
 from gen1_train.training.module import Gen1Module
-from gen1_train.training.planning.throughput import gemm_rate, step_flops
+from gen1_train.training.planning.throughput import Encoding, gemm_rate, step_flops
 
 logger = logging.getLogger(__name__)
 
@@ -78,15 +78,17 @@ def log_row(trainer: Trainer, row: Mapping[str, float]) -> None:
 
 
 class BatchFlops:
-    """The FLOPs of the UNet on a batch, forward and backward, without recomputation; computed once per shape.
+    """The FLOPs of a batch, computed once per shape: the UNet's, forward and backward, without recomputation, and
+    those of the autoencoder for the frames or structures that it encodes.
 
-    The optimizer is not counted, nor is the autoencoder where it encodes during training.
+    The optimizer is not counted.
     """
 
-    def __init__(self, config: UNetConfig, factor: int) -> None:
-        """`factor`: pixels per latent, for batches that hold frames instead of latents."""
+    def __init__(self, config: UNetConfig, factor: int, encoding: Encoding | None = None) -> None:
+        """`factor`: pixels per latent; `encoding`: the autoencoder's FLOPs, for batches that it encodes."""
         self.config = config
         self.factor = factor
+        self.encoding = encoding
         self._known: dict[tuple[str, int, int, int], int] = {}  # FLOPs of one sample, by kind, n, h, w
 
     def __call__(self, batch: Batch) -> int:
@@ -98,7 +100,10 @@ class BatchFlops:
             h, w = (side // self.factor for side in batch.frames.shape[2:4])
         shape = (batch.kind, n, h, w)
         if shape not in self._known:
-            self._known[shape] = step_flops(self.config, h, w, n, temporal=batch.kind == "video").total
+            flops = step_flops(self.config, h, w, n, temporal=batch.kind == "video").total
+            if self.encoding is not None:
+                flops += n * self.encoding(h * self.factor, w * self.factor)
+            self._known[shape] = flops
         return b * self._known[shape]
 
 

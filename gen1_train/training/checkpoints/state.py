@@ -5,7 +5,7 @@ A run's state consists of its weights, AdamW's two moments of each, their averag
 all randomness, which is keyed by it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,6 +27,14 @@ Entries = dict[str, tuple[Parameter, str | None]]
 def trainable(model: Module) -> dict[str, Parameter]:
     """Returns the weights that the optimizer holds: all of them, or those of an adapter."""
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def updated_by(optimizer: Optimizer) -> list[Tensor]:
+    """Returns the tensors that an optimizer updates, in its order.
+
+    A step that needs them takes them from here: walking through the modules takes milliseconds, for which a GPU waits.
+    """
+    return [tensor for group in optimizer.param_groups for tensor in group["params"]]
 
 
 def weights_of(model: Module) -> Entries:
@@ -62,9 +70,27 @@ class PlainState:
             return {}
         return {name: self._held(*entry).to("cpu", torch.float32, copy=True) for name, entry in entries.items()}
 
+    def pieces(self, entries: Entries) -> Iterator[tuple[str, int, Tensor]]:
+        """Yields what this process writes into its part of a checkpoint: names, positions in the flattened tensors, and
+        the elements from there on. Together, the processes write each element once.
+
+        Where all processes hold everything, each one writes some of the tensors, of about the same size together.
+        """
+        rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+        total, before = sum(weight.numel() for weight, _ in entries.values()), 0
+        for name, (weight, moment) in entries.items():
+            if (before + weight.numel() // 2) * world // total == rank:
+                yield name, 0, self._held(weight, moment)
+            before += weight.numel()
+
     def put(self, weight: Parameter, moment: str | None, whole: Tensor) -> None:
-        """Copies from `whole` the part of a weight or moment that this process holds; nothing else is read."""
-        self._held(weight, moment).copy_(whole)
+        """Copies from `whole` the part of a weight or moment that this process holds."""
+        self.put_elements(weight, moment, lambda start, count: whole.flatten()[start : start + count])
+
+    def put_elements(self, weight: Parameter, moment: str | None, read: Callable[[int, int], Tensor]) -> None:
+        """As `put`, from what `read` returns for a position in the flattened tensor and a number of elements. Nothing
+        else is read."""
+        self._held(weight, moment).copy_(read(0, weight.numel()).view(weight.shape))
 
     def create_moments(self, updates: int) -> None:
         """Creates the moments, as AdamW does in its first step, and sets its step counter to `updates`."""
@@ -80,9 +106,10 @@ class PlainState:
     @torch.no_grad()
     def average(self, rates: Mapping[str, float]) -> None:
         """Moves each average towards the weights by its rate; each process updates its part, without communication."""
-        masters = [master.detach() for master in self.masters()]
+        masters = list(self.optimizer.state)
+        states = self.optimizer.state.values()  # to look each one up by its tensor would take longer than the update
         for average, rate in rates.items():
-            torch._foreach_lerp_([self._held(master, average) for master in self.masters()], masters, rate)
+            torch._foreach_lerp_([held[average] for held in states], masters, rate)
 
     @contextmanager
     def showing(self, average: str | None) -> Iterator[None]:
@@ -116,7 +143,7 @@ class PlainState:
 
     def masters(self) -> list[Tensor]:
         """Returns the tensors that the optimizer updates in this process."""
-        return [master for group in self.optimizer.param_groups for master in group["params"]]
+        return updated_by(self.optimizer)
 
     def shape(self, weight: Parameter) -> torch.Size:
         """Returns the shape of the whole weight."""
@@ -156,9 +183,17 @@ class ZeroState(PlainState):
         self.zero.update_lp_params()
 
     @override
-    def put(self, weight: Parameter, moment: str | None, whole: Tensor) -> None:
+    def pieces(self, entries: Entries) -> Iterator[tuple[str, int, Tensor]]:
+        for name, entry in entries.items():
+            start, part = self.part(*entry)
+            if len(part):
+                yield name, start, part
+
+    @override
+    def put_elements(self, weight: Parameter, moment: str | None, read: Callable[[int, int], Tensor]) -> None:
         start, part = self.part(weight, moment)
-        part.copy_(whole.flatten()[start : start + len(part)])
+        if len(part):
+            part.copy_(read(start, len(part)))
 
     def part(self, weight: Parameter, moment: str | None) -> tuple[int, Tensor]:
         """Returns where this process's part of a flattened weight starts, and a view of it in the master or moment."""

@@ -5,21 +5,25 @@ backward pass adds, and another formula what the optimizer adds after it. The pe
 the larger of the two. tests/training/planning/test_memory.py compares it with measured peaks; the plan of ZeRO-3 is an
 upper bound. Not included: the GPU's context, and workspaces of NCCL and of kernels.
 
-For P trained weights on N ranks, with s bytes per number of the model (2 under ZeRO in bf16-mixed, else 4); frozen
-weights of a model with an adapter take s bytes each and nothing else:
+For P trained weights on N ranks, with s bytes per number of the model (2 under ZeRO in bf16-mixed, else 4) and g of the
+gradients' sums (s with strategy.reduce=bf16, else 4); frozen weights of a model with an adapter take s bytes each and
+nothing else:
 
 |       | weights | masters         | moments | EMA, each | gradients: resident, in the passes, in the optimizer  |
 |-------|---------|-----------------|---------|-----------|-------------------------------------------------------|
 | plain | 4 P     |                 | 8 P     | 4 P       | -, 4 P, 4 P: those of a step live until the next one  |
 | ddp   | 4 P     |                 | 8 P     | 4 P       | 4 P, 4 P, 4 P: DDP's buckets are a second copy        |
-| zero2 | s P     | 4 P/N           | 8 P/N   | 4 P/N     | -, buckets + s P/N, 2 s P/N (+ 4 P/N if s is 2)       |
-| zero3 | s P/N   | 4 P/N if s is 2 | 8 P/N   | 4 P/N     | s P/N + bucket, scratch, s P/N (+ 4 P/N if s is 2)    |
+| zero2 | s P     | 4 P/N           | 8 P/N   | 4 P/N     | -, buckets + g P/N, 2 g P/N (+ 4 P/N if g is 2)       |
+| zero3 | s P/N   | 4 P/N if s is 2 | 8 P/N   | 4 P/N     | g P/N + bucket, scratch, g P/N (+ 4 P/N if g is 2)    |
 
-The row of zero2 applies to zero1 too. When micro-batches are accumulated, ZeRO-1's gradients are resident as a whole
-(s P), and ZeRO-2's in parts. Both keep masters in addition to the weights even in float32, gather the new weights into
-a copy under gloo (s P), and on more than one rank keep the buckets of the last pass during the next one (measured).
-ZeRO-3 gathers weights too, see `Planner._gathered`. With strategy.offload, moments, masters and EMA (with `all` also
-the weights) are in CPU memory and not counted; this case has not been compared with measurements.
+The row of zero2 applies to zero1 too, except that without `overlap_comm` (on CPUs) ZeRO-1 keeps all gradients of a pass
+until its end (g P more). Where s is 2 and g is 4, both sum the rank's part in one flat tensor, which the optimizer
+takes without a copy (g P/N), and each reduction copies its bucket. When micro-batches are accumulated, ZeRO-1's
+gradients are resident as a whole (g P), and ZeRO-2's in parts. Both keep masters in addition to the weights even in
+float32, gather the new weights into a copy under gloo (s P), and on more than one rank keep the buckets of the last
+pass during the next one (measured). ZeRO-3 gathers weights too, see `Planner._gathered`. With strategy.offload,
+moments, masters and EMA (with `all` also the weights) are in CPU memory and not counted; this case has not been
+compared with measurements.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,6 +33,7 @@ from typing import Any
 import torch
 
 from gen1_train.model.unet import UNetConfig
+from gen1_train.system.device import MAX_MAP
 from gen1_train.training.planning.tracing import Adapt, Buckets, MicroBatch, NumberFormat, Tracer
 from gen1_train.training.strategy import ZERO_STAGES
 
@@ -70,6 +75,7 @@ class Layout:
     zero: ZeroSettings | None = None
     offload: str = "none"  # what ZeRO keeps in CPU memory: none, optimizer, all
     gloo: bool = False  # ranks on CPUs, where new weights are gathered into a copy first; NCCL needs no copy
+    reduce: str = "fp32"  # strategy.reduce: in which ZeRO sums gradients, and DDP sends them
 
     @property
     def number_format(self) -> NumberFormat:
@@ -77,6 +83,17 @@ class Layout:
         if self.strategy in ZERO_STAGES:
             return NumberFormat(torch.bfloat16 if bf16 else torch.float32, autocast=False)
         return NumberFormat(torch.float32, autocast=bf16)
+
+    @property
+    def gradient_size(self) -> int:
+        """Bytes per number of the gradients' sums."""
+        wide = self.strategy not in ZERO_STAGES or self.reduce == "fp32"
+        return 4 if wide else self.number_format.dtype.itemsize
+
+    @property
+    def widens(self) -> bool:
+        """Whether ZeRO sums bfloat16 gradients in float32, in one flat tensor that the optimizer reads in place."""
+        return self.strategy in ZERO_STAGES and self.gradient_size > self.number_format.dtype.itemsize
 
     def part(self, elements: int) -> int:
         """Returns how many of `elements` one rank holds; only ZeRO divides them."""
@@ -91,10 +108,16 @@ class Peak:
     activations: int
     backward: int  # the largest sum of activations, gradients and temporaries in the forward and backward pass
     optimizer: int  # gradients or gathered weights in the optimizer step, when no activations are left
+    widest: int = 0  # elements of the largest map of a convolution
 
     @property
     def bytes(self) -> int:
         return max(self.backward, self.optimizer)
+
+    @property
+    def most_samples(self) -> int:
+        """The samples whose largest map kernels can index; a map grows with them and with nothing else."""
+        return MAX_MAP * self.micro_batch.samples // max(self.widest, 1)
 
 
 @dataclass(frozen=True)
@@ -126,7 +149,7 @@ class Planner:
 
     def resident(self) -> dict[str, int]:
         layout, zero = self.layout, self.layout.zero
-        size = layout.number_format.dtype.itemsize
+        size, sums = layout.number_format.dtype.itemsize, layout.gradient_size
         whole, part = self.trained, layout.part(self.trained)
         parts = {
             "weights": size * self.weights,
@@ -135,20 +158,22 @@ class Planner:
             "autoencoder": self.frozen,
         }
         if layout.strategy == "ddp":
-            parts["DDP's buckets"] = 4 * whole
+            # with bfloat16 copies, all of which may wait to be sent
+            parts["DDP's buckets"] = (4 if layout.reduce == "fp32" else 6) * whole
         if layout.strategy in ZERO_STAGES:
             assert zero is not None
             parts["masters"] = 4 * part
-            parts["ZeRO's buckets"] = size * zero.buckets if layout.world > 1 else 0
+            bucket = size if layout.strategy == "zero2" else sums  # ZeRO-2 widens what it sends, not what waits for it
+            parts["ZeRO's buckets"] = bucket * zero.buckets if layout.world > 1 else 0
         if layout.strategy == "zero3" and zero is not None:
             small = sum(elements for elements in self._tracer.sizes if elements < zero.persistent)
             parts["weights"] = size * (part + small)
             # in float32 the rank's part is also its master, but not on CPUs, whose devices DeepSpeed takes for unequal
             parts["masters"] = 4 * part if size == 2 or layout.gloo else 0
-            parts["gradients"] = size * part
-            parts["ZeRO's buckets"] = size * zero.bucket
+            parts["gradients"] = sums * part
+            parts["ZeRO's buckets"] = sums * zero.bucket
         if layout.accumulate > 1:
-            parts["gradients"] = size * (part if layout.strategy in ("zero2", "zero3") else whole)
+            parts["gradients"] = sums * (part if layout.strategy in ("zero2", "zero3") else whole)
         optimizer = ("moments", "masters", "EMA")
         offloaded = {"none": (), "optimizer": optimizer, "all": (*optimizer, "weights")}
         return {name: held for name, held in parts.items() if held and name not in offloaded[layout.offload]}
@@ -159,21 +184,38 @@ class Planner:
         whole_gradients = layout.strategy in ("single", "ddp")
         resident_gradients = layout.accumulate > 1 and layout.strategy in ("single", "ddp", "zero1")
         traced = self._tracer.trace(micro_batch, None if whole_gradients else self._buckets(), resident_gradients)
+        backward = traced.peak + self._gathered()
         if whole_gradients:  # missing ones are filled with zeros
             optimizer = 0 if resident_gradients else 4 * whole
         elif layout.strategy == "zero3":
-            optimizer = size * part + (4 * part if size == 2 else 0)
+            optimizer = layout.gradient_size * part + (4 * part if layout.gradient_size == 2 else 0)
+        elif layout.widens:
+            optimizer = 0 if self._sums_are_resident else 4 * part
+            # those that wait for the end of the pass do so in float32
+            backward += (4 - size) * whole if self._buckets().late and not resident_gradients else 0
         else:  # its part of the gradients, zeros for missing ones, and a flat copy of the part
             optimizer = size * (2 * part + layout.part(traced.missing)) + (4 * part if size == 2 else 0)
-            optimizer = max(optimizer, size * whole if layout.gloo and layout.world > 1 else 0)
-        return Peak(micro_batch, traced.activations, traced.peak + self._gathered(), optimizer)
+        if layout.strategy in ("zero1", "zero2") and layout.gloo and layout.world > 1:
+            optimizer = max(optimizer, size * whole)
+        return Peak(micro_batch, traced.activations, backward, optimizer, traced.widest)
+
+    @property
+    def _sums_are_resident(self) -> bool:
+        return self.layout.strategy == "zero2" and self.layout.accumulate > 1
 
     def _buckets(self) -> Buckets:
-        zero = self.layout.zero
+        zero, part = self.layout.zero, self.layout.part(self.trained)
         assert zero is not None
+        wide = 2 if self.layout.widens else 1  # a float32 number takes two of the model's bfloat16
         if self.layout.strategy == "zero3":
-            return Buckets(zero.bucket, held=0, part=0, scratch=zero.bucket)
-        return Buckets(zero.bucket, zero.buckets, self.layout.part(self.trained))
+            return Buckets(zero.bucket, held=0, part=0, scratch=wide)
+        late = self.layout.strategy == "zero1" and not zero.overlap  # stage_1_and_2.py: process_gradients
+        if not self.layout.widens:
+            return Buckets(zero.bucket, zero.buckets, part, late=late)
+        # average_tensor concatenates a bucket's gradients; ZeRO-2's are in bfloat16, and then widened
+        if self.layout.strategy == "zero1":
+            return Buckets(zero.bucket, wide * zero.buckets, wide * part, scratch=wide, late=late)
+        return Buckets(zero.bucket, zero.buckets, 0 if self._sums_are_resident else wide * part, scratch=1 + wide)
 
     def _gathered(self) -> int:
         """Returns the most bytes of weights that ZeRO-3 gathers for a pass.

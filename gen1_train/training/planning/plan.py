@@ -18,7 +18,7 @@ from gen1_train.training.checkpoints.checkpoint import Checkpoint
 from gen1_train.training.config import TrainConfig
 from gen1_train.training.planning.choice import PlannedRun, plan_run
 from gen1_train.training.planning.gpus import GIBI, MARGIN, fits, gpu_memory, peak_tflops, smallest_card
-from gen1_train.training.planning.memory import MemoryPlan, Planner
+from gen1_train.training.planning.memory import MemoryPlan, Peak, Planner
 from gen1_train.training.planning.throughput import step_flops
 from gen1_train.training.planning.tracing import MicroBatch
 from gen1_train.training.planning.workload import PlannedData, Ranks, on_cpus, planned_data
@@ -31,7 +31,10 @@ def memory_line(planned: PlannedRun, run: Path) -> str:
     """Returns one line about the memory of a run. Raises UserError if it certainly does not fit disk or GPUs."""
     config, memory = planned.config, planned.memory
     check_checkpoint_space(config, run, planned.planner)
-    card = None if on_cpus(config) else gpu_memory(config.plan)
+    gpu = not on_cpus(config)
+    if gpu and (problem := index_problem(config, planned.data, memory.peaks[0], planned.ranks.world)) is not None:
+        raise UserError(problem)
+    card = gpu_memory(config.plan) if gpu else None
     if card is not None and memory.total > card * MARGIN:
         raise UserError(
             f"a rank needs {memory.total / GIBI:.1f} GiB and its GPU has {card / GIBI:.1f}: raise "
@@ -65,6 +68,9 @@ def plan_lines(config: TrainConfig, run: Path, resume: Checkpoint | None) -> Ite
     batch = f"{config.data.batch_clips} clips or {config.data.batch_clips * data.frames} images"
     yield f"a step: {batch}, {clips} clips per micro-batch of a rank, {config.trainer.accumulate} micro-batches"
     yield from memory_lines(memory, [pool for pool, _ in data.pools])
+    peaks = [] if on_cpus(config) else memory.peaks
+    problems = (index_problem(config, data, peak, ranks.world) for peak in peaks)
+    yield from dict.fromkeys(problem for problem in problems if problem is not None)  # image and video pools agree
     yield from fit_lines(config, data, ranks, memory)
     kept = config.checkpoint.keep + 1
     yield f"disk: {size / 1e9:.2f} GB per checkpoint, {kept * size / 1e9:.2f} GB for {kept} of them in {run}"
@@ -111,21 +117,42 @@ def fit_lines(config: TrainConfig, data: PlannedData, ranks: Ranks, memory: Memo
     for name, levels in {**chosen, f"model.checkpointing={_list(everywhere)}": everywhere}.items():
         other = replace(ranks, unet=replace(ranks.unet, checkpointing=levels))
         most = largest_micro_batch(other, data.frozen, work, card)
-        parts = next((parts for parts in range(1, clips + 1) if clips % parts == 0 and clips // parts <= most), None)
+        parts = fitting_parts(clips, most)
         remedy = f"trainer.accumulate={parts}" if parts else "no trainer.accumulate= makes it fit"
         yield f"  {name}: at most {most} clips per micro-batch of a rank: {remedy}"
+
+
+def index_problem(config: TrainConfig, data: PlannedData, peak: Peak, world: int) -> str | None:
+    """Returns one line if a micro-batch has maps that are too large for a GPU's kernels, with a remedy; else None."""
+    if peak.micro_batch.samples <= peak.most_samples:
+        return None
+    most = peak.most_samples // data.samples(peak.micro_batch.kind)
+    parts = fitting_parts(config.data.batch_clips // world, most)
+    size = f"{data.factor * peak.micro_batch.width}x{data.factor * peak.micro_batch.height}"
+    remedy = f"set trainer.accumulate={parts}" if parts else "use smaller frames"
+    return (
+        f"a micro-batch of {micro_clips(config, world)} clips of {size} has maps of {peak.widest:.3g} elements, and "
+        f"convolutions of more than 2^31 may be wrong on a GPU: at most {most} clips; {remedy}"
+    )
+
+
+def fitting_parts(clips: int, most: int) -> int | None:
+    """Returns the fewest equal parts of a rank's clips that have at most `most` each; None if there are none."""
+    return next((parts for parts in range(1, clips + 1) if clips % parts == 0 and clips // parts <= most), None)
 
 
 def largest_micro_batch(ranks: Ranks, frozen: int, work: Callable[[int], MicroBatch], card: float) -> int:
     """Returns the clips of the largest micro-batch that fits a card, in a run that accumulates; 0 if none does.
 
-    The memory of a pass is linear in the number of clips, so two traces are enough.
+    The memory of a pass is linear in the number of clips, so two traces are enough. It is bounded by `MAX_MAP`, too.
     """
     planner = Planner(ranks.unet, replace(ranks.layout, accumulate=2), frozen, ranks.adapt)
     one, two = planner.peak(work(1)), planner.peak(work(2))
     left = card / MARGIN - sum(planner.resident().values())
     each = two.backward - one.backward
-    return 0 if max(one.bytes, one.optimizer) > left else int((left - one.backward) // each) + 1
+    if max(one.bytes, one.optimizer) > left:
+        return 0
+    return min(int((left - one.backward) // each) + 1, one.most_samples // one.micro_batch.samples)
 
 
 def time_lines(config: TrainConfig, data: PlannedData, ranks: Ranks, run: Path, start: int) -> Iterator[str]:
@@ -154,6 +181,7 @@ def mean_step_flops(config: TrainConfig, data: PlannedData, unet: UNetConfig) ->
         for pool, samples in pools if share else []:
             work = data.micro_batch(pool, config.data.batch_clips)
             one = step_flops(unet, work.height, work.width, work.frames, temporal=kind == "video").total
+            one += pool.frames * data.encoding(pool.height, pool.width) if data.encoding is not None else 0
             mean += share * samples / sum(samples for _, samples in pools) * work.samples * one
     return mean
 

@@ -45,6 +45,7 @@ class Clip:
 
 
 Map = tuple[int, int]  # height, width
+Encoding = Callable[[int, int], int]  # FLOPs of the frozen autoencoder for a frame of this height and width in pixels
 
 
 def unet_flops(
@@ -75,18 +76,24 @@ def step_flops(
     return _sum(products, lambda product: 1 + product.gradients + (product.again if recomputed else 0))
 
 
-def step_cost(unet: UNetConfig, schedule: Schedule) -> str:
-    """Returns a line about the FLOPs of a step on the largest pool, of a video step if there is one."""
+def step_cost(unet: UNetConfig, schedule: Schedule, encoding: Encoding | None = None) -> str:
+    """Returns a line about the FLOPs of a step on the largest pool, of a video step if there is one.
+
+    `encoding`: the FLOPs of the frozen autoencoder for a frame, if it runs in the step.
+    """
     kind, samples = ("video", "clips") if schedule.share < 1 else ("image", "images")
     pool = max(schedule.shards.pools(kind), key=lambda pool: pool.samples)
     factor = schedule.shards.manifest.estimators["autoencoder"]["factor"]
     count = schedule.batch_size(kind)
     one = step_flops(unet, pool.height // factor, pool.width // factor, pool.frames, temporal=kind == "video")
+    encoded = pool.frames * encoding(pool.height, pool.width) if encoding is not None else 0
+    parts = {"spatial": one.spatial, "temporal": one.temporal, "autoencoder": encoded}
     units = {"PFLOP": 1e15, "TFLOP": 1e12, "GFLOP": 1e9, "MFLOP": 1e6}
-    name = next((name for name, unit in units.items() if count * one.total >= unit), "MFLOP")
-    total, spatial, temporal = (f"{count * n / units[name]:.1f}" for n in (one.total, one.spatial, one.temporal))
-    parts = f" (spatial {spatial}, temporal {temporal})" if one.temporal else ""
-    return f"a step of {count} {samples} of {pool.width}x{pool.height} is {total} {name}{parts}"
+    whole = count * sum(parts.values())
+    name = next((name for name, unit in units.items() if whole >= unit), "MFLOP")
+    shown = [f"{part} {count * flops / units[name]:.1f}" for part, flops in parts.items() if flops]
+    described = f" ({', '.join(shown)})" if len(shown) > 1 else ""
+    return f"a step of {count} {samples} of {pool.width}x{pool.height} is {whole / units[name]:.1f} {name}{described}"
 
 
 def _sum(products: list[Product], times: Callable[[Product], int]) -> Flops:

@@ -57,7 +57,8 @@ class Buckets:
     size: int  # a full bucket
     held: int  # allocated at the first gradient of a pass, freed at its end
     part: int  # allocated at the first reduction
-    scratch: int = 0  # allocated and freed by each reduction
+    scratch: int = 0  # allocated and freed by each reduction, for every element of the bucket
+    late: bool = False  # all gradients wait for the end of the backward pass; they are copied and reduced after it
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class PassMemory:
     activations: int  # saved by autograd for the backward pass, without bfloat16 copies of the weights
     peak: int  # of the whole pass, including gradients
     missing: int  # elements of the weights without a gradient: an image step skips the temporal layers
+    widest: int = 0  # elements of the largest map that a convolution reads or writes, in all samples
 
 
 class Tracer:
@@ -111,8 +113,8 @@ class Tracer:
         before: list[Tensor] = [*weights]
         if resident:
             before += self._fill_gradients()
-        live, saved = LiveStorages(before), _Saved(weights)
-        with self.mode, live, _reducing(trained, buckets, self.numbers.dtype) as reducer:
+        live, saved, maps = LiveStorages(before), _Saved(weights), _ConvolutionMaps()
+        with self.mode, live, maps, _reducing(trained, buckets, self.numbers.dtype) as reducer:
             if buckets is None and not resident:
                 self._fill_gradients()
             with self._autocast(), saved_tensors_hooks(saved.add, lambda tensor: tensor):
@@ -121,8 +123,8 @@ class Tracer:
                 self.unet.zero_grad()
             loss.backward()
             del loss
-            reducer.reduce()
-        return PassMemory(saved.bytes, live.peak, self.trained - reducer.taken)
+            reducer.finish()
+        return PassMemory(saved.bytes, live.peak, self.trained - reducer.taken, maps.widest)
 
     def _fill_gradients(self) -> list[Tensor]:
         """Creates gradients as the previous step leaves them, and returns them."""
@@ -183,6 +185,26 @@ class LiveStorages(TorchDispatchMode):
         self.now -= size
 
 
+class _ConvolutionMaps(TorchDispatchMode):
+    """Records the largest map of all convolutions, forward and backward. Weights do not count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.widest = 0  # elements
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        outputs = func(*args, **(kwargs or {}))
+        maps: tuple[Any, ...] = ()
+        if func is torch.ops.aten.convolution.default:
+            maps = (args[0], outputs)
+        elif func is torch.ops.aten.convolution_backward.default:
+            maps = args[:2]
+        self.widest = max([self.widest, *(each.numel() for each in maps)])
+        return outputs
+
+
 class _Saved:
     """Counts what autograd saves, each storage once."""
 
@@ -208,7 +230,7 @@ def _in_float32(norm: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ..
 @contextmanager
 def _reducing(weights: list[nn.Parameter], buckets: Buckets | None, dtype: torch.dtype) -> Iterator["_Reducer"]:
     """Handles gradients as ZeRO does; without buckets only counts them. They are freed at the end."""
-    reducer = _Reducer(buckets, dtype)
+    reducer = _Reducer(weights, buckets, dtype)
     handles = [weight.register_post_accumulate_grad_hook(reducer.take) for weight in weights]
     yield reducer
     for handle, weight in zip(handles, weights, strict=True):
@@ -217,7 +239,8 @@ def _reducing(weights: list[nn.Parameter], buckets: Buckets | None, dtype: torch
 
 
 class _Reducer:
-    def __init__(self, buckets: Buckets | None, dtype: torch.dtype) -> None:
+    def __init__(self, weights: list[nn.Parameter], buckets: Buckets | None, dtype: torch.dtype) -> None:
+        self.weights = weights
         self.buckets = buckets
         self.dtype = dtype
         self.taken = 0  # elements
@@ -227,23 +250,33 @@ class _Reducer:
         self._filled = 0
 
     def take(self, weight: Tensor) -> None:
-        size = weight.numel()
-        self.taken += size
+        self.taken += weight.numel()
         if self.buckets is None:
             return
         if self._held is None:
             self._held = torch.empty(self.buckets.held, dtype=self.dtype)
-        if self._filled + size > self.buckets.size:
-            self.reduce()
-        self._filled += size
-        self._large = weight.grad if size > self.buckets.size else None
-        weight.grad = None
+        if not self.buckets.late:
+            self._copy(weight, self.buckets)
 
-    def reduce(self) -> None:
+    def finish(self) -> None:
         if self.buckets is None:
             return
+        for weight in self.weights:
+            if weight.grad is not None:  # in the order of the model, as DeepSpeed does
+                self._copy(weight, self.buckets)
+        self._reduce(self.buckets)
+
+    def _copy(self, weight: Tensor, buckets: Buckets) -> None:
+        size = weight.numel()
+        if self._filled + size > buckets.size:
+            self._reduce(buckets)
+        self._filled += size
+        self._large = weight.grad if size > buckets.size else None
+        weight.grad = None
+
+    def _reduce(self, buckets: Buckets) -> None:
         if self._part is None:
-            self._part = torch.empty(self.buckets.part, dtype=self.dtype)
-        torch.empty(min(self._filled, self.buckets.scratch), dtype=self.dtype)
+            self._part = torch.empty(buckets.part, dtype=self.dtype)
+        torch.empty(self._filled * buckets.scratch, dtype=self.dtype)
         self._large = None
         self._filled = 0

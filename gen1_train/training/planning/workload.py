@@ -19,9 +19,11 @@ from gen1_train.training.config import TrainConfig
 from gen1_train.training.customization.lora import add_lora
 from gen1_train.training.customization.subject import find_images
 from gen1_train.training.planning.memory import Layout, ZeroSettings
+from gen1_train.training.planning.throughput import Encoding
 from gen1_train.training.planning.tracing import Adapt, MicroBatch
 from gen1_train.training.preflight import (
     check_start,
+    encoded_maps,
     encodes,
     micro_clips,
     open_autoencoder,
@@ -46,11 +48,16 @@ class PlannedData:
     frames: int  # of a clip; this number of images costs as much
     factor: int  # pixels per latent
     frozen: int  # bytes of the frozen autoencoder, if the stage needs it on its device
+    encoding: Encoding | None = None  # what it computes for a frame in every step
 
     def micro_batch(self, pool: Pool, clips: int) -> MicroBatch:
         """Returns a micro-batch of a number of clips, or of the images that cost as much."""
-        samples = clips * (self.frames if pool.kind == "image" else 1)
+        samples = clips * self.samples(pool.kind)
         return MicroBatch(pool.kind, samples, pool.frames, pool.height // self.factor, pool.width // self.factor)
+
+    def samples(self, kind: str) -> int:
+        """The samples of a kind that cost as much as a clip."""
+        return self.frames if kind == "image" else 1
 
 
 @dataclass(frozen=True)
@@ -61,12 +68,23 @@ class Ranks:
     adapt: Adapt | None = None  # adds an adapter to the UNet
 
 
-def data_of(schedule: Schedule, autoencoder: Autoencoder | None) -> PlannedData:
-    """Describes the data of a schedule; `autoencoder`: None if the stage does not need it."""
+def data_of(config: TrainConfig, schedule: Schedule, autoencoder: Autoencoder | None) -> PlannedData:
+    """Describes the data of a schedule; `autoencoder`: None if nothing needs it."""
     pools = [(pool.pool, pool.samples) for pool in schedule.pools]
-    factor = schedule.shards.manifest.estimators["autoencoder"]["factor"]
-    frozen = 0 if autoencoder is None else sum(p.numel() * p.element_size() for p in autoencoder.parameters())
-    return PlannedData(pools, float(schedule.share), schedule.settings.frames, factor, frozen)
+    manifest = schedule.shards.manifest
+    encoding, frozen = encoding_of(config, manifest, autoencoder), 0
+    if encoding is not None and autoencoder is not None:
+        frozen = sum(p.numel() * p.element_size() for p in autoencoder.parameters())
+    factor = manifest.estimators["autoencoder"]["factor"]
+    return PlannedData(pools, float(schedule.share), schedule.settings.frames, factor, frozen, encoding)
+
+
+def encoding_of(config: TrainConfig, manifest: Manifest, autoencoder: Autoencoder | None) -> Encoding | None:
+    """Returns the FLOPs of the autoencoder for a frame in a training step; None if the step does not need it."""
+    maps = encoded_maps(config, manifest)
+    if autoencoder is None or not maps:
+        return None
+    return lambda height, width: maps * autoencoder.encoding_flops(height, width)
 
 
 def planned_data(config: TrainConfig, resume: Checkpoint | None) -> PlannedData:
@@ -88,7 +106,8 @@ def planned_data(config: TrainConfig, resume: Checkpoint | None) -> PlannedData:
     schedule, _ = open_schedule(config, shards, resume)
     if resume is None and config.stage.predecessor is not None:
         check_start(config, shards.manifest, predecessor(config.stage, config.init, config.tree))
-    return data_of(schedule, open_autoencoder(config, shards.manifest) if encodes(config, shards.manifest) else None)
+    needed = open_autoencoder(config, shards.manifest) if encodes(config, shards.manifest) else None
+    return data_of(config, schedule, needed)
 
 
 def _data_of_buckets(config: TrainConfig, frozen: int = 0) -> PlannedData:
@@ -132,6 +151,16 @@ def ranks_of(config: TrainConfig) -> Ranks:
         assert isinstance(strategy.config, dict)
         zero = ZeroSettings.read(strategy.config["zero_optimization"])
     offload = config.strategy.offload
-    layout = Layout(config.strategy.name, trainer.precision, world, trainer.accumulate, averages, zero, offload, gloo)
+    layout = Layout(
+        config.strategy.name,
+        trainer.precision,
+        world,
+        trainer.accumulate,
+        averages,
+        zero,
+        offload,
+        gloo,
+        config.strategy.reduce,
+    )
     adapt = None if config.customize.lora_rank is None else partial(add_lora, config=config.customize, seed=config.seed)
     return Ranks(world, layout, stage_unet(config.model, config.stage), adapt)

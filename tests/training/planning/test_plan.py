@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gen1_train.errors import UserError
+from gen1_train.system.device import MAX_MAP
 from gen1_train.training import preflight
 from gen1_train.training.callbacks.metrics import MetricsCSV
 from gen1_train.training.config import TrainConfig
@@ -161,6 +162,33 @@ def test_the_largest_micro_batch_fits_and_one_more_clip_does_not(tmp_path):
     assert most(needs(1) * 0.9) == 0
     for clips in (1, 3, 8):
         assert most(1.001 * needs(clips)) == clips
+
+
+def test_a_micro_batch_whose_maps_a_gpu_cannot_index_is_refused(tmp_path, monkeypatch):
+    """Its maps grow with it: a fourth of the largest that fits is a fourth of the batch."""
+    made = config(tmp_path)
+    made.plan.buckets = ["64x32"]
+    made.data.batch_clips = 12
+    traced = Tracer.trace
+
+    def trace(self: Tracer, micro_batch: MicroBatch, *_: object) -> PassMemory:
+        widest = micro_batch.samples * micro_batch.frames * (MAX_MAP // 16)  # of clips of four frames, four fit
+        return replace(traced(self, micro_batch), widest=widest)
+
+    monkeypatch.setattr(Tracer, "trace", trace)
+    line_of(made)  # CPUs have no such limit
+    assert "2^31" not in lines(made)
+    made.trainer.accelerator = "auto"
+    made.plan_only = True
+    made.plan.gigabytes = 80
+    text = lines(made)
+    assert text.count("a micro-batch of 12 clips of 64x32 has maps of 6.44e+09 elements") == 1
+    assert text.count("at most 4 clips per micro-batch of a rank: trainer.accumulate=3") == 2
+    with pytest.raises(UserError, match=r"wrong on a GPU: at most 4 clips; set trainer\.accumulate=3$"):
+        line_of(made)
+    made.trainer.accumulate = 3
+    line_of(made)
+    assert "2^31" not in lines(made)
 
 
 def test_the_smallest_gpu_is_chosen_with_a_margin():

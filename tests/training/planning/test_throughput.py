@@ -9,15 +9,25 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from gen1_train.batch import Batch
+from gen1_train.data.manifest import Manifest
 from gen1_train.data.schedule import Schedule, Settings
 from gen1_train.data.shards import ShardSet
+from gen1_train.frozen.autoencoder import Autoencoder, AutoencoderConfig
+from gen1_train.frozen.levels import with_levels
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.reporting.rows import read_metrics
 from gen1_train.training.callbacks import measure
 from gen1_train.training.callbacks.measure import BatchFlops
 from gen1_train.training.callbacks.metrics import MetricsCSV
+from gen1_train.training.config import TrainConfig
+from gen1_train.training.module import DiffusionConfig, Gen1Module, StageSpec
+from gen1_train.training.network import OptimConfig
 from gen1_train.training.planning.throughput import gemm_rate, step_cost, step_flops, unet_flops
+from gen1_train.training.planning.workload import encoding_of
+from gen1_train.training.stages import StageConfig
 from tests.made import WIDTH, make_shard_set
+from tests.running import WEIGHTS
+from tests.training.test_module_waits import make_batch
 
 SMALL = UNetConfig(
     channels=[32, 64],  # heads are 16 channels wide or more: a CPU fills narrower ones up
@@ -155,6 +165,47 @@ def test_a_batch_costs_its_samples_and_each_shape_is_computed_once(monkeypatch):
     assert flops(online) == flops(batch("video", 5, 3)) and len(calls) == 2
 
 
+ONLINE = {  # the levels that the set stores, whether it stores latents at all -> how often a frame is encoded
+    "all stored": (7, True, 0),
+    "structure encoded": (0, True, 1),
+    "nothing stored": (0, False, 2),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "case"), [("video", "all stored"), ("image", "structure encoded"), ("video", "nothing stored")]
+)
+def test_a_batch_costs_what_torch_counts_in_a_whole_training_step(kind, case):
+    """Except for what a backward pass computes again, which utilization leaves out, and the blur of a t_s above 0."""
+    stored_level, cached, maps = ONLINE[case]
+    model = replace(SMALL, in_channels=12, content_dim=WIDTH, context_dim=WIDTH)
+    config = TrainConfig(StageConfig("5", None, 1, temporal=True, structure=True, max_level=7, image_ratio=0.5), model)
+    stage = StageSpec(0, 0.5, structure=True, max_level=7, cached=cached, stored_level=stored_level)
+    autoencoder = Autoencoder(AutoencoderConfig(str(WEIGHTS / "autoencoder")))
+    module = Gen1Module(SpatioTemporalUNet(model), OptimConfig(), DiffusionConfig(), stage, autoencoder)
+    module.on_fit_start()
+    manifest = Manifest({}, {}, {"autoencoder": with_levels({"stored": cached, "factor": 8}, stored_level)}, "made")
+    encoding = encoding_of(config, manifest, autoencoder)
+    flops = BatchFlops(model, 8, encoding)
+
+    def counted(samples: int) -> tuple[int, int]:
+        made = make_batch(kind, [0] * samples)
+        frames = torch.zeros(samples, made.embeddings.shape[1], 32, 64, 3, dtype=torch.uint8)
+        made = replace(made, structure_levels=[0] * samples, **{} if cached else {"moments": None, "frames": frames})
+        made = made.to(torch.device("cpu"))
+        with FlopCounterMode(display=False) as counter:
+            module.training_step(made, 0)["loss"].backward()
+        return counter.get_total_flops(), flops(made)
+
+    one, two = counted(1), counted(2)
+    shape = {"height": 4, "width": 8, "frames": 4 if kind == "video" else 1, "temporal": kind == "video"}
+    once, again = (step_flops(model, **shape, recomputed=recomputed).total for recomputed in (False, True))
+    encoded = maps * shape["frames"] * autoencoder.encoding_flops(32, 64)
+    assert two[1] - one[1] == one[1] == once + encoded and (encoding is None) == (maps == 0)
+    assert two[0] - one[0] == one[1] + again - once
+
+
 def test_a_run_that_started_without_these_columns_resumes(tmp_path):
     before = MetricsCSV(tmp_path / "metrics.csv", 0)
     before.log_metrics({"loss": 1.0}, step=10)
@@ -183,3 +234,5 @@ def test_a_run_reports_the_cost_of_a_step(tmp_path: Path, ratio, expected):
     frames = {"frames": 4} if ratio < 1 else {"frames": 1, "temporal": False}
     total = step_flops(config, 2, 4, **frames).total * (4 if ratio < 1 else 16)
     assert f" is {total / 1e6:.1f} MFLOP" in line
+    encoded = step_cost(config, Schedule(shards, Settings(0, ratio, 4)), lambda height, width: 10**6 * height * width)
+    assert f" is {(total + 16e6 * 16 * 32) / 1e9:.1f} GFLOP (spatial" in encoded and "autoencoder 8.2)" in encoded
