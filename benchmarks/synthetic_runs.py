@@ -14,7 +14,7 @@ from gen1_train.batch import Pool
 from gen1_train.cli.app import conf_dir, quoted
 from gen1_train.model.unet import SpatioTemporalUNet
 from gen1_train.reporting.rows import read_metrics
-from gen1_train.training.checkpoints import checkpoint
+from gen1_train.training.checkpoints import checkpoint, writing
 from gen1_train.training.checkpoints.checkpoint import CheckpointConfig, CheckpointInfo
 from gen1_train.training.config import TrainConfig
 from gen1_train.training.stages import run_folder, stage_unet
@@ -39,8 +39,8 @@ def prepare_run(folder: Path, clip: Pool, model: list[str]) -> list[str]:
     torch.manual_seed(0)
     weights = SpatioTemporalUNet(stage_unet(stage_3.model, stage_3.stage)).state_dict()
     info = CheckpointInfo("3", 1, finished=True)
-    temporary = checkpoint.begin(folder / "start", 1)
-    checkpoint.commit(temporary, {checkpoint.UNET: weights}, stage_3.to_yaml(), info, CheckpointConfig())
+    temporary = writing.begin(folder / "start", 1)
+    writing.commit(temporary, {checkpoint.UNET: weights}, stage_3.to_yaml(), info, CheckpointConfig())
     return ["stage=4", *model, f"data.root={folder / 'set'}", f"init.checkpoint={folder / 'start'}", *QUIET]
 
 

@@ -22,7 +22,8 @@ from gen1_train.editing.editor import Gen1Editor
 from gen1_train.errors import UserError
 from gen1_train.system.console import show
 from gen1_train.system.packages import RELEASED
-from gen1_train.training.checkpoints.checkpoint import PRIOR, RECOMMENDED, UNET, Checkpoint, find_checkpoint, write
+from gen1_train.training.checkpoints.checkpoint import PRIOR, RECOMMENDED, UNET, Checkpoint, find_checkpoint
+from gen1_train.training.checkpoints.writing import write
 from miniature.arguments import Parser
 
 OUTPUT = Path(__file__).parent / RELEASED

@@ -17,17 +17,9 @@ from gen1_train.frozen.clip import ClipConfig, ClipEncoder
 from gen1_train.frozen.depth import DepthConfig, DepthEstimator
 from gen1_train.model.prior import PriorConfig, PriorNetwork
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
-from gen1_train.training.checkpoints.checkpoint import (
-    INFO,
-    PRIOR,
-    UNET,
-    CheckpointConfig,
-    CheckpointInfo,
-    begin,
-    commit,
-    sha256,
-)
+from gen1_train.training.checkpoints.checkpoint import INFO, PRIOR, UNET, CheckpointConfig, CheckpointInfo, sha256
 from gen1_train.training.checkpoints.info import HASH, digest
+from gen1_train.training.checkpoints.writing import begin, commit
 from gen1_train.training.config import TrainConfig
 from gen1_train.training.prior.config import PriorStageConfig, PriorTrainConfig
 from gen1_train.training.stages import StageConfig, stage_unet

@@ -16,14 +16,14 @@ import torch
 from benchmarks.questions import Row
 from gen1_train.batch import Pool
 from gen1_train.model.unet import SpatioTemporalUNet
-from gen1_train.training.checkpoints import checkpoint, state
+from gen1_train.training.checkpoints import checkpoint, state, writing
 from gen1_train.training.checkpoints.checkpoint import CheckpointConfig, CheckpointInfo
 
 SMALL_CLIP = Pool("video", 112, 64, 8)
 EVERY = 8  # steps between two checkpoints
 NEXT = 4  # steps after a checkpoint in which it may still be being written
 AVERAGE = "ema_0.9999"
-CLOCKS = {"write": "write_weights", "sync": "sync", "hash": "sha256"}  # parts of a commit: functions of checkpoint.py
+CLOCKS = {"write": "write_weights", "sync": "sync", "hash": "sha256"}  # parts of a commit: functions of writing.py
 
 
 def ask_checkpoint(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
@@ -94,13 +94,13 @@ class TimedSaver:
         seconds: dict[str, float] = defaultdict(float)
         with ExitStack() as patches:
             for name, function in CLOCKS.items():
-                timed = with_clock(getattr(checkpoint, function), name, seconds)
-                patches.enter_context(patch.object(checkpoint, function, timed))
+                timed = with_clock(getattr(writing, function), name, seconds)
+                patches.enter_context(patch.object(writing, function, timed))
             gather = with_clock(self._state.gather, "gather", seconds)
-            commit = with_clock(checkpoint.commit, "commit", seconds)
+            commit = with_clock(writing.commit, "commit", seconds)
             self.tensors = {file: gather(content, True) for file, content in self._entries.items()}
             self.info.step = step
-            commit(checkpoint.begin(self.run, step), self.tensors, self.resolved, self.info, CheckpointConfig())
+            commit(writing.begin(self.run, step), self.tensors, self.resolved, self.info, CheckpointConfig())
         return dict(seconds)
 
 

@@ -25,15 +25,8 @@ from gen1_train.errors import UserError
 from gen1_train.model.diffusers_layout import CONFIG_FILE, WEIGHTS_FILE, config_to_diffusers, weights_to_diffusers
 from gen1_train.model.pretrained import is_temporal, listed
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
-from gen1_train.training.checkpoints.checkpoint import (
-    RECOMMENDED,
-    UNET,
-    Checkpoint,
-    find_checkpoint,
-    read_checkpoint,
-    write,
-    write_weights,
-)
+from gen1_train.training.checkpoints.checkpoint import RECOMMENDED, UNET, Checkpoint, find_checkpoint, read_checkpoint
+from gen1_train.training.checkpoints.writing import write, write_weights
 from gen1_train.training.stages import StageConfig, load_recorded, read_recorded
 
 SPATIAL = "unet"

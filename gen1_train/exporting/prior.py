@@ -8,7 +8,8 @@ import torch
 
 from gen1_train import keyed
 from gen1_train.errors import UserError
-from gen1_train.training.checkpoints.checkpoint import PRIOR, Checkpoint, find_checkpoint, write
+from gen1_train.training.checkpoints.checkpoint import PRIOR, Checkpoint, find_checkpoint
+from gen1_train.training.checkpoints.writing import write
 from gen1_train.training.prior.checkpoint import default_prior, read_prior
 
 FOLDER = "prior"

@@ -112,7 +112,7 @@ def listed(names: list[str], most: int = 8) -> str:
 
 def load_weights(
     network: nn.Module,
-    weights: dict[str, Tensor],
+    weights: Mapping[str, Tensor],
     source: str,
     may_be_new: Collection[str] = NEW,
     origins: dict[str, Origin] | None = None,

@@ -84,14 +84,15 @@ def format_of(content: Any) -> Any:
     return content.get("format") if isinstance(content, dict) else None
 
 
-def check_format(version: Any, known: int, file: str | Path, remedy: str) -> None:
-    """Raises UserError unless `version` is the `known` format of `file`; a newer one is named as such."""
+def check_format(version: Any, known: int, file: str | Path, remedy: str, oldest: int | None = None) -> None:
+    """Raises UserError unless `version` is the `known` format of `file`, or one from `oldest` on; a newer one is named
+    as such."""
     if type(version) is int and version > known:
         raise UserError(
             f"{file} was made by a newer gen1-train (format {version}, but this version reads {known}): update "
             "gen1-train"
         )
-    if type(version) is not int or version != known:
+    if type(version) is not int or version < (known if oldest is None else oldest):
         raise UserError(f"{file} has format {shown(version)}, but this version reads {known}: {remedy}")
 
 

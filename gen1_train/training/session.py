@@ -19,11 +19,12 @@ from gen1_train.training.callbacks.clock import Clock
 from gen1_train.training.callbacks.loggers import loggers
 from gen1_train.training.callbacks.profiling import profiling
 from gen1_train.training.callbacks.rank_failure import RankFailure
-from gen1_train.training.callbacks.saving import Averaging, Complete, RestoreState, SaveCheckpoints, initial_counters
+from gen1_train.training.callbacks.saving import Averaging, RestoreState, SaveCheckpoints, initial_counters
 from gen1_train.training.callbacks.stopping import Stopping
 from gen1_train.training.checkpoints import checkpoint
 from gen1_train.training.checkpoints.counters import Counters
 from gen1_train.training.checkpoints.resuming import Claim, claimed, to_resume
+from gen1_train.training.checkpoints.writer import Complete
 from gen1_train.training.config import RunConfig, TrainerConfig
 from gen1_train.training.run_files import is_finished
 
@@ -99,7 +100,7 @@ class Session:
             describe=describe,
             fail=self.failure.fail,
             clock=self.clock,
-            **({"complete": complete} if complete else {}),
+            complete=complete,
         )
         return [
             self.failure,

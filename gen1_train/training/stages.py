@@ -178,8 +178,9 @@ def predecessor(stage: StageConfig, init: InitConfig, tree: Path) -> Checkpoint:
     """Finds the finished checkpoint that a stage starts from and verifies it. Raises UserError when there is none."""
     if init.from_ is not None:
         raise UserError(f"init.from is for stage 1; stage {stage.name} starts from a checkpoint: use init.checkpoint=")
+    continues = "optimizer" not in stage.resets
     if init.checkpoint is not None:
-        checkpoint = find_checkpoint(Path(init.checkpoint))
+        checkpoint = find_checkpoint(Path(init.checkpoint), training=continues)
         if checkpoint.info.stage != stage.predecessor:
             raise UserError(
                 f"{checkpoint.path} is of stage {checkpoint.info.stage}, but stage {stage.name} starts from stage "
@@ -187,7 +188,7 @@ def predecessor(stage: StageConfig, init: InitConfig, tree: Path) -> Checkpoint:
             )
         return checkpoint
     run = run_folder(tree, str(stage.predecessor))
-    newest = latest(run)
+    newest = latest(run, training=continues)
     if newest is None or not newest.info.finished:
         state = "has not finished" if newest else "has no checkpoint"
         raise UserError(

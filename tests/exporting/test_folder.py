@@ -33,13 +33,11 @@ from gen1_train.training.checkpoints.checkpoint import (
     UNET,
     CheckpointConfig,
     CheckpointInfo,
-    begin,
-    commit,
     find_checkpoint,
     read_checkpoint,
     sha256,
-    write,
 )
+from gen1_train.training.checkpoints.writing import begin, commit, write
 from gen1_train.training.config import TrainConfig
 from gen1_train.training.stages import InitConfig, StageConfig, build_unet, predecessor, stage_unet
 from tests.digests import digests

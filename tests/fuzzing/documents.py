@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from data_tools.failures import Failure
@@ -25,7 +26,8 @@ from gen1_train.evaluation.results import open_output
 from gen1_train.reporting.run_log import read_stage
 from gen1_train.system.locks import Owner, parse_owner, this_process
 from gen1_train.training.checkpoints.checkpoint import CONFIG, INFO, RECOMMENDED, read_checkpoint
-from gen1_train.training.checkpoints.info import HASH, digest, read_info
+from gen1_train.training.checkpoints.info import HASH, UNET, digest, read_info
+from gen1_train.training.checkpoints.parts import INDEX, Index, Piece, Tensors, layouts, part_name, write_part
 from gen1_train.training.checkpoints.resuming import STARTS, steps_done
 from gen1_train.training.prior.checkpoint import read_config as read_prior_config
 from gen1_train.training.replay import read_record
@@ -80,9 +82,22 @@ def load_info(folder: Path, data: bytes) -> Any:
             (folder / path.name).symlink_to(path)
     write(folder, INFO, data)
     checkpoint = read_checkpoint(folder)
-    checkpoint.verify([])
     DataState.load(checkpoint.info.data, str(folder))
     return read_recorded(checkpoint)
+
+
+def load_parts(folder: Path, data: bytes) -> Any:
+    """Reads the index of a checkpoint in parts, and all tensors that it lists."""
+    write_part(folder / part_name(UNET, 0, 2), [Piece("a", 0, torch.zeros(15)), Piece("b", 0, torch.zeros(3))])
+    write_part(folder / part_name(UNET, 1, 2), [Piece("b", 3, torch.zeros(4))])
+    write(folder, INDEX, data)
+    index = Index.read(folder)
+    return [dict(Tensors(folder, UNET, index.parts, content)) for content in index.files.values()]
+
+
+def parts_index() -> bytes:
+    files = layouts({"a": [3, 5], "b": [7]}, [{"a": 0, "b": 0}, {"b": 3}])
+    return json.dumps({"parts": 2, "files": {UNET: files}}).encode()
 
 
 def load_config(folder: Path, data: bytes) -> Any:
@@ -284,6 +299,7 @@ def lines(data: bytes) -> Callable[[], bytes]:
 DOCUMENTS = [
     Target("manifest", bytes_of(material.shard_set, MANIFEST), json_files(sealed("hash", canonical)), load_manifest),
     Target("checkpoint-json", checkpoint_json, json_files(sealed(HASH, digest)), load_info),
+    Target("parts-index", parts_index, json_files(), load_parts),
     Target("config", bytes_of(material.checkpoint, CONFIG), yaml_files, load_config, examples=25),
     Target("prior-config", bytes_of(material.prior, CONFIG), yaml_files, load_prior_config),
     Target("recommended", lines(RECOMMENDATION), yaml_files, load_recommended),

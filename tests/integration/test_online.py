@@ -19,7 +19,8 @@ from gen1_train.frozen.autoencoder import Autoencoder, AutoencoderConfig, to_sig
 from gen1_train.frozen.levels import with_levels
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.reporting.rows import read_metrics
-from gen1_train.training.checkpoints.checkpoint import UNET, CheckpointConfig, CheckpointInfo, begin, commit, latest
+from gen1_train.training.checkpoints.checkpoint import UNET, CheckpointConfig, CheckpointInfo, latest
+from gen1_train.training.checkpoints.writing import begin, commit
 from gen1_train.training.config import TrainConfig
 from gen1_train.training.run import train
 from gen1_train.training.stages import StageConfig, stage_unet

@@ -9,7 +9,7 @@ import torch
 
 from gen1_train.errors import UserError
 from gen1_train.reporting.run_log import newest_videos, read_run, read_stage
-from gen1_train.training.checkpoints import checkpoint
+from gen1_train.training.checkpoints import checkpoint, writing
 from tests.reporting.made_runs import CONFIG, write_run
 
 STEPS = np.arange(10, 60, 10)
@@ -63,7 +63,7 @@ def test_the_newest_checkpoint_of_training_is_found(tmp_path: Path) -> None:
     for step in (5, 10):
         info = checkpoint.CheckpointInfo("4", step, finished=step == 10)
         tensors = {checkpoint.UNET: {"weight": torch.zeros(1)}}
-        checkpoint.commit(checkpoint.begin(run, step), tensors, "", info, checkpoint.CheckpointConfig())
+        writing.commit(writing.begin(run, step), tensors, "", info, checkpoint.CheckpointConfig())
     log = read_stage(run)
     assert (log.checkpoint, log.finished) == (10, True)
     (run / "checkpoints" / "step-00000010" / "checkpoint.json").write_text("{")

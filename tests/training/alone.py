@@ -7,7 +7,8 @@ import torch
 
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.reporting.rows import read_metrics
-from gen1_train.training.checkpoints.checkpoint import UNET, CheckpointConfig, CheckpointInfo, begin, commit, latest
+from gen1_train.training.checkpoints.checkpoint import UNET, CheckpointConfig, CheckpointInfo, latest
+from gen1_train.training.checkpoints.writing import begin, commit
 from gen1_train.training.config import TrainConfig
 from gen1_train.training.stages import StageConfig, stage_unet
 from tests.made import WIDTH, make_shard_set

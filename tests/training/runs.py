@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from gen1_train.reporting.rows import read_metrics
 from gen1_train.training.checkpoints.checkpoint import OPTIMIZER, UNET, latest
 from tests.running import TRAIN
+from tests.tensors_of import assert_same_tensors, tensors_of, weights_of
 
 STEPS = 8
 AVERAGES = ["ema_0.5.safetensors", "ema_0.9.safetensors"]  # `ema.decays` in `stage`
@@ -52,20 +52,17 @@ def assert_equal_to_the_bit(root: Path, output: str, straight: str) -> None:
     """Losses of all steps, final weights and final state of the optimizer are those of a straight run."""
     assert losses(root, output) == losses(root, straight)
     assert last(root, output).name == last(root, straight).name
-    files = [sorted(path.name for path in last(root, name).glob("*.safetensors")) for name in (output, straight)]
-    assert files[0] == files[1] == [*AVERAGES, OPTIMIZER, UNET]
-    for name in files[0]:
-        assert (last(root, output) / name).read_bytes() == (last(root, straight) / name).read_bytes(), name
+    assert list(tensors_of(last(root, straight))) == [*AVERAGES, OPTIMIZER, UNET]
+    assert_same_tensors(last(root, output), last(root, straight))
 
 
 def everything(checkpoint: Path) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint by `KIND:NAME`; the kind is a file or a moment."""
-    tensors = {}
-    for path in checkpoint.glob("*.safetensors"):
-        for name, tensor in load_file(path).items():
-            kind = name.rpartition(".")[2] if path.name == OPTIMIZER else path.stem
-            tensors[f"{kind}:{name}"] = tensor
-    return tensors
+    return {
+        f"{name.rpartition('.')[2] if file == OPTIMIZER else file}:{name}": tensor
+        for file, tensors in tensors_of(checkpoint).items()
+        for name, tensor in tensors.items()
+    }
 
 
 def assert_close(checkpoint: Path, straight: Path) -> None:
@@ -84,7 +81,7 @@ def assert_close(checkpoint: Path, straight: Path) -> None:
 def assert_same_run(root: Path, output: str, straight: str) -> None:
     """Like `assert_equal_to_the_bit`, but up to the rounding of sums in another order."""
     assert_close(last(root, output), last(root, straight))
-    reference, other = (load_file(last(root, name) / UNET) for name in (straight, output))
+    reference, other = (weights_of(last(root, name)) for name in (straight, output))
     for key, value in reference.items():
         torch.testing.assert_close(other[key], value, rtol=2e-3, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}")
     assert [step for step, _ in losses(root, output)] == [step for step, _ in losses(root, straight)]

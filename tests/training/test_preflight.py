@@ -13,7 +13,8 @@ from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder, AutoencoderConfig
 from gen1_train.frozen.levels import with_levels
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
-from gen1_train.training.checkpoints.checkpoint import UNET, Checkpoint, CheckpointConfig, CheckpointInfo, begin, commit
+from gen1_train.training.checkpoints.checkpoint import UNET, Checkpoint, CheckpointConfig, CheckpointInfo
+from gen1_train.training.checkpoints.writing import begin, commit
 from gen1_train.training.config import TrainConfig
 from gen1_train.training.preflight import (
     check_data,

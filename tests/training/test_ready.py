@@ -26,7 +26,12 @@ def test_a_run_verifies_its_predecessor_once(root: Path, monkeypatch: pytest.Mon
     """Verifying reads every byte, which is gigabytes at full size."""
     verified: list[Path] = []
     verify = Checkpoint.verify
-    monkeypatch.setattr(Checkpoint, "verify", lambda checkpoint: (verified.append(checkpoint.path), verify(checkpoint)))
+
+    def record(checkpoint: Checkpoint, training: bool = True) -> None:
+        verified.append(checkpoint.path)
+        verify(checkpoint, training)
+
+    monkeypatch.setattr(Checkpoint, "verify", record)
     train(config(root, "once", steps=1))
     assert len([path for path in verified if path.is_relative_to(root / "start")]) == 1
 

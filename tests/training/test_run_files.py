@@ -13,7 +13,8 @@ from gen1_train.cli.app import conf_dir
 from gen1_train.errors import UserError
 from gen1_train.model.pretrained import WeightReport
 from gen1_train.training import run_files
-from gen1_train.training.checkpoints.checkpoint import UNET, Checkpoint, CheckpointConfig, CheckpointInfo, begin, commit
+from gen1_train.training.checkpoints.checkpoint import UNET, Checkpoint, CheckpointConfig, CheckpointInfo
+from gen1_train.training.checkpoints.writing import begin, commit
 from gen1_train.training.config import TrainConfig, TrainerConfig
 from gen1_train.training.prior.config import PriorDiffusionConfig, PriorStageConfig, PriorTrainConfig
 from gen1_train.training.run import train

@@ -30,8 +30,9 @@ from typing_extensions import override
 from gen1_train.errors import UserError, check_choice, check_not_negative, check_positive
 from gen1_train.system.files import atomic_file, own_folder, patiently, write_atomically
 from gen1_train.training.checkpoints import state
-from gen1_train.training.checkpoints.checkpoint import CONFIG, UNET, CheckpointInfo, write_weights
+from gen1_train.training.checkpoints.checkpoint import CONFIG, UNET, CheckpointInfo
 from gen1_train.training.checkpoints.counters import Counters
+from gen1_train.training.checkpoints.writing import write_weights
 from gen1_train.training.module import Gen1Module, Observed
 
 RECORD = "guard.json"

@@ -1,33 +1,29 @@
 """Restoring a run's state from a checkpoint when training starts, and writing checkpoints during training."""
 
-import errno
-import logging
-import shutil
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.distributed.distributed_c10d import _get_default_store
 from typing_extensions import override
 
 from gen1_train.batch import Batch
 from gen1_train.errors import UserError
-from gen1_train.system.files import patiently
 from gen1_train.training.callbacks.clock import Clock
-from gen1_train.training.checkpoints import checkpoint, ema, state
+from gen1_train.training.checkpoints import checkpoint, ema, state, writing
 from gen1_train.training.checkpoints.checkpoint import OPTIMIZER, CheckpointInfo
 from gen1_train.training.checkpoints.counters import Counters, is_due
+from gen1_train.training.checkpoints.parts import elements, shape_of
+from gen1_train.training.checkpoints.reports import Reports
+from gen1_train.training.checkpoints.snapshot import Snapshot
+from gen1_train.training.checkpoints.writer import Complete, Files, Writer
 from gen1_train.training.network import NetworkModule
-
-Files = dict[str, dict[str, Tensor]]  # file name -> tensors by name
-Complete = Callable[[Files], Files]
-
-logger = logging.getLogger(__name__)
 
 
 def initial_counters(
@@ -89,11 +85,13 @@ def put(held: state.PlainState, entries: state.Entries, saved: Mapping[str, Tens
     """
     for name, (weight, kept) in entries.items():
         if name in saved:
-            whole, shape = saved[name], held.shape(weight)
-            if whole.shape != shape:  # model.pretrained.INPUT, widened
+            shape = held.shape(weight)
+            if shape_of(saved, name) == shape:
+                held.put_elements(weight, kept, partial(elements, saved, name))
+            else:  # model.pretrained.INPUT, widened
                 whole = torch.zeros(shape)
                 whole[:, : saved[name].shape[1]] = saved[name]
-            held.put(weight, kept, whole)
+                held.put(weight, kept, whole)
 
 
 class Averaging(Callback):
@@ -115,6 +113,10 @@ class Averaging(Callback):
                 ema.update(state.state_of(trainer.strategy), self.counters, self.decays)
 
 
+def _unchanged(files: Files) -> Files:
+    return files
+
+
 class SaveCheckpoints(Callback):
     """Writes a checkpoint every N optimizer steps, at the last one, and where training stops. All ranks take part."""
 
@@ -129,26 +131,33 @@ class SaveCheckpoints(Callback):
         describe: Callable[[int], CheckpointInfo],
         fail: Callable[[UserError], None],
         clock: Clock,
-        complete: Complete = lambda tensors: tensors,
+        complete: Complete | None = None,
     ) -> None:
         """`describe(step)` returns the CheckpointInfo of a step; `resolved` is the run's config as YAML.
 
         `fail` is called when a checkpoint cannot be written. `complete` turns the files that were gathered into those
-        that are written. Both are called in the writer's thread.
+        that are written; without it, each of several ranks writes the part that it holds. Both are called in the
+        writer's thread.
         """
-        self.run = run
         self.config = config
         self.steps = steps
         self.counters = counters
-        self.resolved = resolved
         self.describe = describe
         self.clock = clock
-        self._writer = Writer(config, fail, complete)
+        self.complete = complete
+        self._writer = Writer(run, config, resolved, fail)
+        self._reports: Reports | None = None  # None: a checkpoint has no parts
+        self._unique = ""  # a name of this start of the run, the same on all ranks
+        self._snapshot = Snapshot()
         self._saved = -1
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved = trainer.global_step
+        if trainer.world_size > 1 and self.complete is None:
+            self._reports = Reports(_get_default_store().clone(), trainer.global_rank, trainer.world_size)
+            self._unique = trainer.strategy.broadcast(writing.unique_name())
+            self._snapshot.reserve(state.state_of(trainer.strategy), self._files(pl_module))
 
     @override
     def on_train_batch_end(
@@ -161,81 +170,35 @@ class SaveCheckpoints(Callback):
             self._saved = step
 
     def save(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, NetworkModule)
-        step, network = trainer.global_step, pl_module.network
-        held, keep = state.state_of(trainer.strategy), trainer.is_global_zero
+        step = trainer.global_step
+        held, first = state.state_of(trainer.strategy), trainer.is_global_zero
         self._writer.wait()  # for the previous checkpoint: its copy of the weights is in memory until then
         began = time.perf_counter()
-        entries = {pl_module.weights_file: state.weights_of(network), OPTIMIZER: state.moments_of(network)}
-        entries |= {f"{name}.safetensors": state.averages_of(network, name) for name in self.counters.averaged}
-        tensors = {file: held.gather(content, keep) for file, content in entries.items()}
-        if keep:
-            info = self.describe(step)
-            info.counters = asdict(self.counters)
-            self._writer.write(self.run, tensors, self.resolved, info, time.perf_counter() - began)
+        files = self._files(pl_module)
+        info = replace(self.describe(step), counters=asdict(self.counters)) if first else None
+        if self._reports is not None:
+            shapes = {
+                file: {name: list(held.shape(weight)) for name, (weight, _) in entries.items()}
+                for file, entries in files.items()
+            }
+            pieces = self._snapshot.take(held, files)
+            copied = time.perf_counter() - began
+            self._writer.write_parts(pieces, shapes, step, info, self._unique, self._reports, copied)
+        else:
+            tensors = {file: held.gather(entries, first) for file, entries in files.items()}
+            if info is not None:
+                self._writer.write(tensors, info, self.complete or _unchanged, time.perf_counter() - began)
         if step == self.steps or trainer.should_stop or not self.config.asynchronous:
             self._writer.wait()
             trainer.strategy.barrier()  # no rank reports that the stage is finished, or stopped, before it is saved
 
+    def _files(self, pl_module: LightningModule) -> dict[str, state.Entries]:
+        assert isinstance(pl_module, NetworkModule)
+        network = pl_module.network
+        files = {pl_module.weights_file: state.weights_of(network), OPTIMIZER: state.moments_of(network)}
+        averages = {f"{name}.safetensors": state.averages_of(network, name) for name in self.counters.averaged}
+        return files | averages
+
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._writer.wait()
-
-
-class Writer:
-    """Writes one checkpoint at a time in a thread, and retries for a while when the disk is full or not reachable."""
-
-    def __init__(
-        self, config: checkpoint.CheckpointConfig, fail: Callable[[UserError], None], complete: Complete
-    ) -> None:
-        self.config = config
-        self.fail = fail
-        self.complete = complete
-        self._thread: threading.Thread | None = None
-
-    def write(self, run: Path, tensors: Files, resolved: str, info: CheckpointInfo, gathered: float) -> None:
-        """Starts writing. The tensors must not be changed until `wait` has returned.
-
-        `gathered`: seconds that gathering them took.
-        """
-        arguments = (run, tensors, resolved, info, gathered)
-        self._thread = threading.Thread(target=self._write, args=arguments, name="checkpoint")
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Returns when nothing is being written: at the latest after `patience_seconds` and the time of one write."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-
-    def _write(self, run: Path, tensors: Files, resolved: str, info: CheckpointInfo, gathered: float) -> None:
-        began = time.perf_counter()
-        try:
-            self._persist(run, self.complete(tensors), resolved, info)
-        except UserError as error:
-            self.fail(error)
-            return
-        seconds = time.perf_counter() - began
-        size = sum(file["bytes"] for file in info.files.values()) / 1e9
-        background = " in the background" if self.config.asynchronous else ""
-        logger.info(
-            f"checkpoint of step {info.step}: {size:.3g} GB, gathered in {gathered:.1f} s, written in "
-            f"{seconds:.1f} s{background}"
-        )
-
-    def _persist(self, run: Path, tensors: Files, resolved: str, info: CheckpointInfo) -> None:
-        """Raises UserError when no attempt succeeded within `patience_seconds`."""
-        needed = sum(4 * tensor.numel() for content in tensors.values() for tensor in content.values())
-
-        def attempt() -> None:
-            temporary = checkpoint.begin(run, info.step)
-            try:
-                if shutil.disk_usage(temporary).free < needed:  # better than to fill the disk for all users
-                    raise OSError(errno.ENOSPC, f"no {needed / 1e9:.3g} GB are free there")
-                checkpoint.commit(temporary, tensors, resolved, info, self.config)
-            except OSError:
-                checkpoint.discard(temporary)
-                raise
-
-        what = f"the checkpoint of step {info.step} cannot be written to {run}"
-        patiently(attempt, what, self.config.patience_seconds)

@@ -12,11 +12,13 @@ from gen1_train.errors import UserError
 from gen1_train.system.files import write_atomically
 from gen1_train.system.records import check_format, make_record, read_json, require
 from gen1_train.training.checkpoints.counters import Counters
+from gen1_train.training.checkpoints.parts import INDEX, part_name
 
 UNET = "unet.safetensors"  # the weights of a stage
 PRIOR = "prior.safetensors"  # the weights of the prior
 INFO = "checkpoint.json"
-FORMAT = 1  # of checkpoint.json; older versions wrote neither this nor HASH, and are still read
+FORMAT = 2  # of checkpoint.json; older versions wrote neither this nor HASH, and are still read
+WHOLE = 1  # the format of a checkpoint that is not in parts, which older versions read, too
 VERSION = "format"  # its entry
 HASH = "sha256"  # the entry of the hash over all other entries
 STEP = re.compile(r"step-(\d{8,})")  # the name of a checkpoint's folder
@@ -40,9 +42,16 @@ class CheckpointInfo:
     counters: dict[str, Any] = field(default_factory=dict)  # counters.Counters
     lora: dict[str, Any] = field(default_factory=dict)  # the settings and base of a LoRA run
     weights: str = UNET  # the file of the weights: UNET or PRIOR
+    parts: int = 0  # in how many parts each file of tensors is, see parts.py; 0: each is in one piece
     code: str = ""  # agreement.code_hash of the code that wrote it
     saved: float = 0.0  # time of saving, in seconds since 1970
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # every other file by name: bytes and sha256
+
+    def names(self, file: str) -> list[str]:
+        """Returns the names of a file of tensors: its own, or those of its parts; none if the checkpoint has no such
+        file."""
+        names = [part_name(file, number, self.parts) for number in range(self.parts)] or [file]
+        return names if self.files.keys() >= set(names) else []
 
 
 class NewerError(UserError):
@@ -52,7 +61,9 @@ class NewerError(UserError):
 def write_info(folder: Path, info: CheckpointInfo) -> None:
     """Writes checkpoint.json. Raises OSError."""
     # as JSON gives it back: tuples as lists
-    content = {VERSION: FORMAT, **json.loads(json.dumps(asdict(info)))}
+    content = {VERSION: FORMAT if info.parts else WHOLE, **json.loads(json.dumps(asdict(info)))}
+    if not info.parts:
+        del content["parts"]
     write_atomically(folder / INFO, json.dumps({**content, HASH: digest(content)}, indent=1).encode())
 
 
@@ -70,7 +81,7 @@ def read_info(folder: Path) -> CheckpointInfo:
         if digest({VERSION: version, **content}) != expected:
             raise ValueError("its hash differs: it is not what was written")
         try:
-            check_format(version, FORMAT, folder / INFO, "use another checkpoint")
+            check_format(version, FORMAT, folder / INFO, "use another checkpoint", oldest=WHOLE)
         except UserError as error:
             raise NewerError(str(error)) from error
     info = make_record(CheckpointInfo, content)
@@ -102,5 +113,7 @@ def check(info: CheckpointInfo) -> None:
     counted = [counters.updates, counters.skipped, counters.in_a_row, *counters.averaged.values()]
     require(min(counted) >= 0, "a counter is negative")
     require(set(counters.norms) <= NORMS, "its statistics of the gradient norm are not those of the guard")
-    missing = {info.weights, *(f"{average}.safetensors" for average in counters.averaged)} - set(info.files)
+    require(0 <= info.parts <= len(info.files), f"it has {info.parts} parts, and lists {len(info.files)} files")
+    needed = [info.weights, *(f"{average}.safetensors" for average in counters.averaged)]
+    missing = [file for file in needed if not info.names(file)] + [INDEX] * (info.parts > 0 and INDEX not in info.files)
     require(not missing, f"it does not list {', '.join(sorted(missing))}")

@@ -10,7 +10,7 @@ start with the adapter merged into them. It also contains
 from which, together with RUN/base.safetensors (the weights of the start), a run resumes bit-exactly.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ from gen1_train.errors import UserError
 from gen1_train.model.pretrained import check_keys, load_safetensors, load_weights
 from gen1_train.model.unet import SpatioTemporalUNet
 from gen1_train.system.files import atomic_file
-from gen1_train.training.checkpoints.checkpoint import OPTIMIZER, Checkpoint, adapter_file, sha256, write_weights
+from gen1_train.training.checkpoints.checkpoint import OPTIMIZER, Checkpoint, adapter_file, sha256
 from gen1_train.training.checkpoints.state import trainable
+from gen1_train.training.checkpoints.writer import Complete, Files
+from gen1_train.training.checkpoints.writing import write_weights
 from gen1_train.training.customization.customize import CustomizeConfig
 
 BASE = "base.safetensors"
-Files = dict[str, dict[str, Tensor]]
 # nn.Linear modules only. In cross-attention only those that a single content token uses, see
 # layers.Attention.to_single_token; ours. peft matches the expression against the whole name of a module.
 SPATIAL = r".*\.(attn1\.(to_q|to_k|to_v|to_out\.0)|attn2\.(to_v|to_out\.0))"
@@ -109,8 +110,9 @@ def load_trained(unet: SpatioTemporalUNet, weights: Mapping[str, Tensor], source
             weight.copy_(weights[name])
 
 
-def merging(config: CustomizeConfig, run: Path) -> Callable[[Files], Files]:
-    """Returns a function that turns the files which a run has gathered into those of an ordinary checkpoint.
+def merging(config: CustomizeConfig, run: Path) -> Complete | None:
+    """Returns a function that turns the files which a run has gathered into those of an ordinary checkpoint; None if no
+    adapter is trained.
 
     It expects adapters in place of weights and averages, runs in the writer's thread, and raises UserError.
     """
@@ -126,4 +128,4 @@ def merging(config: CustomizeConfig, run: Path) -> Callable[[Files], Files]:
                 completed[file] = merged(base, content, scale_of(config))
         return completed
 
-    return complete if config.lora_rank is not None else lambda files: files
+    return complete if config.lora_rank is not None else None

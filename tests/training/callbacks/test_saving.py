@@ -1,6 +1,5 @@
 """Checkpoints during training, averages, and the state that a stage inherits; in this process."""
 
-import errno
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -10,71 +9,16 @@ import torch
 from safetensors.torch import load_file
 
 from gen1_train.errors import UserError
-from gen1_train.system import files
 from gen1_train.training.callbacks.saving import Writer
-from gen1_train.training.checkpoints import checkpoint
+from gen1_train.training.checkpoints import writing
 from gen1_train.training.checkpoints.checkpoint import (
-    CheckpointConfig,
-    CheckpointInfo,
     checkpoints_dir,
-    latest,
     read_checkpoint,
 )
 from gen1_train.training.checkpoints.ema import rate
 from gen1_train.training.config import TrainConfig
 from gen1_train.training.run import train
 from tests.training.alone import STAGE, config, last, make_start
-
-DISK_FULL = OSError(errno.ENOSPC, "No space left on device")
-
-
-def info(step: int) -> CheckpointInfo:
-    return CheckpointInfo("3", step, finished=False)
-
-
-TENSORS = {checkpoint.UNET: {"w": torch.ones(3)}}
-
-
-def full_for(times: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Lets the first `times` writes find a full disk. Returns the waits between attempts, which take no time here."""
-    left, waits, write = [times], list[float](), checkpoint.write_weights
-
-    def failing(weights: dict[str, torch.Tensor], path: Path) -> None:
-        if left[0]:
-            left[0] -= 1
-            path.write_bytes(b"half")
-            raise DISK_FULL
-        write(weights, path)
-
-    monkeypatch.setattr(checkpoint, "write_weights", failing)
-    monkeypatch.setattr(files.time, "sleep", waits.append)
-    return waits
-
-
-def test_writing_is_retried_while_the_disk_is_full_and_leaves_no_partial_files(tmp_path, monkeypatch, capsys):
-    waits, failures = full_for(3, monkeypatch), list[UserError]()
-    writer = Writer(CheckpointConfig(patience_seconds=100), failures.append, dict)
-    writer.write(tmp_path, TENSORS, "stage: {}\n", info(5), 0.0)
-    writer.wait()
-    assert not failures and len(waits) == 3
-    assert latest(tmp_path).info.step == 5
-    warnings = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
-    assert len(warnings) == 1
-    assert "step 5 cannot be written" in warnings[0] and "(No space left on device)" in warnings[0]
-
-
-def test_a_disk_that_stays_full_fails_the_run_and_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
-    failures = list[UserError]()
-    writer = Writer(CheckpointConfig(patience_seconds=0), failures.append, dict)
-    writer.write(tmp_path, TENSORS, "stage: {}\n", info(5), 0.0)
-    writer.wait()
-    full_for(10, monkeypatch)
-    writer.write(tmp_path, TENSORS, "stage: {}\n", info(6), 0.0)
-    writer.wait()
-    (failure,) = failures
-    assert "free some space or fix the disk" in str(failure) and str(tmp_path) in str(failure)
-    assert latest(tmp_path).info.step == 5
-    assert sorted(path.name for path in checkpoints_dir(tmp_path).iterdir()) == ["latest", "step-00000005"]
 
 
 @pytest.fixture(scope="module")
@@ -117,13 +61,13 @@ def test_an_average_follows_from_the_weights_of_all_steps(root):
 @pytest.mark.slow
 def test_later_steps_do_not_change_a_checkpoint_that_is_being_written(root, monkeypatch):
     """Training continues while a checkpoint is written, and reaches its last step first."""
-    write, may = checkpoint.write, threading.Event()
+    write, may = writing.write, threading.Event()
 
     def late(*arguments):
         assert may.wait(60)
         write(*arguments)
 
-    monkeypatch.setattr(checkpoint, "write", late)
+    monkeypatch.setattr(writing, "write", late)
     made = every_step(root, "late")
     made.checkpoint.every = 2
     wait = Writer.wait

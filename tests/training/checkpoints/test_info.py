@@ -14,12 +14,11 @@ from gen1_train.training.checkpoints.checkpoint import (
     UNET,
     CheckpointConfig,
     CheckpointInfo,
-    begin,
-    commit,
     latest,
     read_checkpoint,
 )
 from gen1_train.training.checkpoints.info import read_info
+from gen1_train.training.checkpoints.writing import begin, commit
 from tests.made_checkpoint import edit_info
 
 
@@ -139,11 +138,11 @@ def test_what_is_not_an_object_of_json_is_refused(tmp_path: Path, text: str) -> 
 def test_a_newer_format_is_named_and_an_older_checkpoint_is_not_used_instead(tmp_path: Path) -> None:
     save(tmp_path, 20)
     path = save(tmp_path, 30)
-    edit_info(path, lambda info: info.update(format=2, surprise=1))
+    edit_info(path, lambda info: info.update(format=3, surprise=1))
     for read in (lambda: read_checkpoint(path), lambda: latest(tmp_path)):
         with pytest.raises(UserError, match=r"was made by a newer gen1-train .*: update gen1-train"):
             read()
     text = (path / INFO).read_text()
-    (path / INFO).write_text(text.replace('"format": 2', '"format": 3'))  # damaged, not newer
+    (path / INFO).write_text(text.replace('"format": 3', '"format": 4'))  # damaged, not newer
     found = latest(tmp_path)
     assert found is not None and found.info.step == 20

@@ -15,13 +15,12 @@ from gen1_train.training.checkpoints.checkpoint import (
     UNET,
     CheckpointConfig,
     CheckpointInfo,
-    begin,
     checkpoints_dir,
-    commit,
     latest,
     newest,
 )
 from gen1_train.training.checkpoints.resuming import claimed, make_way, steps_done, to_resume
+from gen1_train.training.checkpoints.writing import begin, commit
 from gen1_train.training.run import train
 from tests.digests import digests
 from tests.training.alone import config, make_start, rows

@@ -11,15 +11,8 @@ from PIL import Image
 from gen1_train.cli.app import conf_dir
 from gen1_train.data.manifest import Manifest
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
-from gen1_train.training.checkpoints.checkpoint import (
-    UNET,
-    Checkpoint,
-    CheckpointConfig,
-    CheckpointInfo,
-    begin,
-    commit,
-    latest,
-)
+from gen1_train.training.checkpoints.checkpoint import UNET, Checkpoint, CheckpointConfig, CheckpointInfo, latest
+from gen1_train.training.checkpoints.writing import begin, commit
 from gen1_train.training.config import TrainConfig
 from gen1_train.training.stages import StageConfig, stage_unet
 from tests.made import make_shard_set

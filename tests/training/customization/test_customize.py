@@ -24,6 +24,7 @@ from gen1_train.training.customization.lora import BASE, check_adapter, merged
 from gen1_train.training.replay import ReplayConfig, replay
 from gen1_train.training.run import train
 from gen1_train.training.stages import read_recorded
+from tests.tensors_of import assert_same_tensors
 from tests.training.customization.customizing import (
     HEIGHT,
     WIDTH,
@@ -58,11 +59,7 @@ def rows(root: Path, name: str, column: str) -> list[tuple[int, str]]:
 
 
 def assert_equal_to_the_bit(root: Path, name: str, straight: str) -> None:
-    one, other = last(root, name).path, last(root, straight).path
-    files = sorted(path.name for path in one.glob("*.safetensors"))
-    assert files == sorted(path.name for path in other.glob("*.safetensors"))
-    for file in files:
-        assert (one / file).read_bytes() == (other / file).read_bytes(), file
+    assert_same_tensors(last(root, name).path, last(root, straight).path)
     for column in ("loss", "val_loss", "subject_loss_ema", "subject_loss_ema_above_best"):
         assert rows(root, name, column) == rows(root, straight, column)
 
