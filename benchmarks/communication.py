@@ -35,7 +35,9 @@ from gen1_train.batch import Batch
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training.module import DiffusionConfig, Gen1Module, StageSpec
 from gen1_train.training.network import OptimConfig
-from gen1_train.training.strategy import LIVE_ELEMENTS, StrategyConfig, ZeroStrategy, build_strategy
+from gen1_train.training.strategies.config import StrategyConfig
+from gen1_train.training.strategies.strategy import build_strategy
+from gen1_train.training.strategies.zero import LIVE_ELEMENTS, ZeroStrategy
 
 UNET = UNetConfig(
     channels=[16, 32], attention=[True] * 2, heads=[2] * 2, layers=1, groups=4, context_dim=16, content_dim=16

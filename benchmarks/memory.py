@@ -35,7 +35,9 @@ from gen1_train.training.module import DiffusionConfig, Gen1Module, StageSpec
 from gen1_train.training.network import OptimConfig
 from gen1_train.training.planning.memory import Layout, Planner, ZeroSettings
 from gen1_train.training.planning.tracing import LiveStorages, MicroBatch
-from gen1_train.training.strategy import StrategyConfig, ZeroStrategy, build_strategy
+from gen1_train.training.strategies.config import StrategyConfig
+from gen1_train.training.strategies.strategy import build_strategy
+from gen1_train.training.strategies.zero import ZeroStrategy
 
 SMALL = UNetConfig(channels=[64, 128, 256, 256], heads=[2] * 4, layers=1, groups=8, context_dim=64, content_dim=64)
 WORKS = (MicroBatch("image", 8, 1, 16, 16), MicroBatch("video", 1, 8, 16, 16))

@@ -31,7 +31,8 @@ from gen1_train.training.checkpoints.ema import EmaConfig
 from gen1_train.training.checkpoints.info import CheckpointInfo
 from gen1_train.training.module import DiffusionConfig, Gen1Module, StageSpec
 from gen1_train.training.network import OptimConfig
-from gen1_train.training.strategy import StrategyConfig, build_strategy
+from gen1_train.training.strategies.config import StrategyConfig
+from gen1_train.training.strategies.strategy import build_strategy
 
 EXTRA_STEPS = 3  # after the last turn
 WARM_UP = 4  # steps in which no waits are counted: kernels are chosen, and buffers allocated

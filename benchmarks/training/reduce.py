@@ -38,7 +38,8 @@ from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training.checkpoints.state import state_of, weights_of
 from gen1_train.training.module import DiffusionConfig, Gen1Module, StageSpec
 from gen1_train.training.network import OptimConfig
-from gen1_train.training.strategy import StrategyConfig, build_strategy
+from gen1_train.training.strategies.config import StrategyConfig
+from gen1_train.training.strategies.strategy import build_strategy
 from miniature.world.world import SOURCES, World, write_world
 
 ROOT = Path(__file__).parents[2]

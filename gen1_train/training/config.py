@@ -28,7 +28,7 @@ from gen1_train.training.module import DiffusionConfig
 from gen1_train.training.network import OptimConfig
 from gen1_train.training.planning.gpus import PlanConfig
 from gen1_train.training.stages import RESETS, InitConfig, StageConfig, run_folder, structured
-from gen1_train.training.strategy import StrategyConfig
+from gen1_train.training.strategies.config import StrategyConfig
 
 
 @dataclass

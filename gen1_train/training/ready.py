@@ -29,7 +29,7 @@ from gen1_train.training.preflight import (
 )
 from gen1_train.training.run_files import warn_of_another_noise
 from gen1_train.training.stages import RESETS, inherited, predecessor
-from gen1_train.training.strategy import build_strategy
+from gen1_train.training.strategies.strategy import build_strategy
 
 logger = logging.getLogger(__name__)
 

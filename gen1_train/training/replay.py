@@ -32,7 +32,7 @@ from gen1_train.training.initial import make_module
 from gen1_train.training.module import Gen1Module
 from gen1_train.training.preflight import check_data, encodes, load_autoencoder, open_data, schedule_settings
 from gen1_train.training.stages import stage_unet
-from gen1_train.training.strategy import ZERO_STAGES
+from gen1_train.training.strategies.config import ZERO_STAGES
 
 SHOWN = 12  # samples in the table: those that are not finite, then those of the largest loss
 

@@ -22,7 +22,7 @@ from gen1_train.training.callbacks.agreement import code_hash
 from gen1_train.training.checkpoints.checkpoint import Checkpoint
 from gen1_train.training.checkpoints.resuming import STARTS, make_way
 from gen1_train.training.config import RunConfig, masked
-from gen1_train.training.strategy import AUTO
+from gen1_train.training.strategies.config import AUTO
 
 CALL = (
     "name",

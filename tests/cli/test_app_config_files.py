@@ -21,7 +21,8 @@ from gen1_train.export import ExportConfig
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training.config import TrainConfig
 from gen1_train.training.stages import StageConfig, stage_unet
-from gen1_train.training.strategy import AUTO, StrategyConfig, build_strategy
+from gen1_train.training.strategies.config import AUTO, StrategyConfig
+from gen1_train.training.strategies.strategy import build_strategy
 
 CONF = conf_dir()
 FILES = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))

@@ -8,7 +8,7 @@ from gen1_train.training.planning.gpus import GIBI, fits, gpu_memory
 from gen1_train.training.planning.memory import MemoryPlan, Planner
 from gen1_train.training.planning.workload import PlannedData, Ranks, on_cpus, rank_count, ranks_of
 from gen1_train.training.preflight import micro_clips
-from gen1_train.training.strategy import AUTO, ZERO_STAGES
+from gen1_train.training.strategies.config import AUTO, ZERO_STAGES
 
 UNKNOWN = "zero2"  # taken where the memory of the GPUs is not known; ours
 

@@ -35,7 +35,7 @@ import torch
 from gen1_train.model.unet import UNetConfig
 from gen1_train.system.device import MAX_MAP
 from gen1_train.training.planning.tracing import Adapt, Buckets, MicroBatch, NumberFormat, Tracer
-from gen1_train.training.strategy import ZERO_STAGES
+from gen1_train.training.strategies.config import ZERO_STAGES
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ from gen1_train.training.preflight import (
     schedule_settings,
 )
 from gen1_train.training.stages import predecessor, stage_unet
-from gen1_train.training.strategy import ZeroStrategy, build_strategy
+from gen1_train.training.strategies.strategy import build_strategy
+from gen1_train.training.strategies.zero import ZeroStrategy
 
 FACTOR = 8  # pixels per latent of Stable Diffusion's autoencoder, for a plan without a shard set
 AUTOENCODER = 4 * 83_653_863  # bytes of Stable Diffusion's autoencoder

@@ -12,7 +12,7 @@ from gen1_train.training.planning.gpus import GIBI
 from gen1_train.training.planning.tracing import MicroBatch, PassMemory, Tracer
 from gen1_train.training.planning.workload import planned_data
 from gen1_train.training.run_files import changed_settings
-from gen1_train.training.strategy import AUTO, StrategyConfig
+from gen1_train.training.strategies.config import AUTO, StrategyConfig
 from tests.training.planning.test_plan import config, lines
 from tests.training.test_run_files import stored
 

@@ -1,27 +1,22 @@
-"""Strategies: one process, DDP, or DeepSpeed ZeRO, on GPUs or (for tests) on CPUs."""
+"""DeepSpeed ZeRO as a Lightning strategy, and what differs here from either."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
-from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
+from pytorch_lightning.strategies import DeepSpeedStrategy
 from torch import Tensor
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from gen1_train.errors import UserError, check_choice, check_not_negative
 from gen1_train.training.checkpoints.state import state_of
+from gen1_train.training.strategies.config import ZERO_STAGES, StrategyConfig
+from gen1_train.training.strategies.host import norm_of, streams_wait
 
-ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
-AUTO = "auto"  # the first that fits the GPUs, see planning/choice.py
-OFFLOADS = ("none", "optimizer", "all")
-REDUCES = ("fp32", "bf16")
 # Gradients are reduced in buckets of this many elements. Where communication overlaps with computation, two buckets are
 # in memory: 4 GB in fp32 with DeepSpeed's default of 5e8. This value is above the largest weight of Stable Diffusion's
 # UNet (29.5 M), so that no weight needs a bucket of its own, and 100 MB of bfloat16 are enough to fill any link.
@@ -29,60 +24,6 @@ REDUCE_BUCKET_ELEMENTS = 50_000_000
 # Gathered weights that ZeRO-3 keeps in memory, in elements. With DeepSpeed's default of 1e9 it would keep almost all of
 # a UNet of 1.08e9 parameters, because no weight is unused for longer between its forward and its backward pass.
 LIVE_ELEMENTS = 200_000_000
-
-
-@dataclass
-class StrategyConfig:
-    name: str = AUTO  # the first of zero1, zero2, zero3 that fits the GPUs; or single, ddp, zero1, zero2, zero3
-    offload: str = "none"  # to CPU memory, from GPUs: optimizer (zero1-3: masters, moments), all (zero3: weights too)
-    persist_below: int = 100_000  # zero3: weights of fewer elements stay whole in every rank; 0: none
-    reduce: str = "fp32"  # format in which gradients of ranks and micro-batches are sent and summed; or bf16
-
-    def check(self) -> None:
-        """Raises UserError for an unknown strategy, offload or reduce, and where they do not go together."""
-        names = (AUTO, "single", "ddp", *ZERO_STAGES)
-        if self.name not in names:
-            raise UserError(f"there is no strategy {self.name!r}; choose from {', '.join(names)}")
-        check_choice("strategy.offload", self.offload, OFFLOADS)
-        if self.offload == "all" and self.name not in (AUTO, "zero3"):
-            raise UserError(
-                f"strategy.offload=all needs strategy=zero3, not {self.name}: no other strategy offloads weights; "
-                "strategy.offload=optimizer works with zero1 to zero3"
-            )
-        if self.offload == "optimizer" and self.name not in (AUTO, *ZERO_STAGES):
-            raise UserError(f"strategy.offload=optimizer needs {', '.join(ZERO_STAGES)}, not strategy={self.name}")
-        check_not_negative(strategy__persist_below=self.persist_below)
-        check_choice("strategy.reduce", self.reduce, REDUCES)
-        if self.reduce == "bf16" and self.name == "single":
-            raise UserError(
-                "strategy.reduce=bf16 does not go with strategy=single, which sends no gradients and sums them in "
-                "float32: leave it out"
-            )
-
-    def check_precision(self, precision: str) -> None:
-        """Raises UserError if the gradients have more bits than they would be summed in."""
-        if self.reduce == "bf16" and precision != "bf16-mixed":
-            raise UserError(
-                f"strategy.reduce=bf16 needs trainer.precision=bf16-mixed, not {precision}: leave it out, and float32 "
-                "gradients are summed in float32"
-            )
-
-
-def build_strategy(config: StrategyConfig, processes: int, micro_batch: int, gpu: bool) -> Strategy | str:
-    """Returns the Lightning strategy of this name. Raises UserError if it does not exist.
-
-    `auto` has been replaced by a name before, see planning/choice.py.
-    """
-    config.check()
-    assert config.name != AUTO
-    if config.name == "single":
-        if processes > 1:
-            raise UserError(f"strategy=single runs one process, not {processes}: choose strategy=auto or strategy=ddp")
-        return "auto"
-    if config.name == "ddp":
-        # image steps leave layers out, and these have no gradients: see module.fill_missing_gradients
-        return (Bf16DDPStrategy if config.reduce == "bf16" else DDPStrategy)(find_unused_parameters=True)
-    return ZeroStrategy(zero_config(config, micro_batch, gpu))
 
 
 def zero_config(config: StrategyConfig, micro_batch: int, gpu: bool) -> dict[str, Any]:
@@ -115,15 +56,6 @@ def zero_config(config: StrategyConfig, micro_batch: int, gpu: bool) -> dict[str
         "timers": {"throughput": {"enabled": False}},  # it waits for the device twice in every micro-batch
         **formats,
     }
-
-
-class Bf16DDPStrategy(DDPStrategy):
-    """DDP that sends gradients in bfloat16. Each rank still sums its micro-batches in float32."""
-
-    @override
-    def _register_ddp_hooks(self) -> None:  # Lightning's would register a hook on GPUs only
-        assert isinstance(self.model, DistributedDataParallel)
-        self.model.register_comm_hook(None, bf16_compress_hook)
 
 
 @contextmanager
@@ -183,6 +115,9 @@ class ZeroStrategy(DeepSpeedStrategy):
             loaded = {name: weight.detach().cpu().clone() for name, weight in self.model.named_parameters()}
         with _stage_1_as_stage_2():
             super().setup(trainer)
+        zero = self.deepspeed_engine.optimizer
+        if not self.zero_stage_3:
+            zero.get_grad_norm_direct = partial(norm_of, zero)
         state = state_of(self)
         for name, weight in self.deepspeed_engine.module.named_parameters():
             if name in loaded and weight.requires_grad:  # frozen weights have no master
@@ -191,7 +126,9 @@ class ZeroStrategy(DeepSpeedStrategy):
     @override
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
         """Keeps DeepSpeed from dividing the loss by the number of micro-batches, which Lightning has done already."""
-        return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
+        waiting = nullcontext() if self.zero_stage_3 else streams_wait(self.deepspeed_engine.optimizer)
+        with waiting:
+            return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
     @override
     def pre_backward(self, closure_loss: Tensor) -> None:

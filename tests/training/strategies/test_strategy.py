@@ -12,17 +12,13 @@ from gen1_train.reporting.rows import read_metrics
 from gen1_train.training.checkpoints.checkpoint import checkpoints_dir, latest, read_checkpoint
 from gen1_train.training.checkpoints.ema import rate
 from gen1_train.training.checkpoints.state import MOMENTS
-from gen1_train.training.strategy import (
-    REDUCE_BUCKET_ELEMENTS,
-    StrategyConfig,
-    ZeroStrategy,
-    build_strategy,
-    zero_config,
-)
+from gen1_train.training.strategies.config import StrategyConfig
+from gen1_train.training.strategies.strategy import build_strategy
+from gen1_train.training.strategies.zero import REDUCE_BUCKET_ELEMENTS, ZeroStrategy, zero_config
 from tests.running import REPOSITORY
 from tests.tensors_of import weights_of
 from tests.training.pair import run_pair
-from tests.training.table import (
+from tests.training.strategies.table import (
     NARROW,
     OFFLOADED,
     REFERENCE,

@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 
 from benchmarks.communication import Case, Sent, sent
-from tests.training.test_strategy import DOCS
+from tests.training.strategies.test_strategy import DOCS
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 ACCUMULATE = (1, 4)  # the last two columns

@@ -17,8 +17,10 @@ from benchmarks.ranks import in_ranks
 from gen1_train.errors import UserError
 from gen1_train.training.callbacks.guard import judge_zero
 from gen1_train.training.checkpoints.state import state_of, weights_of
-from gen1_train.training.strategy import StrategyConfig, ZeroStrategy, build_strategy, zero_config
-from tests.training.table import REFERENCE, config
+from gen1_train.training.strategies.config import StrategyConfig
+from gen1_train.training.strategies.strategy import build_strategy
+from gen1_train.training.strategies.zero import ZeroStrategy, zero_config
+from tests.training.strategies.table import REFERENCE, config
 
 ELEMENTS = 1000
 MICRO_BATCHES = 16  # of all ranks
