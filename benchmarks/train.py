@@ -19,6 +19,8 @@ draws       milliseconds of a clip's noise, drawn as the loader's workers do or 
 checkpoint  seconds per GB of gathering, writing, syncing and hashing, alternating with torch.save and fsync of the same
             tensors to the same disk, that of TMPDIR; then the delay of a run by a checkpoint:
             see training/saving.py
+parts       seconds for which training waits when --processes ranks write a checkpoint of --gigabytes, and bytes per
+            second of writing it, in turns with plain writes of all ranks to the same disk: see training/parts.py
 cuda        runs at full size: MFU, frames per second and peak memory for several batch sizes, and for each switch
             alone; the numbers are from the run's metrics.csv
 """
@@ -47,6 +49,7 @@ from benchmarks.questions import Row, answer, append_tables
 from benchmarks.ranks import in_ranks
 from benchmarks.synthetic_runs import composed, prepare_run, rows_of, run_training
 from benchmarks.training.draws import ask_draws
+from benchmarks.training.parts import ask_parts
 from benchmarks.training.saving import ask_checkpoint
 from benchmarks.training.turns import Turns
 from benchmarks.unet_step import Setting, commit, machine, ours, release_memory, stepper, timed
@@ -84,7 +87,7 @@ def main() -> None:
     if arguments.device == "cpu":  # before any process that imports DeepSpeed starts
         os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     questions = {"overhead": ask_overhead, "host": ask_host, "ema": ask_ema, "draws": ask_draws}
-    questions["checkpoint"] = ask_checkpoint
+    questions |= {"checkpoint": ask_checkpoint, "parts": ask_parts}
     if arguments.device == "cuda":
         questions["cuda"] = ask_cuda
     common = {
@@ -101,12 +104,15 @@ def main() -> None:
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--suite", dest="only", choices=("overhead", "host", "ema", "draws", "checkpoint", "cuda"))
+    parser.add_argument(
+        "--suite", dest="only", choices=("overhead", "host", "ema", "draws", "checkpoint", "parts", "cuda")
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of each process")
     parser.add_argument("--append", action="store_true", help="add tables to benchmarks/RESULTS.md")
     parser.add_argument("--strategies", nargs="+", default=["single", "zero2"], help="overhead")
     parser.add_argument("--processes", type=int, default=1, help="overhead: for strategies other than single")
+    parser.add_argument("--gigabytes", type=float, default=6.0, help="parts: twice as much memory is needed")
     parser.add_argument("--clip", type=int, nargs=2, default=[448, 256], metavar=("WIDTH", "HEIGHT"), help="overhead")
     parser.add_argument("--clips", type=int, default=1, help="overhead: per process and step")
     parser.add_argument("--settings", nargs="+", default=[], help="overhead: settings of gen1-train, e.g. model=tiny")

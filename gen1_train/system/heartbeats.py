@@ -1,9 +1,14 @@
-"""Detects ranks that were killed: each rank writes heartbeats into the store through which the ranks met.
+"""Detects ranks that were killed, through the store in which the ranks met and through the process table.
 
 A rank that was killed cannot report a failure. The others would wait for it in a collective for half an hour under
 NCCL; under gloo they would crash with a traceback that does not name the rank.
+
+One rank of each machine is its voice, the first one: only voices talk to the store, which is in one process and serves
+the whole cluster. A voice watches the other processes of its machine, these watch the voice, and rank 0 watches the
+voices of other machines. What a voice asks in a period is two requests, and the period grows with their number.
 """
 
+import hashlib
 import json
 import os
 import socket
@@ -12,60 +17,112 @@ from pathlib import Path
 
 from torch.distributed import Store
 
-SILENCE = 60.0  # seconds without a heartbeat after which a rank on another machine counts as gone
-ADDRESS = "gen1-train/place/"  # in the store, followed by the rank: its host, machine and pid
-BEAT = "gen1-train/beat/"  # in the store, followed by the rank: its number of heartbeats
+PERIOD = 0.5  # seconds between two heartbeats of a voice, or more, see RATE
+RATE = 80.0  # requests per second of all voices together, which the period keeps to
+SILENCE = 60.0  # seconds without a heartbeat after which a machine counts as gone
+PLACE = "gen1-train/place/"  # in the store, followed by the rank: its host and pid
+MACHINE = "gen1-train/machine/"  # followed by the machine: its ranks
+VOICES = "gen1-train/voices"  # all ranks that are or were voices
+BEAT = "gen1-train/beat/"  # followed by the rank: the number of its heartbeats, or RESIGNED
+RESIGNED = "resigned"
 
 
 class Heartbeats:
-    """The heartbeats of this rank, and the state of the others. Not thread-safe."""
+    """The heartbeats of this rank's machine, and the state of the others. Not thread-safe."""
 
-    def __init__(self, store: Store, rank: int, world: int) -> None:
+    def __init__(self, store: Store, rank: int, notice: str) -> None:
+        """`notice`: a key of the store that voices look at, too; see `beat`."""
         self._store = store
         self._rank = rank
-        self._world = world
+        self._notice = notice
         self._beats = 0
-        self._addresses: dict[int, dict[str, str | int]] = {}  # of the ranks that have registered so far
-        self._last_beats: dict[int, tuple[bytes, float]] = {}  # rank -> its last heartbeat, and when it arrived
-        address = {"host": socket.gethostname(), "machine": machine(), "pid": os.getpid()}
-        store.set(f"{ADDRESS}{rank}", json.dumps(address))
+        self._machine = MACHINE + hashlib.sha256(machine().encode()).hexdigest()[:16]
+        self._neighbors = [rank]  # the ranks of this machine that have registered, first one first
+        self._voices: list[int] = []  # as this rank knows them if it is one
+        self._has_voice = False  # whether this rank is in the list of voices
+        self._places: dict[int, tuple[str, int]] = {}  # rank -> host and pid, where they are known
+        self._last_beats: dict[int, tuple[bytes, float]] = {}  # voice -> its last heartbeat, and when it arrived
+        for key in (notice, VOICES):
+            store.compare_set(key, "", "")  # so that it can be read before it is written
+        store.set(f"{PLACE}{rank}", json.dumps([socket.gethostname(), os.getpid()]))
+        store.append(self._machine, f"{rank} ")  # type: ignore[attr-defined]
 
-    def beat(self) -> None:
-        self._beats += 1
-        self._store.set(f"{BEAT}{self._rank}", str(self._beats))
+    @property
+    def is_voice(self) -> bool:
+        return self._neighbors[0] == self._rank
+
+    @property
+    def period(self) -> float:
+        """Seconds between two calls of `beat`."""
+        return max(PERIOD, 2 * len(self._voices) / RATE)
+
+    def beat(self) -> bytes:
+        """Sends a heartbeat if this rank is its machine's voice, and returns the content of the notice; else b"".
+
+        A rank that is none asks the store at the start, and again if its voice is gone. On rank 0's machine it asks in
+        every period, since the store may be in rank 0's process and end with it.
+        """
+        voice = self._neighbors[0]
+        if voice not in (0, self._rank) and self._is_running(voice):
+            return b""
+        notice, neighbors, voices = self._store.multi_get([self._notice, self._machine, VOICES])
+        self._neighbors = ranks_in(neighbors)
+        self._voices = ranks_in(voices) if self.is_voice else []
+        if self.is_voice:
+            self._beats += 1
+            self._store.set(f"{BEAT}{self._rank}", str(self._beats))
+            if not self._has_voice:
+                self._store.append(VOICES, f"{self._rank} ")  # type: ignore[attr-defined]
+                self._has_voice = True
+        elif self._has_voice:  # a rank before this one has come
+            self._store.set(f"{BEAT}{self._rank}", RESIGNED)
+        return bytes(notice)
 
     def lost(self) -> str | None:
-        """Returns a line about a rank that is gone, or None. Only rank 0 detects lost ranks on other machines."""
-        for rank in range(self._world):
-            address = self._address(rank)
-            if rank == self._rank or address is None:
-                continue
-            if address["machine"] == machine():
-                if not is_running(int(address["pid"])):
-                    return f"{self.name(rank)} is gone: it was killed, or ended without an error message"
-            elif self._rank == 0 and self._is_silent(rank):
-                return (
-                    f"{self.name(rank)} is gone: no heartbeat for {SILENCE:g} s; it was killed, or its machine is gone"
-                )
+        """Returns a line about a rank that is gone, or None. Only rank 0 detects lost machines."""
+        watched = self._neighbors if self.is_voice else self._neighbors[:1]
+        for rank in watched:
+            if rank != self._rank and not self._is_running(rank):
+                return f"{self.name(rank)} is gone: it was killed, or ended without an error message"
+        if self._rank == 0 and (silent := self._silent()) is not None:
+            limit = self._silence
+            return f"{self.name(silent)} is gone: no heartbeat for {limit:g} s; it was killed, or its machine is gone"
         return None
 
     def name(self, rank: int) -> str:
-        address = self._addresses.get(rank)
-        return f"rank {rank} ({address['host']}, pid {address['pid']})" if address else f"rank {rank}"
+        host, pid = self._place(rank)
+        return f"rank {rank} ({host}, pid {pid})"
 
-    def _address(self, rank: int) -> dict[str, str | int] | None:
-        if rank not in self._addresses and self._store.check([f"{ADDRESS}{rank}"]):
-            self._addresses[rank] = json.loads(self._store.get(f"{ADDRESS}{rank}"))
-        return self._addresses.get(rank)
+    @property
+    def _silence(self) -> float:
+        return max(SILENCE, 4 * self.period)
 
-    def _is_silent(self, rank: int) -> bool:
-        key = f"{BEAT}{rank}"
+    def _place(self, rank: int) -> tuple[str, int]:
+        if rank not in self._places:
+            host, pid = json.loads(self._store.get(f"{PLACE}{rank}"))
+            self._places[rank] = (host, pid)
+        return self._places[rank]
+
+    def _is_running(self, rank: int) -> bool:
+        return is_running(self._place(rank)[1])
+
+    def _silent(self) -> int | None:
+        """Returns a voice whose heartbeat has not changed for long, if there is one."""
+        voices = [rank for rank in self._voices if rank != self._rank]
+        beats = self._store.multi_get([f"{BEAT}{rank}" for rank in voices]) if voices else []
         now = time.monotonic()
-        beat = self._store.get(key) if self._store.check([key]) else b""
-        last, since = self._last_beats.setdefault(rank, (beat, now))
-        if beat != last:
-            self._last_beats[rank] = (beat, now)
-        return beat == last and now - since > SILENCE
+        for rank, beat in zip(voices, map(bytes, beats)):
+            last, since = self._last_beats.setdefault(rank, (beat, now))
+            if beat != last:
+                self._last_beats[rank] = (beat, now)
+            elif beat != RESIGNED.encode() and now - since > self._silence:
+                return rank
+        return None
+
+
+def ranks_in(text: bytes) -> list[int]:
+    """Returns the numbers in a list that ranks have appended themselves to, in order."""
+    return sorted({int(word) for word in bytes(text).split()})
 
 
 def machine() -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import yaml
-from torch.distributed.constants import default_pg_timeout
 from typing_extensions import override
 
 from gen1_train.data.loader import DataConfig
@@ -37,6 +36,7 @@ class TrainerConfig:
     devices: int = -1  # processes on each node; -1: one for every GPU, or one on a CPU
     nodes: int = 1  # machines
     rendezvous_seconds: float = 900.0  # how long a rank waits at the start until all others have met it
+    collective_seconds: float = 1800.0  # how long a rank waits for the others in a collective, before it gives up
     precision: str = "bf16-mixed"  # or 32-true
     accumulate: int = 1  # micro-batches per optimizer step
     tf32: bool = True  # GPUs: float32 products and convolutions with the 10-bit mantissa of tensor cores
@@ -55,6 +55,7 @@ class TrainerConfig:
             trainer__accumulate=self.accumulate,
             trainer__nodes=self.nodes,
             trainer__rendezvous_seconds=self.rendezvous_seconds,
+            trainer__collective_seconds=self.collective_seconds,
         )
         check_not_negative(trainer__profile=self.profile or 0)
         if self.devices == 0 or self.devices < -1:
@@ -196,7 +197,7 @@ class TrainConfig(StoredConfig):
 
     def _check_waits(self) -> None:
         """Raises UserError if one rank may wait for longer than the other ranks wait for it."""
-        longest = default_pg_timeout.total_seconds() / 2  # the others may have waited for a while before
+        longest = self.trainer.collective_seconds / 2  # the others may have waited for a while before
         waits = {
             "data.stall_seconds": self.data.stall_seconds,
             "checkpoint.patience_seconds": self.checkpoint.patience_seconds,
@@ -204,8 +205,8 @@ class TrainConfig(StoredConfig):
         for name, value in waits.items():
             if value > longest:
                 raise UserError(
-                    f"{name}={value:g} is too long: after {2 * longest:g} s the other ranks give up without knowing "
-                    f"why; give {longest:g} or less"
+                    f"{name}={value:g} is too long: after trainer.collective_seconds={2 * longest:g} the other ranks "
+                    f"give up without knowing why; give {longest:g} or less, or raise that one"
                 )
 
     def _check_customization(self) -> None:

@@ -94,7 +94,9 @@ def prepare(config: TrainConfig, run: Path, resume: Checkpoint | None) -> Ready:
     if planned.reason is not None:
         logger.info(planned.reason)
     logger.info(memory_line(planned, run))
-    strategy = build_strategy(config.strategy, world, micro_batch, gpu=gpu_count(config) > 0)
+    strategy = build_strategy(
+        config.strategy, world, micro_batch, gpu_count(config) > 0, config.trainer.collective_seconds
+    )
     return Ready(
         config=config,
         run=run,

@@ -202,6 +202,8 @@ REFUSED = [
     "data.window=0",
     "data.stall_seconds=0",
     "data.stall_seconds=1000",
+    "trainer.collective_seconds=0",
+    "trainer.collective_seconds=500",  # data.stall_seconds is 300
     "data.cache=somewhere",  # without data.order=blocks
     "data.cache_gigabytes=0",
     "data.workers=-1",  # DataLoader's ValueError, with a traceback

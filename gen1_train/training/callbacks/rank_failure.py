@@ -2,8 +2,9 @@
 
 Without this callback the other ranks would wait in a collective until it times out after half an hour, or crash in it,
 each with a traceback that buries the error. The rank that fails therefore reports it in the store through which the
-ranks met, and each rank watches the store in a thread, because its main thread may be stuck in the collective. A rank
-that was killed is reported by the others, see system/heartbeats.py.
+ranks met, and one rank of each machine watches the store, which the others of the machine watch: each in a thread,
+because its main thread may be stuck in the collective. A rank that was killed is reported by another one, see
+system/heartbeats.py.
 """
 
 import logging
@@ -24,14 +25,13 @@ from typing_extensions import override
 
 from gen1_train.errors import LOST, MISTAKE, UserError
 from gen1_train.system.console import EVERY_RANK, current
-from gen1_train.system.heartbeats import SILENCE, Heartbeats
+from gen1_train.system.heartbeats import PERIOD, SILENCE, Heartbeats
 from gen1_train.system.processes import leave
 from gen1_train.system.signals import STOP
 
-TICK = 0.5  # seconds between two reads of the store
 GRACE = 10.0  # seconds within which training must end on this rank after rank 0 has ended
 FAILED = "gen1-train/failed"  # in the store: the number of ranks that failed
-CODE = "gen1-train/exit-code"  # in the store: the exit code of the first one
+CODE = "gen1-train/exit-code"  # in the store: the exit code of all, empty while none has failed
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ class RankFailure(Callback):
         self._rank = 0
         self._world = 1
         self._watcher = threading.Thread(target=self._watch, name="rank-failure", daemon=True)
+        self._period = PERIOD  # seconds in which all ranks read the store
         self._children: list[Popen[bytes]] = []  # the other ranks of this machine, if this process started them
         self._is_first = threading.Event()  # this rank failed before all others
         self._over = threading.Event()
@@ -99,20 +100,20 @@ class RankFailure(Callback):
         if any(word in str(exception).lower() for word in ("gloo", "nccl")):
             self._watcher.join(SILENCE + 10)  # another rank failed or is gone: the watcher ends this process
         self._announce(code=1)
-        time.sleep(2 * TICK)
+        time.sleep(2 * self._period)
 
     def fail(self, error: UserError) -> NoReturn:
         """Prints the error and ends all ranks with MISTAKE. Any thread may call it while the main thread is stuck."""
         self._announce(code=MISTAKE)
         self._print(str(error))
         if self._store is not None:
-            time.sleep(2 * TICK)
+            time.sleep(2 * self._period)
         leave(MISTAKE)
 
     def _announce(self, code: int) -> None:
         """Reports to all ranks that this one has failed; does not return if another one failed before.
 
-        After two ticks all ranks have read it, and the connections of this one may break.
+        After two periods all machines have read it, and the connections of this rank may break.
         """
         self._children.clear()  # Lightning would kill this process as soon as one of them ends
         if self._store is None:
@@ -130,37 +131,44 @@ class RankFailure(Callback):
         assert self._store is not None
         store = self._store.clone()  # each thread needs its own
         try:
-            heartbeats = Heartbeats(store, self._rank, self._world)
-            while not store.check([CODE]):
-                if self._over.wait(TICK) or STOP.interrupted:
-                    return
-                heartbeats.beat()
+            heartbeats = Heartbeats(store, self._rank, notice=CODE)
+            while not (code := heartbeats.beat()):
+                self._period = heartbeats.period
                 lost = heartbeats.lost()
                 # a rank that ended itself has written CODE before, and Ctrl-C ends all ranks; this one may have to
                 # return from a collective to notice
-                if lost is not None and not self._over.wait(TICK) and not STOP.interrupted and not store.check([CODE]):
-                    self._end_after_loss(lost, first=store.add(FAILED, 1) == 1)
-            code = int(store.get(CODE))
+                if lost is None:
+                    if self._over.wait(self._period) or STOP.interrupted:
+                        return
+                elif self._over.wait(PERIOD) or STOP.interrupted:
+                    return
+                elif not store.get(CODE):
+                    if first := store.add(FAILED, 1) == 1:
+                        store.set(CODE, str(self._code_of_loss))  # or other machines would notice after SILENCE
+                    self._end_after_loss(lost, first)
         except torch.distributed.DistError:  # rank 0, which has the store, has ended
             if not self._over.wait(GRACE) and not STOP.interrupted:
                 self._end_after_loss("rank 0 is gone: it was killed, or its machine is", first=self._rank == 1)
             return
         self._children.clear()
         if not self._is_first.is_set():
-            time.sleep(TICK)  # by then all ranks have read it
-            leave(code)
+            time.sleep(self._period)  # by then all machines have read it
+            leave(int(code))
 
     def _end_after_loss(self, lost: str, first: bool) -> NoReturn:
-        """Ends this process because another rank is gone. The `first` rank to notice prints it; the others notice too.
-
-        The exit code tells a scheduler whether another start is worthwhile: a run that loses a rank in every start
-        before its first checkpoint, for lack of memory for example, would be started again forever.
-        """
+        """Ends this process because another rank is gone. The `first` rank to notice prints it; the others notice,
+        too."""
         self._children.clear()
         if first:
             self._print(f"{lost}; call the same command again to resume from the newest checkpoint")
-        time.sleep(2 * TICK)
-        leave(LOST if self._has_new_checkpoint() else 1)
+        time.sleep(2 * self._period)
+        leave(self._code_of_loss)
+
+    @property
+    def _code_of_loss(self) -> int:
+        """The exit code tells a scheduler whether another start is worthwhile: a run that loses a rank in every start
+        before its first checkpoint, for lack of memory for example, would be started again forever."""
+        return LOST if self._has_new_checkpoint() else 1
 
     def _print(self, line: str) -> None:
         """Prints an error, also in a library call, since the process ends right after."""

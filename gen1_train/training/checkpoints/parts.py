@@ -31,7 +31,6 @@ from gen1_train.system.records import make_record, read_json, require
 
 INDEX = "index.json"
 MAX_INDEX = 1 << 27  # bytes of INDEX: what 1000 tensors in 1024 parts each, and their moments, need; ours
-CHUNK = 1 << 24  # bytes that are hashed while they are written
 BYTES = 4  # of an element
 
 
@@ -64,20 +63,25 @@ def write_part(path: Path, pieces: Sequence[Piece]) -> dict[str, Any]:
 
     The hash is of what was to be written, not of what the disk returns: a reader compares both.
     """
-    digest, size = hashlib.sha256(), 0
-    with path.open("wb") as file, ThreadPoolExecutor(1) as pool:
-        for chunk in _chunks(pieces):
-            hashing = pool.submit(digest.update, chunk)  # hashing and writing both release the GIL
-            file.write(chunk)
-            hashing.result()
-            size += len(chunk)
-        file.flush()
-        os.fsync(file.fileno())
+    content = list(_content(pieces))
+    with ThreadPoolExecutor(1) as pool:
+        hashing = pool.submit(_sha256, content)  # at the same time: hashing and writing both release the GIL
+        with path.open("wb") as file:
+            file.writelines(content)
+            file.flush()
+            os.fsync(file.fileno())
     path.chmod(path.parent.stat().st_mode & 0o666)
-    return {"bytes": size, "sha256": digest.hexdigest()}
+    return {"bytes": sum(map(len, content)), "sha256": hashing.result()}
 
 
-def _chunks(pieces: Sequence[Piece]) -> Iterator[bytes | memoryview]:
+def _sha256(content: Iterable[bytes | memoryview]) -> str:
+    digest = hashlib.sha256()
+    for part in content:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _content(pieces: Sequence[Piece]) -> Iterator[bytes | memoryview]:
     """Yields the bytes of a safetensors file: the length of its header, the header, the values."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -88,9 +92,7 @@ def _chunks(pieces: Sequence[Piece]) -> Iterator[bytes | memoryview]:
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     for piece in pieces:
-        values = piece.values.numpy().view(np.uint8).data
-        for begin in range(0, len(values), CHUNK):
-            yield values[begin : begin + CHUNK]
+        yield piece.values.numpy().view(np.uint8).data
 
 
 def layouts(shapes: Mapping[str, Sequence[int]], starts: Sequence[Mapping[str, int]]) -> dict[str, dict[str, Any]]:
@@ -104,7 +106,7 @@ def layouts(shapes: Mapping[str, Sequence[int]], starts: Sequence[Mapping[str, i
     require(set(found) == set(shapes), "a tensor is in no part")
     for name, layout in found.items():
         check(name, layout, len(starts))
-    return {name: vars(layout) for name, layout in found.items()}
+    return {name: vars(found[name]) for name in sorted(found)}  # in the order of a file in one piece
 
 
 def check(name: str, layout: Layout, parts: int) -> None:

@@ -134,12 +134,17 @@ def write(
 
 def check_finite(file: str, tensors: Mapping[str, Tensor], step: int) -> None:
     """Raises UserError for tensors that are not finite."""
-    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+    if broken := [name for name, tensor in tensors.items() if not is_finite(tensor)]:
         found = f"{len(broken)} of {len(tensors)} tensors of {file} are not finite at step {step}"
         raise UserError(
             f"{found}, such as {broken[0]}: nothing was saved, and the previous checkpoint is kept; lower optim.lr, "
             "or resume with trainer.precision=32-true"
         )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all elements are finite. If one is not, neither is their sum, which takes a twentieth of the time."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def discard(temporary: Path) -> None:

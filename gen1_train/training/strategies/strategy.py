@@ -1,5 +1,7 @@
 """Strategies: one process, DDP, or DeepSpeed ZeRO, on GPUs or (for tests) on CPUs."""
 
+from datetime import timedelta
+
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -10,9 +12,12 @@ from gen1_train.training.strategies.config import AUTO, StrategyConfig
 from gen1_train.training.strategies.zero import ZeroStrategy, zero_config
 
 
-def build_strategy(config: StrategyConfig, processes: int, micro_batch: int, gpu: bool) -> Strategy | str:
+def build_strategy(
+    config: StrategyConfig, processes: int, micro_batch: int, gpu: bool, collective_seconds: float = 1800.0
+) -> Strategy | str:
     """Returns the Lightning strategy of this name. Raises UserError if it does not exist.
 
+    `collective_seconds`: after which a collective of any of its process groups fails.
     `auto` has been replaced by a name before, see planning/choice.py.
     """
     config.check()
@@ -21,10 +26,13 @@ def build_strategy(config: StrategyConfig, processes: int, micro_batch: int, gpu
         if processes > 1:
             raise UserError(f"strategy=single runs one process, not {processes}: choose strategy=auto or strategy=ddp")
         return "auto"
+    timeout = timedelta(seconds=collective_seconds)
     if config.name == "ddp":
         # image steps leave layers out, and these have no gradients: see module.fill_missing_gradients
-        return (Bf16DDPStrategy if config.reduce == "bf16" else DDPStrategy)(find_unused_parameters=True)
-    return ZeroStrategy(zero_config(config, micro_batch, gpu))
+        return (Bf16DDPStrategy if config.reduce == "bf16" else DDPStrategy)(
+            find_unused_parameters=True, timeout=timeout
+        )
+    return ZeroStrategy(zero_config(config, micro_batch, gpu), timeout)
 
 
 class Bf16DDPStrategy(DDPStrategy):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,8 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.strategies import DeepSpeedStrategy
 from torch import Tensor
+from torch.distributed.constants import default_pg_timeout
+from torch.distributed.distributed_c10d import _set_pg_timeout, _world
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -86,8 +89,10 @@ def _unchanged(data: Any) -> Any:
 class ZeroStrategy(DeepSpeedStrategy):
     """DeepSpeed ZeRO; unlike Lightning's class it also runs on CPU processes, with gloo."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        super().__init__(config=config, logging_level=30)  # WARNING and up: its banners would bury the project's lines
+    def __init__(self, config: dict[str, Any], timeout: timedelta = default_pg_timeout) -> None:
+        # WARNING and up: its banners would bury the project's lines
+        super().__init__(config=config, logging_level=30, timeout=timeout)
+        self._collective_timeout = timeout
 
     @override
     def setup_environment(self) -> None:
@@ -115,6 +120,8 @@ class ZeroStrategy(DeepSpeedStrategy):
             loaded = {name: weight.detach().cpu().clone() for name, weight in self.model.named_parameters()}
         with _stage_1_as_stage_2():
             super().setup(trainer)
+        for group in _world.pg_map:  # DeepSpeed makes groups of its own, with PyTorch's 10 minutes under NCCL
+            _set_pg_timeout(self._collective_timeout, group)
         zero = self.deepspeed_engine.optimizer
         if not self.zero_stage_3:
             zero.get_grad_norm_direct = partial(norm_of, zero)

@@ -145,6 +145,19 @@ def test_an_older_version_is_told_to_update(tmp_path: Path, store: TCPStore) -> 
     assert whole["format"] == 1 and "parts" not in whole  # which older versions read
 
 
+def test_every_tensor_that_is_not_finite_is_found() -> None:
+    for size in (1, 7, 10_000):
+        for position in (0, size // 2, size - 1):
+            for bad in (torch.nan, torch.inf, -torch.inf):
+                tensor = torch.randn(size)
+                assert writing.is_finite(tensor)
+                tensor[position] = bad
+                assert not writing.is_finite(tensor)
+    assert not writing.is_finite(torch.tensor([torch.inf, -torch.inf]))
+    assert writing.is_finite(torch.full((4,), 3e38))  # whose sum is not
+    assert writing.is_finite(torch.zeros(0))
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "reverse"])
 @pytest.mark.parametrize("file", [part_name(UNET, 1, 2), part_name(OPTIMIZER, 0, 2), INDEX])
 def test_a_damaged_part_is_named_and_the_checkpoint_before_is_taken(
