@@ -1,7 +1,6 @@
 """What ZeRO-1 and ZeRO-2 do on the host: no wait for the device in a backward pass, and one pass for the norm."""
 
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,12 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import Trainer
-from torch.utils.data import DataLoader
 
 from benchmarks.ranks import in_ranks
 from gen1_train.training.strategies.config import ZERO_STAGES, StrategyConfig
 from gen1_train.training.strategies.host import norm_of
 from gen1_train.training.strategies.zero import ZeroStrategy, zero_config
-from tests.training.strategies.test_strategy_reduce import MICRO_BATCHES, Linear, gradients
+from tests.training.strategies.linear import MICRO_BATCHES, Linear, begin, fit, gradients
 
 STEPS = 2
 
@@ -34,9 +32,7 @@ def run(rank: int, world: int, stage: str, streams: bool, folder: Path) -> dict[
     """What each rank does: it takes steps, on a CPU that claims to have streams, or on an ordinary one."""
     from deepspeed.accelerator import get_accelerator
 
-    os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
-    os.chdir(folder)
-    torch.set_num_threads(1)
+    begin(folder)
     accelerator, current, waits = get_accelerator(), Stream(), list[str]()
     if streams:
         kind = type(accelerator)
@@ -69,20 +65,9 @@ def run(rank: int, world: int, stage: str, streams: bool, folder: Path) -> dict[
             return result
 
     module: Any = Linear()
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=world,
-        strategy=Compared(zero_config(StrategyConfig(stage), 1, gpu=streams)),
-        precision="bf16-mixed",
-        max_steps=STEPS,
-        accumulate_grad_batches=MICRO_BATCHES // world,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
-    trainer.fit(module, DataLoader(torch.cat([gradients()[rank::world]] * STEPS)))
+    strategy = Compared(zero_config(StrategyConfig(stage), 1, gpu=streams))
+    batches = torch.cat([gradients()[rank::world]] * STEPS)
+    fit(module, strategy, world, batches, STEPS, MICRO_BATCHES // world, "bf16-mixed")
     return {"norms": norms, "logs": logs, "made": None if module.made is None else -module.made}
 
 

@@ -1,7 +1,6 @@
 """strategy.reduce: in which format the gradients of micro-batches and ranks are summed."""
 
 import math
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,21 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import LightningModule, Trainer
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import Tensor
 
 from benchmarks.ranks import in_ranks
 from gen1_train.errors import UserError
-from gen1_train.training.callbacks.guard import judge_zero
-from gen1_train.training.checkpoints.state import state_of, weights_of
 from gen1_train.training.strategies.config import StrategyConfig
 from gen1_train.training.strategies.strategy import build_strategy
-from gen1_train.training.strategies.zero import ZeroStrategy, zero_config
+from gen1_train.training.strategies.zero import zero_config
+from tests.training.strategies.linear import MICRO_BATCHES, Linear, begin, fit, gradients
 from tests.training.strategies.table import REFERENCE, config
 
-ELEMENTS = 1000
-MICRO_BATCHES = 16  # of all ranks
 ZERO = ("zero1", "zero2", "zero3")
 FP32, BF16 = 2.0**-22, 2.0**-9  # at least one rounding of the largest sums
 
@@ -41,60 +35,26 @@ SUMS += [Sum(name, "fp32", "32-true") for name in ("ddp", *ZERO)]
 SUMS += [Sum(name, reduce, skips=True) for name in ZERO for reduce in ("fp32", "bf16")]
 
 
-def gradients() -> Tensor:
-    """The gradient of every micro-batch, in numbers that bfloat16 has: (MICRO_BATCHES, ELEMENTS)."""
-    return torch.randn(MICRO_BATCHES, ELEMENTS, generator=torch.Generator().manual_seed(0)).bfloat16().float()
-
-
-class Linear(LightningModule):
-    """Its gradient is the batch; a step sets the weights to minus the mean gradient."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Module()
-        self.layer.weight = nn.Parameter(torch.zeros(ELEMENTS))
-
-    def training_step(self, batch: Tensor, number: int) -> Tensor:
-        return (self.layer.weight * batch[0].to(self.layer.weight.dtype)).sum()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=1.0)
-
-    def on_train_start(self) -> None:
-        if isinstance(self.trainer.strategy, ZeroStrategy):
-            judge_zero(self.trainer.strategy, math.isfinite)
-
-    def on_train_end(self) -> None:
-        gathered = state_of(self.trainer.strategy).gather(weights_of(self), keep=self.global_rank == 0)
-        self.made = gathered.get("layer.weight")
-
-
 def mean_gradients(rank: int, world: int, sums: list[Sum], folder: Path) -> list[Tensor | None]:
     """What each rank does: it takes a step in each of the settings. Returns the mean gradients, on rank 0."""
-    os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
-    os.chdir(folder)
-    torch.set_num_threads(1)
+    begin(folder)
     made = []
     for each in sums:
         offload = "optimizer" if each.skips else "none"
         settings = StrategyConfig(each.strategy, offload, persist_below=0, reduce=each.reduce)
         module: Any = Linear()
         batches = gradients()[rank::world]
-        trainer = Trainer(
-            accelerator="cpu",
-            devices=world,
-            strategy=build_strategy(settings, world, micro_batch=1, gpu=False),
-            precision=each.precision,  # type: ignore[arg-type]
-            max_steps=1 + each.skips,
-            accumulate_grad_batches=MICRO_BATCHES // world,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
         before = [batches * math.nan] if each.skips else []
-        trainer.fit(module, DataLoader(torch.cat([*before, batches])))
+        strategy = build_strategy(settings, world, micro_batch=1, gpu=False)
+        fit(
+            module,
+            strategy,
+            world,
+            torch.cat([*before, batches]),
+            1 + each.skips,
+            MICRO_BATCHES // world,
+            each.precision,
+        )
         made.append(None if module.made is None else -module.made)
     return made
 

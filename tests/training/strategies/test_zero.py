@@ -1,21 +1,18 @@
 """One setting rules how long a rank waits in a collective, in all process groups, whoever makes them."""
 
-import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import Trainer
 from torch import distributed
 from torch.distributed.distributed_c10d import _world
-from torch.utils.data import DataLoader
 
 from benchmarks.ranks import in_ranks
 from gen1_train.training.strategies.config import StrategyConfig
 from gen1_train.training.strategies.strategy import build_strategy
-from tests.training.strategies.test_strategy_reduce import Linear, gradients
+from tests.training.strategies.linear import Linear, begin, fit, gradients
 
 SECONDS = 77.0
 
@@ -30,22 +27,10 @@ class Waits(Linear):
 
 
 def run(rank: int, strategy: str, folder: Path) -> tuple[int, list[timedelta]]:
-    os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
-    os.chdir(folder)
-    torch.set_num_threads(1)
+    begin(folder)
     module: Any = Waits()
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy=build_strategy(StrategyConfig(strategy), 2, 1, gpu=False, collective_seconds=SECONDS),
-        max_steps=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
-    trainer.fit(module, DataLoader(gradients()[rank::2]))
+    chosen = build_strategy(StrategyConfig(strategy), 2, 1, gpu=False, collective_seconds=SECONDS)
+    fit(module, chosen, 2, gradients()[rank::2], steps=1, accumulate=1, precision="32-true")
     assert distributed.is_initialized()
     return len(module.waits), module.waits
 
