@@ -1,12 +1,15 @@
 """The tensors of checkpoints, whether these are in parts or not."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from gen1_train.training.checkpoints.checkpoint import read_checkpoint
-from gen1_train.training.checkpoints.parts import Index
+from gen1_train.training.checkpoints.checkpoint import CONFIG, read_checkpoint, sha256
+from gen1_train.training.checkpoints.info import write_info
+from gen1_train.training.checkpoints.parts import INDEX, Index, Piece, layouts, part_name, pieces_by_name, write_part
 
 
 def tensors_of(folder: Path) -> dict[str, dict[str, Tensor]]:
@@ -14,6 +17,31 @@ def tensors_of(folder: Path) -> dict[str, dict[str, Tensor]]:
     found = read_checkpoint(folder)
     files = Index.read(folder).files if found.info.parts else found.info.files
     return {file: dict(found.tensors(file)) for file in sorted(files) if file.endswith(".safetensors")}
+
+
+def split(folder: Path, parts: int) -> None:
+    """Divides the files of a checkpoint, as so many ranks would have written them: parts cut through tensors."""
+    found = read_checkpoint(folder)
+    info = replace(found.info, parts=parts, files={CONFIG: found.info.files[CONFIG]})
+    index = {}
+    for file, tensors in tensors_of(folder).items():
+        total, before = sum(tensor.numel() for tensor in tensors.values()), 0
+        pieces: list[list[Piece]] = [[] for _ in range(parts)]
+        for name, tensor in tensors.items():
+            for number, part in enumerate(pieces):
+                low, high = (edge * total // parts - before for edge in (number, number + 1))
+                if (values := tensor.flatten()[max(0, low) : max(0, high)].clone()).numel():
+                    part.append(Piece(name, max(0, low), values))
+            before += tensor.numel()
+        shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        index[file] = layouts(shapes, [pieces_by_name(part) for part in pieces])
+        (folder / file).unlink()
+        for number, part in enumerate(pieces):
+            name = part_name(file, number, parts)
+            info.files[name] = write_part(folder / name, part)
+    (folder / INDEX).write_text(json.dumps({"parts": parts, "files": index}))
+    info.files[INDEX] = {"bytes": (folder / INDEX).stat().st_size, "sha256": sha256(folder / INDEX)}
+    write_info(folder, info)
 
 
 def weights_of(folder: Path) -> dict[str, Tensor]:

@@ -43,6 +43,7 @@ from gen1_train.training.stages import InitConfig, StageConfig, build_unet, pred
 from tests.digests import digests
 from tests.made_checkpoint import edit_info
 from tests.model.reference import SD1, frame_by_frame, inputs
+from tests.tensors_of import assert_same_tensors, split
 
 CPU = torch.device("cpu")
 MODEL = UNetConfig(**{**SD1, "layers": 1, "max_frames": 4})
@@ -161,6 +162,21 @@ def test_exporting_an_export_gives_the_same_bytes(exported: Path, tmp_path: Path
     assert second == first
 
 
+@pytest.mark.parametrize("parts", [2, 7])
+def test_a_checkpoint_in_parts_is_exported_in_one_piece(
+    checkpoint: Path, exported: Path, tmp_path: Path, parts: int
+) -> None:
+    """The export is that of the checkpoint in one piece, except for what it says of its source."""
+    shutil.copytree(checkpoint, tmp_path / checkpoint.name)
+    split(tmp_path / checkpoint.name, parts)
+    assert read_checkpoint(tmp_path / checkpoint.name).info.parts == parts
+    assert_same_tensors(tmp_path / checkpoint.name, checkpoint)
+    export(ExportConfig(str(tmp_path / checkpoint.name), str(tmp_path / "again")))
+    made, wanted = digests(tmp_path / "again"), digests(exported)
+    assert made.keys() == wanted.keys()
+    assert [name for name in made if made[name] != wanted[name]] in ([], ["README.md"])
+
+
 def test_a_truncated_export_is_refused(exported: Path, tmp_path: Path) -> None:
     export(ExportConfig(str(exported / "gen1"), str(tmp_path / "out")))
     weights = tmp_path / "out" / "gen1" / "unet.safetensors"
@@ -181,18 +197,20 @@ def test_the_next_stage_starts_from_an_export(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_export_edits_as_its_checkpoint_does(tmp_path: Path) -> None:
+def test_an_export_and_a_checkpoint_in_parts_edit_as_the_whole_one_does(tmp_path: Path) -> None:
     from gen1_train import Gen1Editor  # imports open_clip, which takes seconds
     from tests import made_checkpoint
 
     source = made_checkpoint.write_checkpoint(tmp_path / "run")
     export(ExportConfig(str(source), str(tmp_path / "out")))
+    shutil.copytree(source, tmp_path / "parts")
+    split(tmp_path / "parts", 3)
     frames = np.random.default_rng(0).integers(0, 256, (3, 64, 112, 3), dtype=np.uint8)
     edits = [
         Gen1Editor.from_pretrained(path, "cpu")(frames, image=frames[0], steps=2)
-        for path in (source, tmp_path / "out" / "gen1")
+        for path in (source, tmp_path / "out" / "gen1", tmp_path / "parts")
     ]
-    assert edits[0].shape == (3, 64, 112, 3) and (edits[0] == edits[1]).all()
+    assert edits[0].shape == (3, 64, 112, 3) and all((edit == edits[0]).all() for edit in edits)
 
 
 def test_other_users_may_read_the_files(exported: Path) -> None:

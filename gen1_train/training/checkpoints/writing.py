@@ -127,6 +127,7 @@ def write(
     for path in files:
         sync(path)
     info.files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
+    info.parts = 0  # whatever the checkpoint had that these tensors come from
     info.saved = info.saved or time.time()  # an export keeps the time of its source
     write_info(temporary, info)
     read_checkpoint(temporary)
