@@ -7,10 +7,12 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 from torch import Tensor
+from torch.distributed import DistError
 
 from gen1_train.errors import UserError
 from gen1_train.system.files import patiently
@@ -83,8 +85,7 @@ class Writer:
             temporary = writing.begin(self.run, step, unique, first=rank == 0)
             paths = {file: temporary / part_name(file, rank, world) for file in pieces}
             try:
-                # what all need, less what others have written
-                check_space(temporary, total - sum(path.stat().st_size for path in temporary.iterdir()))
+                check_space(temporary, total - bytes_in(temporary))  # what all need, less what others have written
                 return temporary, {path.name: write_part(path, pieces[file]) for file, path in paths.items()}
             except OSError:
                 for path in paths.values():
@@ -122,6 +123,8 @@ class Writer:
             except UserError as error:
                 self.fail(error)
                 return
+            except DistError:  # rank 0, which has the store, is gone: callbacks.rank_failure ends this process
+                return
             if info is not None:
                 self._log(info, copied, time.perf_counter() - began)
 
@@ -140,6 +143,15 @@ class Writer:
             f"checkpoint of step {info.step}: {size:.3g} GB{parts}, gathered in {copied:.1f} s, written in "
             f"{written:.1f} s{background}"
         )
+
+
+def bytes_in(folder: Path) -> int:
+    """Returns the size of a folder's files, which other processes may be removing."""
+    size = 0
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):
+            size += path.stat().st_size
+    return size
 
 
 def check_space(folder: Path, needed: int) -> None:

@@ -2,12 +2,13 @@
 
 import errno
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.distributed import TCPStore
+from torch.distributed import DistError, TCPStore
 
 from gen1_train.errors import UserError
 from gen1_train.system import files
@@ -211,6 +212,22 @@ def test_a_rank_that_cannot_write_or_is_not_finite_leaves_the_checkpoint_before(
     assert any("rank 1 has not written its part of checkpoint" in str(error) for error in broken)
     found = latest(tmp_path)
     assert found is not None and found.info.step == 5
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_writer_whose_store_is_gone_ends_silently(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The store is in rank 0's process, and what ended that one is reported elsewhere."""
+    failures: list[UserError] = []
+    store = TCPStore("localhost", 0, 1, is_master=True)
+    other = TCPStore("localhost", store.port, 1, is_master=False)
+    del store
+    with suppress(DistError):  # the first request only fills a buffer
+        other.set("any", "")
+        other.get("any")
+    writer = Writer(tmp_path, CheckpointConfig(), "stage: {}\n", failures.append)
+    writer.write_parts(pieces(1), SHAPES, 5, None, "unique", Reports(other, 1, 2), 0.0)
+    writer.wait()
+    assert not failures and "Traceback" not in capsys.readouterr().err
 
 
 def test_publishing_is_continued_where_it_stopped(
