@@ -1,6 +1,7 @@
 """An adapter starts without effect, is all that is trained, and is merged into ordinary checkpoints."""
 
 import copy
+from functools import partial
 from unittest.mock import patch
 
 import pytest
@@ -119,7 +120,8 @@ def test_base_and_adapter_restore_the_unet_bit_for_bit(plain, tmp_path):
 def test_a_plan_counts_moments_and_gradients_of_the_adapter_only(plain, strategy):
     zero = ZeroSettings(bucket=1000, overlap=False, live=1000, persistent=0)
     layout = Layout(strategy, "32-true", 2 if strategy != "single" else 1, ema=1, zero=zero)
-    full, small = (Planner(plain.config, layout, adapt=adapt) for adapt in (None, lambda unet: add_lora(unet, RANK, 1)))
+    adapted = partial(add_lora, config=RANK, seed=1)
+    full, small = (Planner(plain.config, layout, adapt=adapt) for adapt in (None, adapted))
     unet, work = with_lora(plain), MicroBatch("video", 1, 2, 8, 8)
     trained = sum(weight.numel() for weight in trainable(unet).values())
     assert small.weights == full.weights + trained and small.trained == trained < 0.05 * full.trained
