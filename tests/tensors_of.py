@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gen1_train.training.checkpoints.checkpoint import CONFIG, read_checkpoint, sha256
+from gen1_train.training.checkpoints.checkpoint import CONFIG, read_checkpoint
 from gen1_train.training.checkpoints.info import write_info
 from gen1_train.training.checkpoints.parts import INDEX, Index, Piece, layouts, part_name, pieces_by_name, write_part
+from gen1_train.training.checkpoints.writing import entry_of
 
 
 def tensors_of(folder: Path) -> dict[str, dict[str, Tensor]]:
@@ -20,7 +21,7 @@ def tensors_of(folder: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def split(folder: Path, parts: int) -> None:
-    """Divides the files of a checkpoint, as so many ranks would have written them: parts cut through tensors."""
+    """Divides the files of a checkpoint, as this number of ranks would have written them. Parts cut through tensors."""
     found = read_checkpoint(folder)
     info = replace(found.info, parts=parts, files={CONFIG: found.info.files[CONFIG]})
     index = {}
@@ -40,7 +41,7 @@ def split(folder: Path, parts: int) -> None:
             name = part_name(file, number, parts)
             info.files[name] = write_part(folder / name, part)
     (folder / INDEX).write_text(json.dumps({"parts": parts, "files": index}))
-    info.files[INDEX] = {"bytes": (folder / INDEX).stat().st_size, "sha256": sha256(folder / INDEX)}
+    info.files[INDEX] = entry_of(folder / INDEX)
     write_info(folder, info)
 
 

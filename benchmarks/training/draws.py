@@ -49,7 +49,7 @@ def ask_draws(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
             "mean": round(call().mean().item(), 4),
             "deviation": round(call().std().item(), 4),
         }
-    yield {"draws' copy": "pinned", "bytes": 4 * numbers, "foretold_us": round(1e6 * 4 * numbers / LINK, 1)}
+    yield {"draws' copy": "pinned", "bytes": 4 * numbers, "predicted_us": round(1e6 * 4 * numbers / LINK, 1)}
     integers = philox(torch.arange(numbers // 4), 0)
     exact = box_muller(integers, torch.float64)
     rounded = box_muller(integers, torch.float32)

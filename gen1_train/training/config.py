@@ -27,7 +27,7 @@ from gen1_train.training.module import DiffusionConfig
 from gen1_train.training.network import OptimConfig
 from gen1_train.training.planning.gpus import PlanConfig
 from gen1_train.training.stages import RESETS, InitConfig, StageConfig, run_folder, structured
-from gen1_train.training.strategies.config import StrategyConfig
+from gen1_train.training.strategies.config import COLLECTIVE_SECONDS, StrategyConfig
 
 
 @dataclass
@@ -36,7 +36,9 @@ class TrainerConfig:
     devices: int = -1  # processes on each node; -1: one for every GPU, or one on a CPU
     nodes: int = 1  # machines
     rendezvous_seconds: float = 900.0  # how long a rank waits at the start until all others have met it
-    collective_seconds: float = 1800.0  # how long a rank waits for the others in a collective, before it gives up
+    collective_seconds: float = (
+        COLLECTIVE_SECONDS  # how long a rank waits for the others in a collective, before it gives up
+    )
     precision: str = "bf16-mixed"  # or 32-true
     accumulate: int = 1  # micro-batches per optimizer step
     tf32: bool = True  # GPUs: float32 products and convolutions with the 10-bit mantissa of tensor cores

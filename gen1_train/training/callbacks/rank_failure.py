@@ -44,7 +44,6 @@ class RankFailure(Callback):
         self._has_new_checkpoint = has_new_checkpoint
         self._store: torch.distributed.Store | None = None  # None: the only process
         self._rank = 0
-        self._world = 1
         self._watcher = threading.Thread(target=self._watch, name="rank-failure", daemon=True)
         self._period = PERIOD  # seconds in which all ranks read the store
         self._children: list[Popen[bytes]] = []  # the other ranks of this machine, if this process started them
@@ -81,7 +80,6 @@ class RankFailure(Callback):
             self._store = _get_default_store().clone()
             self._store.set_timeout(timedelta(seconds=10))  # instead of half an hour, if rank 0's machine is gone
             self._rank = trainer.global_rank
-            self._world = trainer.world_size
             self._children = getattr(trainer.strategy.launcher, "procs", [])
             self._watcher.start()
 

@@ -22,7 +22,7 @@ from gen1_train.training.checkpoints.counters import Counters, is_due
 from gen1_train.training.checkpoints.parts import elements, shape_of
 from gen1_train.training.checkpoints.reports import Reports
 from gen1_train.training.checkpoints.snapshot import Snapshot
-from gen1_train.training.checkpoints.writer import Complete, Files, Writer
+from gen1_train.training.checkpoints.writer import Complete, Shapes, Writer
 from gen1_train.training.network import NetworkModule
 
 
@@ -113,10 +113,6 @@ class Averaging(Callback):
                 ema.update(state.state_of(trainer.strategy), self.counters, self.decays)
 
 
-def _unchanged(files: Files) -> Files:
-    return files
-
-
 class SaveCheckpoints(Callback):
     """Writes a checkpoint every N optimizer steps, at the last one, and where training stops. All ranks take part."""
 
@@ -149,15 +145,23 @@ class SaveCheckpoints(Callback):
         self._reports: Reports | None = None  # None: a checkpoint has no parts
         self._unique = ""  # a name of this start of the run, the same on all ranks
         self._snapshot = Snapshot()
+        self._files: dict[str, state.Entries] = {}  # what is in each file
+        self._shapes: Shapes = {}
         self._saved = -1
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved = trainer.global_step
+        held = state.state_of(trainer.strategy)
+        self._files = self._entries(pl_module)
+        self._shapes = {
+            file: {name: list(held.shape(weight)) for name, (weight, _) in entries.items()}
+            for file, entries in self._files.items()
+        }
         if trainer.world_size > 1 and self.complete is None:
             self._reports = Reports(_get_default_store().clone(), trainer.global_rank, trainer.world_size)
             self._unique = trainer.strategy.broadcast(writing.unique_name())
-            self._snapshot.reserve(state.state_of(trainer.strategy), self._files(pl_module))
+            self._snapshot.reserve(held, self._files)
 
     @override
     def on_train_batch_end(
@@ -166,33 +170,28 @@ class SaveCheckpoints(Callback):
         step = trainer.global_step
         if is_due(step, self._saved, self.config.every, self.steps) or (trainer.should_stop and step != self._saved):
             with self.clock.phase("checkpoint"):
-                self.save(trainer, pl_module)
+                self.save(trainer)
             self._saved = step
 
-    def save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def save(self, trainer: Trainer) -> None:
         step = trainer.global_step
         held, first = state.state_of(trainer.strategy), trainer.is_global_zero
         self._writer.wait()  # for the previous checkpoint: its copy of the weights is in memory until then
         began = time.perf_counter()
-        files = self._files(pl_module)
         info = replace(self.describe(step), counters=asdict(self.counters)) if first else None
         if self._reports is not None:
-            shapes = {
-                file: {name: list(held.shape(weight)) for name, (weight, _) in entries.items()}
-                for file, entries in files.items()
-            }
-            pieces = self._snapshot.take(held, files)
+            pieces = self._snapshot.take(held, self._files)
             copied = time.perf_counter() - began
-            self._writer.write_parts(pieces, shapes, step, info, self._unique, self._reports, copied)
+            self._writer.write_parts(pieces, self._shapes, step, info, self._unique, self._reports, copied)
         else:
-            tensors = {file: held.gather(entries, first) for file, entries in files.items()}
+            tensors = {file: held.gather(entries, first) for file, entries in self._files.items()}
             if info is not None:
-                self._writer.write(tensors, info, self.complete or _unchanged, time.perf_counter() - began)
+                self._writer.write(tensors, info, self.complete, time.perf_counter() - began)
         if step == self.steps or trainer.should_stop or not self.config.asynchronous:
             self._writer.wait()
             trainer.strategy.barrier()  # no rank reports that the stage is finished, or stopped, before it is saved
 
-    def _files(self, pl_module: LightningModule) -> dict[str, state.Entries]:
+    def _entries(self, pl_module: LightningModule) -> dict[str, state.Entries]:
         assert isinstance(pl_module, NetworkModule)
         network = pl_module.network
         files = {pl_module.weights_file: state.weights_of(network), OPTIMIZER: state.moments_of(network)}

@@ -51,6 +51,11 @@ class Layout:
     first: int  # number of the part in which it begins
     starts: list[int]  # of its piece in that part and in each following one
 
+    @property
+    def ends(self) -> list[int]:
+        """Where each piece ends."""
+        return [*self.starts[1:], math.prod(self.shape)]
+
 
 def part_name(file: str, number: int, parts: int) -> str:
     """Returns the name of a part of a file, number 0 to parts - 1."""
@@ -111,7 +116,7 @@ def layouts(shapes: Mapping[str, Sequence[int]], starts: Sequence[Mapping[str, i
 
 def check(name: str, layout: Layout, parts: int) -> None:
     """Raises ValueError for a layout that `layouts` does not return."""
-    ends = [*layout.starts[1:], math.prod(layout.shape)]
+    ends = layout.ends
     require(all(side >= 0 for side in layout.shape), f"the shape of {name} is {layout.shape}")
     require(layout.starts[:1] == [0], f"{name} does not begin with its first element")
     require(all(a < b for a, b in zip(layout.starts, ends)) or ends == [0], f"the pieces of {name} are not in order")
@@ -131,8 +136,8 @@ class Tensors(Mapping[str, Tensor]):
     @override
     def __getitem__(self, name: str) -> Tensor:
         """Raises UserError for a part that is missing or that the index does not describe."""
-        shape = self._index[name].shape
-        return self.flat(name, 0, math.prod(shape)).view(shape)
+        shape = self.shape(name)
+        return self.flat(name, 0, shape.numel()).view(shape)
 
     @override
     def __iter__(self) -> Iterator[str]:
@@ -142,12 +147,14 @@ class Tensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._index)
 
+    def shape(self, name: str) -> torch.Size:
+        return torch.Size(self._index[name].shape)
+
     def flat(self, name: str, start: int, count: int) -> Tensor:
         """Returns `count` elements of a flattened tensor; only the parts that hold them are opened."""
         layout = self._index[name]
-        ends = [*layout.starts[1:], math.prod(layout.shape)]
         pieces = []
-        for number, (begin, end) in enumerate(zip(layout.starts, ends), layout.first):
+        for number, (begin, end) in enumerate(zip(layout.starts, layout.ends), layout.first):
             low, high = max(begin, start), min(end, start + count)
             if low < high:
                 pieces.append(self._piece(number, name, end - begin)[low - begin : high - begin])
@@ -185,7 +192,7 @@ class Index:
 
 def shape_of(tensors: Mapping[str, Tensor], name: str) -> torch.Size:
     """Returns the shape of a tensor, without reading it."""
-    return torch.Size(tensors._index[name].shape) if isinstance(tensors, Tensors) else tensors[name].shape
+    return tensors.shape(name) if isinstance(tensors, Tensors) else tensors[name].shape
 
 
 def elements(tensors: Mapping[str, Tensor], name: str, start: int, count: int) -> Tensor:

@@ -43,9 +43,9 @@ class Writer:
         self.fail = fail
         self._thread: threading.Thread | None = None
 
-    def write(self, tensors: Files, info: CheckpointInfo, complete: Complete, copied: float) -> None:
-        """Starts writing a checkpoint of whole tensors. `complete` turns the files into those that are written;
-        `copied`: seconds that training waited for them."""
+    def write(self, tensors: Files, info: CheckpointInfo, complete: Complete | None, copied: float) -> None:
+        """Starts writing a checkpoint of whole tensors. `complete` turns the files into those that are written, if
+        they differ; `copied`: seconds that training waited for them."""
 
         def attempt(files: Files) -> None:
             temporary = writing.begin(self.run, info.step)
@@ -58,7 +58,7 @@ class Writer:
                 raise
 
         def work() -> None:
-            files = complete(tensors)
+            files = complete(tensors) if complete is not None else tensors
             self._patiently(lambda: attempt(files), info.step)
 
         self._start(work, info, copied)

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -74,14 +75,14 @@ def commit_parts(
     `shapes`: of the tensors of each file; `starts`: of the pieces in each part of each file, see parts.layouts.
     `info.files` lists the parts already. Raises OSError, and UserError if a part is not there as a whole.
     """
-    if not temporary.exists():  # an attempt before this one has renamed it
+    if not temporary.exists():  # an attempt before this one has renamed it: see `publish`
         return publish(temporary, keep)
     files = {file: layouts(content, [part[file] for part in starts]) for file, content in shapes.items()}
     index = json.dumps({"parts": len(starts), "files": files}, separators=(",", ":"))
     for path, text in ((temporary / INDEX, index), (temporary / CONFIG, config)):
         path.write_text(text)
         sync(path)
-        info.files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        info.files[path.name] = entry_of(path)
     info.parts = len(starts)
     info.saved = time.time()
     write_info(temporary, info)
@@ -90,15 +91,17 @@ def commit_parts(
 
 
 def publish(temporary: Path, keep: CheckpointConfig) -> Path:
-    """Renames a checkpoint that is written, points `latest` to it, and removes old ones."""
+    """Renames a checkpoint that is written, unless an attempt before this one has; points `latest` to it, and removes
+    old ones."""
     final = temporary.with_name(temporary.name.removeprefix(".").partition(".")[0])
-    if final.exists() and temporary.exists():  # a damaged one of this step: never without either of the two
-        replaced = temporary.with_name(f"{temporary.name.removesuffix('.tmp')}.old.tmp")
-        os.replace(final, replaced)
-        os.replace(temporary, final)
-        shutil.rmtree(replaced, ignore_errors=True)
-    elif temporary.exists():
-        os.replace(temporary, final)
+    if temporary.exists():
+        if final.exists():  # a damaged one of this step: never without either of the two
+            replaced = temporary.with_name(f"{temporary.name.removesuffix('.tmp')}.old.tmp")
+            os.replace(final, replaced)
+            os.replace(temporary, final)
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            os.replace(temporary, final)
     sync(final.parent)
     point(final)
     prune(final, keep)
@@ -126,11 +129,16 @@ def write(
     files = [path for path in sorted(temporary.iterdir()) if path.name != INFO]
     for path in files:
         sync(path)
-    info.files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
+    info.files = {path.name: entry_of(path) for path in files}
     info.parts = 0  # whatever the checkpoint had that these tensors come from
     info.saved = info.saved or time.time()  # an export keeps the time of its source
     write_info(temporary, info)
     read_checkpoint(temporary)
+
+
+def entry_of(path: Path) -> dict[str, Any]:
+    """Returns what checkpoint.json lists of a file."""
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def check_finite(file: str, tensors: Mapping[str, Tensor], step: int) -> None:

@@ -158,10 +158,10 @@ def ranks_of(config: TrainConfig) -> Ranks:
         world,
         trainer.accumulate,
         averages,
-        zero,
-        offload,
-        gloo,
-        config.strategy.reduce,
+        zero=zero,
+        offload=offload,
+        gloo=gloo,
+        reduce=config.strategy.reduce,
     )
     adapt = None if config.customize.lora_rank is None else partial(add_lora, config=config.customize, seed=config.seed)
     return Ranks(world, layout, stage_unet(config.model, config.stage), adapt)

@@ -8,6 +8,7 @@ ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 AUTO = "auto"  # the first that fits the GPUs, see planning/choice.py
 OFFLOADS = ("none", "optimizer", "all")
 REDUCES = ("fp32", "bf16")
+COLLECTIVE_SECONDS = 1800.0  # the default of trainer.collective_seconds, and that of gloo in PyTorch
 
 
 @dataclass

@@ -16,7 +16,7 @@ def streams_wait(zero: Any) -> Iterator[None]:
     """Lets the device's streams wait for each other at the end of a backward pass, instead of the host for the device.
 
     DeepSpeed waits there for all reductions, before it frees the buckets that they read. Whatever uses this memory
-    next is in the stream of the computation, so it is enough that this stream waits; the host goes on to launch the
+    next runs in the stream of the computation, so it is enough that this stream waits. Meanwhile, the host launches the
     optimizer's kernels, or the next micro-batch. `zero`: DeepSpeed's optimizer.
     """
     from deepspeed.accelerator import get_accelerator

@@ -8,12 +8,12 @@ from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 from gen1_train.errors import UserError
-from gen1_train.training.strategies.config import AUTO, StrategyConfig
+from gen1_train.training.strategies.config import AUTO, COLLECTIVE_SECONDS, StrategyConfig
 from gen1_train.training.strategies.zero import ZeroStrategy, zero_config
 
 
 def build_strategy(
-    config: StrategyConfig, processes: int, micro_batch: int, gpu: bool, collective_seconds: float = 1800.0
+    config: StrategyConfig, processes: int, micro_batch: int, gpu: bool, collective_seconds: float = COLLECTIVE_SECONDS
 ) -> Strategy | str:
     """Returns the Lightning strategy of this name. Raises UserError if it does not exist.
 

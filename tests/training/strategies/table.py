@@ -132,7 +132,7 @@ def run_all(rank: int, root: Path, which: list[Cell]) -> None:
             if rank == 0:
                 copy_first_step(root, cell)
             distributed.barrier()
-            # a run with offload is resumed as it was, and one that sums in bfloat16 goes on in float32
+            # a run with offload is resumed as it was, and one that sums in bfloat16 continues in float32
             strategy = replace(settings.strategy, reduce="fp32")
             train(replace(settings, name=resumed(cell), strategy=strategy))
         gc.collect()  # DeepSpeed's engines hold references to themselves

@@ -1,4 +1,4 @@
-"""One setting rules how long a rank waits in a collective, in all process groups, whoever makes them."""
+"""One setting rules how long a rank waits in a collective, in the process groups of DeepSpeed, too."""
 
 from datetime import timedelta
 from pathlib import Path
