@@ -8,6 +8,7 @@ without the main thread, which may be stuck in a collective itself.
 
 import signal
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,8 @@ from gen1_train.system.signals import signals_blocked
 
 POLL_SECONDS = 0.5  # between checks for a stall; a death is noticed at once
 START_SECONDS = 60.0  # extra time before a new worker counts as stalled, because it has to import torch
+DEATH_SECONDS = 5.0  # a worker that dies closes its connections before its end can be seen
+HANG_UPS = ConnectionError, EOFError, FileNotFoundError  # a connection to a worker that has died
 IDLE = "waiting for work"
 
 REMEDIES = {  # by the signal that killed a worker
@@ -101,6 +104,15 @@ class WorkerWatch:
                 self._failure = UserError(line)
                 self.on_failure(self._failure)
             return self._failure
+
+    def failure_after(self, error: Exception) -> UserError | None:
+        """Returns the error for a worker that failed, if its failure is why a batch could not be received."""
+        if not isinstance(error, (*HANG_UPS, RuntimeError)):  # RuntimeError: torch's own check of the workers
+            return None
+        deadline = time.monotonic() + (DEATH_SECONDS if isinstance(error, HANG_UPS) else 0)
+        while (failure := self.failure()) is None and time.monotonic() < deadline:
+            time.sleep(0.01)  # the sentinel of a worker is a pipe, which is closed too early as well
+        return failure
 
     def stop(self) -> None:
         """Stops the watch; workers may end from now on."""
@@ -188,6 +200,8 @@ class WatchedLoader:
                 yield self._next(iterator)
             return
         workers: list[BaseProcess] = iterator._workers  # type: ignore[attr-defined]
+        if pinning := getattr(iterator, "_pin_memory_thread", None):
+            pinning._invoke_excepthook = _report_unless_hung_up
         _started.update(workers)
         watch = WorkerWatch(self.board, workers, self.rank, self.stall_seconds, self.on_failure)
         watch.start()
@@ -199,8 +213,11 @@ class WatchedLoader:
                 if number == self.batches - 1:
                     watch.stop()  # the loader now ends its workers, with a signal if necessary
                 yield batch
-        except RuntimeError as error:  # torch checks the workers every 5 s while it waits
-            if failure := watch.failure():
+        except Exception as error:
+            failure = watch.failure_after(error)
+            watch.stop()
+            _abandon(iterator)
+            if failure is not None:
                 raise failure from error
             raise
         finally:
@@ -212,6 +229,32 @@ class WatchedLoader:
                 return next(iterator)
         except UserError as error:  # torch puts the worker's traceback before the message
             raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
+
+
+def _abandon(iterator: Iterator[Batch]) -> None:
+    """Ends the workers of an iteration that has failed, and leaves its queues open until this process ends.
+
+    torch closes them in `__del__`. The error's traceback refers to the iterator, so that the garbage collector calls it
+    together with `__del__` of the queues' connections, and both close the same file descriptors. The second time, they
+    may belong to another file.
+    """
+    iterator._shutdown = True  # type: ignore[attr-defined]
+    if done := getattr(iterator, "_pin_memory_thread_done_event", None):
+        done.set()
+    for queue in iterator._index_queues:  # type: ignore[attr-defined]
+        queue.cancel_join_thread()
+    for worker in iterator._workers:  # type: ignore[attr-defined]
+        worker.kill()
+
+
+def _report_unless_hung_up(thread: threading.Thread) -> None:
+    """Reports the error that ended torch's pinning thread, unless a worker that died closed the connection to it.
+
+    The main thread then raises the error that names the worker.
+    """
+    error = sys.exc_info()[1]
+    if error is not None and not isinstance(error, HANG_UPS):
+        threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, thread)))
 
 
 _started: WeakSet[BaseProcess] = WeakSet()

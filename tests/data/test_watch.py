@@ -1,17 +1,20 @@
 """Loader workers that die, hang or hit a bug: the message names the worker and the sample that it was reading."""
 
+import gc
 import os
 import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, connection, get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+import torch
 
 from gen1_train.batch import Sample
 from gen1_train.data import watch
@@ -162,9 +165,19 @@ class BadShardSet(ShardSet):
                     raise ZeroDivisionError("a bug")
                 case "exit":
                     os._exit(7)
+                case "hang up":
+                    # the rank's request for the batch's shared memory is closed, and the worker ends later
+                    connection.Listener.accept = hang_up  # type: ignore[method-assign]
                 case name:
                     os.kill(os.getpid(), signal.Signals[name])
         return super().read(pool, index, fields)
+
+
+def hang_up(listener: connection.Listener) -> None:
+    """Closes a connection to this process as its end does, but half a second before that end can be seen."""
+    listener._listener.accept().close()  # type: ignore[attr-defined]
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture
@@ -218,6 +231,25 @@ def test_a_dead_worker_raises_only_in_the_iteration(tmp_path: Path) -> None:
     time.sleep(0.1)  # a handler of SIGCHLD would raise here
     with pytest.raises(UserError, match=f"pid {worker.pid}\\) was killed by signal 9"):
         list(batches)
+
+
+@pytest.mark.parametrize("pin", [False, True])
+@pytest.mark.slow
+def test_a_worker_that_dies_while_its_batch_is_received_is_named(
+    bad_dataset: BatchDataset, pin: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (bad_dataset.shards.root / "bad").write_text("hang up")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: pin)  # pins in torch's thread, on a CPU too
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda index: None)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    tracebacks: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", tracebacks.append)
+    with pytest.raises(UserError, match=r"^loader worker 0 of rank 0 \(pid \d+\) was killed by signal 9 while "):
+        list(build_loader(bad_dataset, 0, 8, workers=1, pin=pin))
+    gc.collect()  # closes no file descriptor twice: a thread of the loader would print a traceback
+    time.sleep(0.1)
+    assert not tracebacks and capfd.readouterr().err == ""
 
 
 UNFINISHED = """
