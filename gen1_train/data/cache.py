@@ -59,6 +59,8 @@ def fetch_manifest(root: str, cache: Path) -> Path:
             return read_bytes(source)
         except FileNotFoundError as error:
             raise UserError(f"no shard set at data.root={shown}: {MANIFEST} is missing ({reason_of(error)})") from error
+        except PermissionError as error:  # at the start, no other attempt will succeed
+            raise UserError(f"data.root={shown} cannot be read: {reason_of(error)}") from error
 
     data = retry(without_secrets(source), read, PAUSES if is_url(source) else ())
     with tempfile.TemporaryDirectory(prefix="gen1-manifest-") as copy:

@@ -113,6 +113,8 @@ def reason_of(error: BaseException) -> str:
         text = f"the server was silent for {PATIENCE:g} s"
     if isinstance(error, FileNotFoundError) and error.errno is None:  # fsspec's: its text is only the address
         text = reason_of(error.__cause__) if error.__cause__ else f"no such file ({error})"
+    if isinstance(error, PermissionError) and error.errno is None:  # a store's: its text is often a single word
+        text = f"access is denied ({text}): check the credentials in the environment or in fsspec's configuration"
     return without_secrets(" ".join(str(text).split()))
 
 

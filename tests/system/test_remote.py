@@ -1,5 +1,6 @@
 """Locations of remote files: URLs and paths, secrets in URLs, missing packages."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from gen1_train.system.remote import (
     is_url,
     join,
     local_path,
+    reason_of,
     refusal_reason,
     without_secrets,
 )
@@ -92,8 +94,8 @@ def test_a_url_without_a_secret_is_accepted(url: str) -> None:
 
 def test_unknown_and_missing_protocols_are_named() -> None:
     assert refusal_reason("carrier-pigeon://a.mp4") == "fsspec does not know carrier-pigeon://"
-    with pytest.raises(UserError, match=r"s3:// needs a package .* s3fs"):
-        file_system("s3://bucket/a.mp4")
+    with pytest.raises(UserError, match=r"gs:// needs a package .* gcsfs"):
+        file_system("gs://bucket/a.mp4")
 
 
 @pytest.mark.parametrize(
@@ -119,3 +121,8 @@ def test_a_file_may_not_name_a_protocol_that_does_more_than_fetch_bytes(url: str
 def test_a_name_in_a_remote_folder_is_not_a_chain_of_urls() -> None:
     with pytest.raises(ValueError, match="contains ::"):
         join("zip://sub::/data/x.zip", "a.mp4::reference://b::https://host/refs.json")
+
+
+def test_a_store_that_denies_access_is_told_from_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+    assert reason_of(PermissionError("Forbidden")).startswith("access is denied (Forbidden): check the credentials")
+    assert reason_of(PermissionError(errno.EACCES, "Permission denied", str(tmp_path))) == "Permission denied"

@@ -131,8 +131,8 @@ def test_an_empty_or_missing_source_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"source=https://\*\*\*@host: .* password") as caught:
         open_source("https://user:secret@host")
     assert "secret" not in str(caught.value)
-    with pytest.raises(UserError, match="s3fs"):
-        open_source("s3://bucket/videos")
+    with pytest.raises(UserError, match="gcsfs"):
+        open_source("gs://bucket/videos")
 
 
 def test_a_source_that_disappears_is_an_error(tmp_path: Path) -> None:
