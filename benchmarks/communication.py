@@ -3,9 +3,9 @@
     python benchmarks/communication.py
 
 Two ranks train a small UNet on clips with gloo. Collectives are counted in torch's dispatcher, which those of DDP's
-reducer, DeepSpeed and Lightning all pass; the last of three steps counts. A ring all-reduce sends its tensor twice (it
-is a reduce-scatter and an all-gather), every other collective once, each times (N - 1) / N for N ranks, which is left
-out. The sums are divided by the number of weights, so they do not depend on the size of the network.
+reducer, DeepSpeed, FSDP2 and Lightning all pass; the last of three steps counts. A ring all-reduce sends its tensor
+twice (it is a reduce-scatter and an all-gather), every other collective once, each times (N - 1) / N for N ranks, which
+is left out. The sums are divided by the number of weights, so they do not depend on the size of the network.
 """
 
 import sys
@@ -185,7 +185,7 @@ class Clips(Dataset[Batch]):
 
 
 def cases() -> Iterator[Case]:
-    for strategy in ("ddp", "zero1", "zero2", "zero3"):
+    for strategy in ("ddp", "zero1", "zero2", "zero3", "fsdp"):
         for accumulate in (1, 4):
             yield Case(strategy, accumulate)
             yield Case(strategy, accumulate, reduce="bf16")

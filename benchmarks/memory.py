@@ -19,9 +19,10 @@ import gc
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from pytorch_lightning import Callback, Trainer
@@ -113,12 +114,27 @@ class StoragePeaks(Callback):
         gc.collect()
         for found in gc.get_objects():
             if issubclass(type(found), Tensor) and found.device.type == "cpu" and found.layout == torch.strided:
-                self.live.count(found.untyped_storage())
+                self.live.count(found)
         self.live.__enter__()
+        self._resizing = patch.object(torch.UntypedStorage, "resize_", self._resize)
+        self._resizing.start()
 
     def on_train_batch_end(self, *_: Any) -> None:
+        self._resizing.stop()
         self.live.__exit__(None, None, None)
         self.peaks.append(self.live.peak)
+
+    @property
+    def _resize(self) -> Callable[[torch.UntypedStorage, int], torch.UntypedStorage]:
+        """UntypedStorage.resize_, with which FSDP2 frees gathered weights."""
+        original = torch.UntypedStorage.resize_
+
+        def resize(storage: torch.UntypedStorage, size: int) -> torch.UntypedStorage:
+            resized = original(storage, size)
+            self.live.resize(storage)
+            return resized
+
+        return resize
 
 
 class GpuPeaks(Callback):
@@ -180,10 +196,10 @@ def cases(device: str) -> Iterator[Case]:
         return
     for checkpointing in (False, True):
         yield Case("single", 1, checkpointing)
-    for strategy in ("ddp", "zero1", "zero2", "zero3"):
+    for strategy in ("ddp", "zero1", "zero2", "zero3", "fsdp"):
         for world in (1, 2, 4):
             yield Case(strategy, world, checkpointing=True, bucket=2_000_000)
-    for strategy in ("zero2", "zero3"):
+    for strategy in ("zero2", "zero3", "fsdp"):
         yield Case(strategy, 2, checkpointing=True, precision="bf16-mixed", bucket=2_000_000)
 
 

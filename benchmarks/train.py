@@ -135,7 +135,7 @@ def ask_overhead(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
 
 def ask_host(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
     model = [*TINY, f"trainer.accelerator={arguments.device}", "trainer.precision=32-true", *arguments.settings]
-    strategies = ["single", "ddp", "zero1", "zero2"]
+    strategies = ["single", "ddp", "zero1", "zero2", "fsdp"]
     yield from overheads(arguments, folder, Pool("video", 64, 64, 8), model, strategies)
 
 

@@ -11,7 +11,7 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +29,9 @@ from gen1_train.model.temporal import TemporalAttention
 from gen1_train.model.unet import SpatioTemporalUNet
 from gen1_train.system.device import autocast
 from gen1_train.training import module as training_module
+from gen1_train.training.checkpoints.state import state_of, weights_of
 from gen1_train.training.module import Gen1Module
+from gen1_train.training.strategies.sharded import ShardedStrategy
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,13 @@ class Work:
 
 
 class BareLoop:
-    def __init__(self, module: Gen1Module, mixed: bool) -> None:
-        """Copies the full weights, so ZeRO-3 is not supported. `mixed`: float32 weights under bfloat16 autocast."""
+    def __init__(self, module: Gen1Module, weights: Mapping[str, Tensor], mixed: bool) -> None:
+        """Copies `weights`, whole ones. `mixed`: float32 weights under bfloat16 autocast."""
         self.device = module.device
         self.mixed = mixed
         with self.device:
             self.unet = SpatioTemporalUNet(module.unet.config)
-        self.unet.load_state_dict(module.unet.state_dict())
+        self.unet.load_state_dict(weights)
         self.unet.train()
         for layer, copy in zip(module.unet.modules(), self.unet.modules(), strict=True):
             if isinstance(layer, GroupNorm | TemporalAttention):
@@ -125,7 +127,11 @@ class Turns(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Gen1Module)
-        self._loop = BareLoop(pl_module, mixed=trainer.precision == "bf16-mixed")
+        weights: Mapping[str, Tensor] = pl_module.unet.state_dict()
+        if isinstance(trainer.strategy, ShardedStrategy):
+            first = trainer.is_global_zero
+            weights = trainer.strategy.broadcast(state_of(trainer.strategy).gather(weights_of(pl_module.unet), first))
+        self._loop = BareLoop(pl_module, weights, mixed=trainer.precision == "bf16-mixed")
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         work = self._loop.work
 

@@ -27,7 +27,7 @@ from gen1_train.training.module import DiffusionConfig
 from gen1_train.training.network import OptimConfig
 from gen1_train.training.planning.gpus import PlanConfig
 from gen1_train.training.stages import RESETS, InitConfig, StageConfig, run_folder, structured
-from gen1_train.training.strategies.config import COLLECTIVE_SECONDS, StrategyConfig
+from gen1_train.training.strategies.config import COLLECTIVE_SECONDS, FSDP, StrategyConfig
 
 
 @dataclass
@@ -234,8 +234,8 @@ class TrainConfig(StoredConfig):
             self._check_lora()
 
     def _check_lora(self) -> None:
-        if self.strategy.name == "zero3" or self.trainer.compile:
-            wrong = "strategy=zero3" if self.strategy.name == "zero3" else "trainer.compile=true"
+        if self.strategy.name in ("zero3", FSDP) or self.trainer.compile:
+            wrong = "trainer.compile=true" if self.trainer.compile else f"strategy={self.strategy.name}"
             raise UserError(f"{wrong} does not go with customize.lora_rank: take strategy=ddp or zero2, uncompiled")
         if set(self.stage.resets) != set(RESETS):
             raise UserError(

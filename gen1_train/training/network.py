@@ -13,7 +13,7 @@ from typing import Any
 from pytorch_lightning import LightningModule
 from pytorch_lightning.strategies import DeepSpeedStrategy
 from torch import nn
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from typing_extensions import override
@@ -21,6 +21,7 @@ from typing_extensions import override
 from gen1_train.errors import UserError, check_choice, check_not_negative, check_positive, check_share
 from gen1_train.training.checkpoints.checkpoint import UNET
 from gen1_train.training.checkpoints.state import trainable, updated_by
+from gen1_train.training.strategies.sharded import ShardedStrategy
 
 SCHEDULES = ("constant", "cosine")
 
@@ -66,7 +67,11 @@ class NetworkModule(LightningModule):
         # DeepSpeed clips and judges on its own. Lightning's clipping refuses a fused optimizer under autocast, because
         # of a loss scaler that bfloat16 does not have.
         if not isinstance(self.trainer.strategy, DeepSpeedStrategy):
-            norm = clip_grad_norm_(updated_by(optimizer), gradient_clip_val or math.inf)
+            weights = updated_by(optimizer)
+            norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+            if isinstance(self.trainer.strategy, ShardedStrategy):
+                norm = self.trainer.strategy.whole_norm(norm)
+            clip_grads_with_norm_(weights, gradient_clip_val or math.inf, norm)
             if not self.takes_step(float(norm)):
                 optimizer.zero_grad(set_to_none=True)  # without gradients a step changes nothing
 

@@ -32,7 +32,7 @@ from gen1_train.training.initial import make_module
 from gen1_train.training.module import Gen1Module
 from gen1_train.training.preflight import check_data, encodes, load_autoencoder, open_data, schedule_settings
 from gen1_train.training.stages import stage_unet
-from gen1_train.training.strategies.config import ZERO_STAGES
+from gen1_train.training.strategies.config import CASTING
 
 SHOWN = 12  # samples in the table: those that are not finite, then those of the largest loss
 
@@ -156,10 +156,10 @@ def run_again(record: Record, module: Gen1Module, schedule: Schedule, batch: int
 
 
 def as_trained(record: Record, module: Gen1Module) -> AbstractContextManager[object]:
-    """Returns the precision of the step as a context. Under ZeRO, the weights themselves are bfloat16."""
+    """Returns the precision of the step as a context. Under ZeRO and FSDP, the weights themselves are bfloat16."""
     if record.config.trainer.precision == "32-true":
         return nullcontext()
-    if record.config.strategy.name in ZERO_STAGES:
+    if record.config.strategy.name in CASTING:
         module.unet.bfloat16()
         return nullcontext()
     return torch.autocast(module.device.type, torch.bfloat16)

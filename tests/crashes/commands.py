@@ -249,6 +249,7 @@ COMMANDS = {
     "training with zero1": training("zero1"),
     "training with zero2": training("zero2"),
     "training with zero3": training("zero3"),
+    "training with fsdp": training("fsdp"),
     "customization": Command(
         "gen1_train.train", "train", "gen1-train", customization, TRAINING, trained, saves=True, prepare=make_world
     ),

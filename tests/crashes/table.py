@@ -33,6 +33,7 @@ TABLE = {
         Crash("it trains", SIGUSR1, to="rank 1"),
     ],
     "training with zero3": [Crash("it saves", SIGKILL), Crash("it trains", SIGTERM, to="first")],
+    "training with fsdp": [Crash("it saves", SIGKILL)],
     "customization": [Crash("it imports", SIGTERM), Crash("it trains", SIGINT), Crash("it saves", SIGKILL)],
     "the prior": [Crash("it saves", SIGKILL), Crash("it trains", SIGHUP), Crash("it has begun", SIGINT)],
     "gen1-data": [

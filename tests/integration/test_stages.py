@@ -25,6 +25,7 @@ RUNS = {  # settings by the name of the run
     "zero3-checkpointing": [*ZERO3, CHECKPOINTING],
     "zero3-of-three": [*ZERO3, "trainer.devices=3", "data.batch_clips=3"],  # few weights divide by 3
     "zero2-bf16": ["strategy=zero2", "trainer.precision=bf16-mixed"],
+    "fsdp": ["strategy=fsdp"],
 }
 
 
@@ -48,7 +49,7 @@ def straight(run_root: Path) -> Callable[[str], str]:
     return run_once
 
 
-@pytest.mark.parametrize("name", ["single", "ddp", "zero1", "zero3", "zero3-checkpointing"])
+@pytest.mark.parametrize("name", ["single", "ddp", "zero1", "zero3", "zero3-checkpointing", "fsdp"])
 def test_other_strategies_take_the_same_steps(run_root, straight, name):
     """Two ranks equal one, and sharding changes nothing, also in image steps, which skip the temporal layers; nor does
     the recomputation of layers in the backward pass, for which ZeRO-3 has to gather their weights again.
@@ -60,7 +61,7 @@ def test_activation_checkpointing_takes_the_same_steps_to_the_bit(run_root, stra
     assert_equal_to_the_bit(run_root, straight("checkpointing"), straight("zero2"))
 
 
-@pytest.mark.parametrize("name", ["single", "ddp", "zero1", "zero2", "zero3-of-three", "zero2-bf16"])
+@pytest.mark.parametrize("name", ["single", "ddp", "zero1", "zero2", "zero3-of-three", "zero2-bf16", "fsdp"])
 def test_resumed_equals_straight_to_the_bit(run_root, straight, name):
     """Resumed from the checkpoint of the first step: the learning rate still rises, and an image step is to come."""
     whole, resumed = straight(name), f"{name}-resumed"
@@ -75,7 +76,7 @@ def test_resumed_equals_straight_to_the_bit(run_root, straight, name):
 CHANGING = {  # settings of one run by the step at which each of its starts ends
     2: ["strategy=zero2"],
     4: ["strategy=single", "trainer.devices=1"],
-    6: ["strategy=zero2", "trainer.devices=4"],
+    6: ["strategy=fsdp", "trainer.devices=4"],
     8: ZERO3,
     10: ["strategy=zero2", "trainer.devices=1", "trainer.accumulate=2"],
     12: ["strategy=ddp"],

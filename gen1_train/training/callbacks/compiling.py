@@ -20,6 +20,7 @@ from gen1_train.model.compiling import compile_layers
 from gen1_train.model.kernels import Latents, choose
 from gen1_train.model.unet import UNetConfig
 from gen1_train.training.module import Gen1Module
+from gen1_train.training.strategies.sharded import ShardedStrategy
 
 logger = logging.getLogger(__name__)
 
@@ -114,12 +115,17 @@ def rehearse(trainer: Trainer, module: Gen1Module, batch: Batch) -> None:
     """Runs the forward and backward pass of a training step on a batch from the CPU, without side effects.
 
     Gradients are computed and discarded. None reaches a weight, where hooks of DDP and DeepSpeed would communicate it.
+    FSDP2 gathers and reduces in every pass; all ranks rehearse the same ones.
     """
     plugin, strategy = trainer.precision_plugin, trainer.strategy
     devices = [module.device] if module.device.type == "cuda" else []
     with torch.random.fork_rng(devices), plugin.train_step_context():
         batch = strategy.batch_to_device(plugin.convert_input(batch), module.device)
         loss = module.losses(batch).mean()
+    if isinstance(strategy, ShardedStrategy):
+        loss.backward()
+        strategy.forget_gradients()
+        return
     torch.autograd.grad(loss, list(module.unet.parameters()), allow_unused=True)
 
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Trainer
-from pytorch_lightning.strategies import DeepSpeedStrategy, Strategy
+from pytorch_lightning.strategies import DeepSpeedStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, distributed
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 from typing_extensions import override
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # by AdamW's names
+REPLICATE, SHARD = "replicate", "shard"  # the dimensions of FSDP2's mesh
 CHUNK_ELEMENTS = 2**24  # elements that are gathered or exchanged at once, unless a single tensor has more
 
 # name of a tensor in a file -> a weight, and what is stored of it: a moment, an average, or None for the weight itself
@@ -64,7 +65,7 @@ class PlainState:
     def gather(self, entries: Entries, keep: bool) -> dict[str, Tensor]:
         """Returns copies of the whole tensors, in float32 on the CPU, where `keep` is true (on rank 0); else nothing.
 
-        A collective under ZeRO.
+        A collective where ranks divide the state.
         """
         if not keep:
             return {}
@@ -153,14 +154,21 @@ class PlainState:
         return (master if moment is None else self.optimizer.state[master][moment]).detach()
 
 
-class ZeroState(PlainState):
-    """The state under DeepSpeed's ZeRO-1 and ZeRO-2: all weights, flattened in float32; each process has a part."""
+class DividedState(PlainState):
+    """The state of which each process holds a part of each weight, or nothing of it."""
 
-    def __init__(self, zero: Any, device: torch.device) -> None:
-        """`zero`: DeepSpeed's optimizer, which wraps torch's. `device`: where collectives run."""
-        super().__init__(zero.optimizer)
-        self.zero = zero
+    def __init__(self, optimizer: Optimizer, device: torch.device) -> None:
+        """`device`: where collectives run."""
+        super().__init__(optimizer)
         self.device = device
+
+    def part(self, weight: Parameter, moment: str | None) -> tuple[int, Tensor]:
+        """Returns where this process's part of a flattened weight starts, and a view of it in the master or moment."""
+        raise NotImplementedError
+
+    def share(self, weight: Parameter, moment: str | None) -> tuple[int, Tensor]:
+        """Returns as `part` does what this process alone contributes: no element comes from two processes."""
+        return self.part(weight, moment)
 
     @override
     def gather(self, entries: Entries, keep: bool) -> dict[str, Tensor]:
@@ -170,7 +178,7 @@ class ZeroState(PlainState):
             bucket = torch.zeros(sum(sizes), dtype=torch.float32, device=self.device)
             tensors = dict(zip(names, bucket.split(sizes)))
             for name, tensor in tensors.items():
-                start, part = self.part(*entries[name])
+                start, part = self.share(*entries[name])
                 tensor[start : start + len(part)] = part
             distributed.reduce(bucket, dst=0)  # each element is in one process; the others add zero
             if keep:
@@ -179,13 +187,9 @@ class ZeroState(PlainState):
         return whole
 
     @override
-    def refresh(self) -> None:
-        self.zero.update_lp_params()
-
-    @override
     def pieces(self, entries: Entries) -> Iterator[tuple[str, int, Tensor]]:
         for name, entry in entries.items():
-            start, part = self.part(*entry)
+            start, part = self.share(*entry)
             if len(part):
                 yield name, start, part
 
@@ -194,14 +198,6 @@ class ZeroState(PlainState):
         start, part = self.part(weight, moment)
         if len(part):
             part.copy_(read(start, len(part)))
-
-    def part(self, weight: Parameter, moment: str | None) -> tuple[int, Tensor]:
-        """Returns where this process's part of a flattened weight starts, and a view of it in the master or moment."""
-        mapping = weight._hp_mapping  # type: ignore[attr-defined]
-        if mapping is None:  # the weight is in other processes
-            return 0, torch.empty(0)
-        address, master = mapping.hp_fragment_address, self.masters()[mapping.param_group_index]
-        return mapping.lp_fragment_address.start, self._held(master, moment).narrow(0, address.start, address.numel)
 
     def _buckets(self, entries: Entries) -> Iterator[list[str]]:
         """Yields the names in order, in groups of about CHUNK_ELEMENTS elements: one collective for each group."""
@@ -215,6 +211,27 @@ class ZeroState(PlainState):
             names.append(name)
             size += numel
         yield names
+
+
+class ZeroState(DividedState):
+    """The state under DeepSpeed's ZeRO-1 and ZeRO-2: all weights, flattened in float32; each process has a part."""
+
+    def __init__(self, zero: Any, device: torch.device) -> None:
+        """`zero`: DeepSpeed's optimizer, which wraps torch's."""
+        super().__init__(zero.optimizer, device)
+        self.zero = zero
+
+    @override
+    def refresh(self) -> None:
+        self.zero.update_lp_params()
+
+    @override
+    def part(self, weight: Parameter, moment: str | None) -> tuple[int, Tensor]:
+        mapping = weight._hp_mapping  # type: ignore[attr-defined]
+        if mapping is None:  # the weight is in other processes
+            return 0, torch.empty(0)
+        address, master = mapping.hp_fragment_address, self.masters()[mapping.param_group_index]
+        return mapping.lp_fragment_address.start, self._held(master, moment).narrow(0, address.start, address.numel)
 
 
 class Zero3State(ZeroState):
@@ -246,8 +263,32 @@ class Zero3State(ZeroState):
         return weight.ds_shape  # type: ignore[attr-defined]  # the weight itself is empty outside its layer's pass
 
 
+class ShardedState(DividedState):
+    """The state under FSDP2: each process has some of the rows of every weight. With hybrid sharding, so do others."""
+
+    @override
+    def part(self, weight: Parameter, moment: str | None) -> tuple[int, Tensor]:
+        dtensor: Any = weight
+        rows, ranks = weight.shape[0], dtensor.device_mesh[SHARD]
+        first = min(rows, ranks.get_local_rank() * -(-rows // ranks.size()))  # as FSDP2 divides them
+        return first * (weight.numel() // rows), self._held(dtensor._local_tensor, moment).view(-1)
+
+    @override
+    def share(self, weight: Parameter, moment: str | None) -> tuple[int, Tensor]:
+        start, part = self.part(weight, moment)
+        mesh: Any = weight.device_mesh  # type: ignore[attr-defined]
+        if mesh.ndim == 1:
+            return start, part
+        copies = mesh[REPLICATE]
+        each = -(-len(part) // copies.size())
+        first = min(len(part), copies.get_local_rank() * each)
+        return start + first, part[first : first + each]
+
+
 def state_of(strategy: Strategy) -> PlainState:
     """Returns the training state of a strategy that has been set up."""
+    if isinstance(strategy, ModelParallelStrategy):
+        return ShardedState(strategy.optimizers[0], strategy.root_device)
     if not isinstance(strategy, DeepSpeedStrategy):
         return PlainState(strategy.optimizers[0])
     zero, device = strategy.deepspeed_engine.optimizer, strategy.root_device

@@ -2,8 +2,8 @@
 
 A formula gives the resident memory, which a rank holds from step to step. A trace (tracing.py) gives what a forward and
 backward pass adds, and another formula what the optimizer adds after it. The peak of a step is the resident memory plus
-the larger of the two. tests/training/planning/test_memory.py compares it with measured peaks; the plan of ZeRO-3 is an
-upper bound. Not included: the GPU's context, and workspaces of NCCL and of kernels.
+the larger of the two. tests/training/planning/test_memory.py compares it with measured peaks; the plans of ZeRO-3 and
+FSDP are upper bounds. Not included: the GPU's context, and workspaces of NCCL and of kernels.
 
 For P trained weights on N ranks, with s bytes per number of the model (2 under ZeRO in bf16-mixed, else 4) and g of the
 gradients' sums (s with strategy.reduce=bf16, else 4); frozen weights of a model with an adapter take s bytes each and
@@ -15,13 +15,14 @@ nothing else:
 | ddp   | 4 P     |                 | 8 P     | 4 P       | 4 P, 4 P, 4 P: DDP's buckets are a second copy        |
 | zero2 | s P     | 4 P/N           | 8 P/N   | 4 P/N     | -, buckets + g P/N, 2 g P/N (+ 4 P/N if g is 2)       |
 | zero3 | s P/N   | 4 P/N if s is 2 | 8 P/N   | 4 P/N     | g P/N + bucket, scratch, g P/N (+ 4 P/N if g is 2)    |
+| fsdp  | 4 P/N   |                 | 8 P/N   | 4 P/N     | -, 4 P/N + those of a layer, 4 P/N                    |
 
 The row of zero2 applies to zero1 too, except that without `overlap_comm` (on CPUs) ZeRO-1 keeps all gradients of a pass
 until its end (g P more). Where s is 2 and g is 4, both sum the rank's part in one flat tensor, which the optimizer
 takes without a copy (g P/N), and each reduction copies its bucket. When micro-batches are accumulated, ZeRO-1's
 gradients are resident as a whole (g P), and ZeRO-2's in parts. Both keep masters in addition to the weights even in
 float32, gather the new weights into a copy under gloo (s P), and on more than one rank keep the buckets of the last
-pass during the next one (measured). ZeRO-3 gathers weights too, see `Planner._gathered`. With strategy.offload,
+pass during the next one (measured). ZeRO-3 and FSDP gather weights too, see `Planner._gathered`. With strategy.offload,
 moments, masters and EMA (with `all` also the weights) are in CPU memory and not counted; this case has not been
 compared with measurements.
 """
@@ -31,11 +32,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from gen1_train.model.unet import UNetConfig
 from gen1_train.system.device import MAX_MAP
 from gen1_train.training.planning.tracing import Adapt, Buckets, MicroBatch, NumberFormat, Tracer
-from gen1_train.training.strategies.config import ZERO_STAGES
+from gen1_train.training.strategies.config import CASTING, FSDP, ZERO_STAGES
+from gen1_train.training.strategies.sharded import divided_layers
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class ZeroSettings:
 class Layout:
     """How a run is divided among its ranks."""
 
-    strategy: str  # single, ddp, zero1, zero2, zero3
+    strategy: str  # single, ddp, zero1, zero2, zero3, fsdp
     precision: str  # bf16-mixed or 32-true
     world: int  # ranks
     accumulate: int = 1  # micro-batches per optimizer step
@@ -75,12 +78,13 @@ class Layout:
     zero: ZeroSettings | None = None
     offload: str = "none"  # what ZeRO keeps in CPU memory: none, optimizer, all
     gloo: bool = False  # ranks on CPUs, where new weights are gathered into a copy first; NCCL needs no copy
-    reduce: str = "fp32"  # strategy.reduce: in which ZeRO sums gradients, and DDP sends them
+    reduce: str = "fp32"  # strategy.reduce: in which ZeRO sums gradients, and DDP and FSDP send them
+    copies: int = 1  # of the state, each divided among world / copies ranks; above 1 only under FSDP
 
     @property
     def number_format(self) -> NumberFormat:
         bf16 = self.precision == "bf16-mixed"
-        if self.strategy in ZERO_STAGES:
+        if self.strategy in CASTING:
             return NumberFormat(torch.bfloat16 if bf16 else torch.float32, autocast=False)
         return NumberFormat(torch.float32, autocast=bf16)
 
@@ -96,8 +100,8 @@ class Layout:
         return self.strategy in ZERO_STAGES and self.gradient_size > self.number_format.dtype.itemsize
 
     def part(self, elements: int) -> int:
-        """Returns how many of `elements` one rank holds; only ZeRO divides them."""
-        return -(-elements // self.world) if self.strategy in ZERO_STAGES else elements
+        """Returns how many of `elements` one rank holds; only ZeRO and FSDP divide them."""
+        return -(-elements * self.copies // self.world) if self.strategy in CASTING else elements
 
 
 @dataclass(frozen=True)
@@ -172,8 +176,10 @@ class Planner:
             parts["masters"] = 4 * part if size == 2 or layout.gloo else 0
             parts["gradients"] = sums * part
             parts["ZeRO's buckets"] = sums * zero.bucket
+        if layout.strategy == FSDP:
+            parts["weights"] = 4 * part
         if layout.accumulate > 1:
-            parts["gradients"] = sums * (part if layout.strategy in ("zero2", "zero3") else whole)
+            parts["gradients"] = sums * (part if layout.strategy in ("zero2", "zero3", FSDP) else whole)
         optimizer = ("moments", "masters", "EMA")
         offloaded = {"none": (), "optimizer": optimizer, "all": (*optimizer, "weights")}
         return {name: held for name, held in parts.items() if held and name not in offloaded[layout.offload]}
@@ -187,6 +193,8 @@ class Planner:
         backward = traced.peak + self._gathered()
         if whole_gradients:  # missing ones are filled with zeros
             optimizer = 0 if resident_gradients else 4 * whole
+        elif layout.strategy == FSDP:
+            optimizer = 0 if layout.accumulate > 1 else 4 * part
         elif layout.strategy == "zero3":
             optimizer = layout.gradient_size * part + (4 * part if layout.gradient_size == 2 else 0)
         elif layout.widens:
@@ -205,6 +213,12 @@ class Planner:
 
     def _buckets(self) -> Buckets:
         zero, part = self.layout.zero, self.layout.part(self.trained)
+        if self.layout.strategy == FSDP:
+            # FSDP2 copies a layer's gradients to what it sends, and keeps this until the next layer's is sent
+            size = self.layout.number_format.dtype.itemsize
+            sent, sums = (4 if self.layout.reduce == "fp32" else 2) // size or 1, 4 // size
+            held = 0 if self.layout.accumulate > 1 else sums * part
+            return Buckets(self._largest, held=sent * self._largest, part=held, scratch=sent)
         assert zero is not None
         wide = 2 if self.layout.widens else 1  # a float32 number takes two of the model's bfloat16
         if self.layout.strategy == "zero3":
@@ -218,14 +232,29 @@ class Planner:
         return Buckets(zero.bucket, zero.buckets, 0 if self._sums_are_resident else wide * part, scratch=1 + wide)
 
     def _gathered(self) -> int:
-        """Returns the most bytes of weights that ZeRO-3 gathers for a pass.
+        """Returns the most bytes of weights that ZeRO-3 or FSDP gathers for a pass.
 
-        They are counted twice: all weights that DeepSpeed prefetches together are gathered into one flat tensor, which
-        lives until the last of them is used, while each is copied out of it (zero/partition_parameters.py:
+        FSDP2 gathers a layer into one flat tensor, copies the weights out of it, and gathers the next layer meanwhile;
+        what lies between the layers is gathered throughout.
+
+        ZeRO-3's are counted twice: all weights that DeepSpeed prefetches together are gathered into one flat tensor,
+        which lives until the last of them is used, while each is copied out of it (zero/partition_parameters.py:
         _all_gather_dtype, AllGatherCoalescedHandle.wait). Measured: 70 to 84 MiB of each for 84 MiB of large weights.
         """
         zero = self.layout.zero
+        if self.layout.strategy == FSDP:
+            between = self.weights - sum(map(_elements, divided_layers(self._tracer.unet)))
+            return self.layout.number_format.dtype.itemsize * (3 * self._largest + between)
         if self.layout.strategy != "zero3" or zero is None:
             return 0
         large = sum(elements for elements in self._tracer.sizes if elements >= zero.persistent)
         return 2 * self.layout.number_format.dtype.itemsize * min(large, zero.live)
+
+    @property
+    def _largest(self) -> int:
+        """The elements of the largest layer that FSDP gathers at once."""
+        return max(map(_elements, divided_layers(self._tracer.unet)))
+
+
+def _elements(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())

@@ -24,6 +24,7 @@ from gen1_train.training.planning.tracing import MicroBatch
 from gen1_train.training.planning.workload import PlannedData, Ranks, on_cpus, planned_data
 from gen1_train.training.preflight import check_disk, checkpoint_bytes, micro_clips, room_for_checkpoints
 
+BELOW_PLAN = {"zero3": "10 to 48", "fsdp": "10 to 22"}  # percent by which measured peaks were below an upper bound
 ROWS = 20  # the newest rows of metrics.csv that the rate is computed from
 
 
@@ -95,8 +96,9 @@ def memory_lines(memory: MemoryPlan, pools: list[Pool]) -> Iterator[str]:
 
 def fit_lines(config: TrainConfig, data: PlannedData, ranks: Ranks, memory: MemoryPlan) -> Iterator[str]:
     """Yields whether it fits, and the largest micro-batch that does, with and without checkpointing."""
-    if ranks.layout.strategy == "zero3":
-        yield "note: plans of zero3 are an upper bound; measured peaks were 10 to 48 % below them (docs/memory.md)"
+    if below := BELOW_PLAN.get(ranks.layout.strategy):
+        note = f"plans of {ranks.layout.strategy} are an upper bound; measured peaks were {below} % below them"
+        yield f"note: {note} (docs/memory.md)"
     card = gpu_memory(config.plan)
     if card is None:
         smallest = smallest_card(memory.total)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 from gen1_train.diffusion.loss import per_sample_loss
@@ -162,7 +162,9 @@ class LiveStorages(TorchDispatchMode):
         super().__init__()
         self.now = 0
         self.peak = 0
-        self._seen = weakref.WeakSet(tensor.untyped_storage() for tensor in before)
+        # bytes, in a list of one; None: does not count
+        self._held = weakref.WeakKeyDictionary[torch.UntypedStorage, list[int] | None]()
+        self._held.update({tensor.untyped_storage(): None for tensor in before})
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -170,19 +172,28 @@ class LiveStorages(TorchDispatchMode):
         outputs = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(outputs):
             if isinstance(tensor, Tensor):
-                self.count(tensor.untyped_storage())
+                self.count(tensor)
         return outputs
 
-    def count(self, storage: torch.UntypedStorage) -> None:
-        """Counts a storage from now until it is freed, once."""
-        if storage not in self._seen:
-            self._seen.add(storage)
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._drop, storage.nbytes())
+    def count(self, tensor: Tensor) -> None:
+        """Counts a tensor's storage from now until it is freed, once."""
+        if is_traceable_wrapper_subclass(tensor):  # a DTensor, which claims to hold the whole tensor
+            return
+        storage = tensor.untyped_storage()
+        if storage not in self._held:
+            self._held[storage] = held = [0]
+            weakref.finalize(storage, self._drop, held)
+            self.resize(storage)
 
-    def _drop(self, size: int) -> None:
-        self.now -= size
+    def resize(self, storage: torch.UntypedStorage) -> None:
+        """Counts the present size of a storage that is already counted; no operator tells that it has changed."""
+        if (held := self._held.get(storage)) is not None:
+            self.now += storage.nbytes() - held[0]
+            self.peak = max(self.peak, self.now)
+            held[0] = storage.nbytes()
+
+    def _drop(self, held: list[int]) -> None:
+        self.now -= held[0]
 
 
 class _ConvolutionMaps(TorchDispatchMode):

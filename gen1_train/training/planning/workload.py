@@ -162,6 +162,7 @@ def ranks_of(config: TrainConfig) -> Ranks:
         offload=offload,
         gloo=gloo,
         reduce=config.strategy.reduce,
+        copies=trainer.nodes if config.strategy.shard_within == "node" else 1,
     )
     adapt = None if config.customize.lora_rank is None else partial(add_lora, config=config.customize, seed=config.seed)
     return Ranks(world, layout, stage_unet(config.model, config.stage), adapt)

@@ -1,4 +1,4 @@
-"""Strategies: one process, DDP, or DeepSpeed ZeRO, on GPUs or (for tests) on CPUs."""
+"""Strategies: one process, DDP, DeepSpeed ZeRO, or FSDP2, on GPUs or (for tests) on CPUs."""
 
 from datetime import timedelta
 
@@ -8,7 +8,8 @@ from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 from gen1_train.errors import UserError
-from gen1_train.training.strategies.config import AUTO, COLLECTIVE_SECONDS, StrategyConfig
+from gen1_train.training.strategies.config import AUTO, COLLECTIVE_SECONDS, FSDP, StrategyConfig
+from gen1_train.training.strategies.sharded import ShardedStrategy
 from gen1_train.training.strategies.zero import ZeroStrategy, zero_config
 
 
@@ -32,6 +33,8 @@ def build_strategy(
         return (Bf16DDPStrategy if config.reduce == "bf16" else DDPStrategy)(
             find_unused_parameters=True, timeout=timeout
         )
+    if config.name == FSDP:
+        return ShardedStrategy(config, timeout)
     return ZeroStrategy(zero_config(config, micro_batch, gpu), timeout)
 
 

@@ -12,18 +12,13 @@ from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.strategies import DeepSpeedStrategy
 from torch import Tensor
 from torch.distributed.constants import default_pg_timeout
-from torch.distributed.distributed_c10d import _world
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from gen1_train.training.checkpoints.state import state_of
 from gen1_train.training.strategies.config import ZERO_STAGES, StrategyConfig
+from gen1_train.training.strategies.groups import limit_all_groups
 from gen1_train.training.strategies.host import norm_of, streams_wait
-
-try:
-    from torch.distributed import set_timeout
-except ImportError:  # older than torch 2.15
-    from torch.distributed.distributed_c10d import _set_pg_timeout as set_timeout
 
 # Gradients are reduced in buckets of this many elements. Where communication overlaps with computation, two buckets are
 # in memory: 4 GB in fp32 with DeepSpeed's default of 5e8. This value is above the largest weight of Stable Diffusion's
@@ -125,8 +120,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             loaded = {name: weight.detach().cpu().clone() for name, weight in self.model.named_parameters()}
         with _stage_1_as_stage_2():
             super().setup(trainer)
-        for group in _world.pg_map:  # DeepSpeed makes groups of its own, with PyTorch's 10 minutes under NCCL
-            set_timeout(self._collective_timeout, group)
+        limit_all_groups(self._collective_timeout)
         zero = self.deepspeed_engine.optimizer
         if not self.zero_stage_3:
             zero.get_grad_norm_direct = partial(norm_of, zero)

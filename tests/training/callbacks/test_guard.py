@@ -219,7 +219,7 @@ def train_spoiled(rank: int, root: Path, strategy: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", "zero3", "fsdp"])
 def test_all_ranks_skip_a_step_that_is_bad_on_one(root, tmp_path, strategy):
     codes, outputs = run_pair(train_spoiled, tmp_path, root, strategy, seconds=200)
     assert codes == [0, 0], outputs

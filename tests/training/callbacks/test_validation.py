@@ -137,7 +137,7 @@ def train_on_two(rank: int, root: Path, strategy: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3", "fsdp"])
 def test_two_ranks_see_what_one_sees(root, tmp_path, strategy):
     """Three clips on two ranks: weights and average have the losses that one process finds in the checkpoint."""
     codes, outputs = run_pair(train_on_two, tmp_path, root, strategy, seconds=200)

@@ -230,6 +230,7 @@ def test_a_checkpoint_of_another_stage_is_refused(root, tmp_path):
         ({"data__order": "blocks"}, "data.order=blocks and data.cache are not for stage=customize"),
         ({"stage__name": "5"}, "images= is for stage=customize, not for stage=5"),
         ({"customize__lora_rank": 2, "strategy__name": "zero3"}, "strategy=zero3 does not go with customize.lora_rank"),
+        ({"customize__lora_rank": 2, "strategy__name": "fsdp"}, "strategy=fsdp does not go with customize.lora_rank"),
         ({"customize__lora_rank": 2, "trainer__compile": True}, "trainer.compile=true does not go with"),
         ({"customize__lora_rank": 2, "stage__resets": ["ema"]}, "stage.resets must hold optimizer and ema"),
     ],

@@ -82,7 +82,7 @@ def test_activations_and_the_widest_map_are_linear_in_the_batch_size():
 
 
 @pytest.mark.parametrize(("reduce", "sums"), [("fp32", 4), ("bf16", 2)])
-@pytest.mark.parametrize("strategy", ["single", "ddp", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("strategy", ["single", "ddp", "zero1", "zero2", "zero3", "fsdp"])
 def test_resident_memory_follows_the_formula_of_the_zero_paper(strategy, reduce, sums):
     """Section 3: 2 + 2 + 12 bytes per weight in mixed precision, parts of which are divided among the ranks.
 
@@ -105,6 +105,7 @@ def test_resident_memory_follows_the_formula_of_the_zero_paper(strategy, reduce,
             **{"weights": 2 * part, **sharded, "gradients": sums * part},
             "ZeRO's buckets": sums * ZERO.bucket,
         },
+        "fsdp": {"weights": 4 * part, "moments": 8 * part, "EMA": 4 * part},
     }
     assert resident == expected[strategy]
 
@@ -127,11 +128,11 @@ def test_weights_without_a_gradient_are_counted_as_missing():
 def test_more_ranks_take_less_memory_only_under_zero():
     totals = {
         (strategy, world): Planner(TINY, Layout(strategy, "32-true", world, zero=ZERO)).plan([WORKS["image"]]).total
-        for strategy in ("ddp", "zero1", "zero2", "zero3")
+        for strategy in ("ddp", "zero1", "zero2", "zero3", "fsdp")
         for world in (1, 8)
     }
     assert totals["ddp", 1] == totals["ddp", 8]
-    for strategy in ("zero1", "zero2", "zero3"):
+    for strategy in ("zero1", "zero2", "zero3", "fsdp"):
         assert totals[strategy, 1] > totals[strategy, 8]
 
 
@@ -173,3 +174,17 @@ def test_the_plan_is_within_a_tenth_of_the_measured_peak(strategy, world, checkp
     assert plan.keys() == peaks.keys() == {"image", "video"}
     for kind, peak in peaks.items():
         assert abs(plan[kind] - peak) <= 0.1 * peak, f"{kind}: {plan[kind]} planned, {peak} measured"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_plan_of_fsdp_is_an_upper_bound():
+    case = Case("fsdp", 2, checkpointing=True, precision="bf16-mixed")
+    plan, peaks = planned(case), measured(case)
+    for kind, peak in peaks.items():
+        assert peak <= plan[kind] <= 1.3 * peak, f"{kind}: {plan[kind]} planned, {peak} measured"
+
+
+def test_hybrid_sharding_takes_the_memory_of_one_node():
+    one, two = (Planner(TINY, Layout("fsdp", "bf16-mixed", 8 * copies, copies=copies)).resident() for copies in (1, 2))
+    assert one == two

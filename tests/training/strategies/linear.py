@@ -24,16 +24,28 @@ def gradients() -> Tensor:
     return torch.randn(MICRO_BATCHES, ELEMENTS, generator=torch.Generator().manual_seed(0)).bfloat16().float()
 
 
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(ELEMENTS))
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return (self.weight * batch.to(self.weight.dtype)).sum()
+
+
 class Linear(LightningModule):
     """Its gradient is the batch; a step sets the weights to minus the mean gradient."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer = nn.Module()
-        self.layer.weight = nn.Parameter(torch.zeros(ELEMENTS))
+        self.layer = Layer()
+
+    @property
+    def network(self) -> nn.Module:
+        return self.layer
 
     def training_step(self, batch: Tensor, number: int) -> Tensor:
-        return (self.layer.weight * batch[0].to(self.layer.weight.dtype)).sum()
+        return self.layer(batch[0])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=1.0)

@@ -59,11 +59,13 @@ class Cell:
 
 
 REFERENCE = Cell("single")
-STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3")
+STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp")
 PRECISIONS = ("32-true", "bf16-mixed")
 OFFLOADED = [Cell(name, precision, offload="optimizer") for name in ("zero1", "zero2") for precision in PRECISIONS]
 OFFLOADED += [Cell("zero3", offload="optimizer")]
-OFFLOADED += [Cell("zero3", precision, checkpointing=True, offload="all") for precision in PRECISIONS]
+OFFLOADED += [
+    Cell(name, precision, checkpointing=True, offload="all") for name in ("zero3", "fsdp") for precision in PRECISIONS
+]
 NARROW = [Cell(name, "bf16-mixed", reduce="bf16") for name in STRATEGIES if name != "single"]
 
 

@@ -42,10 +42,13 @@ ROUNDING = {  # the largest relative difference of losses and moments, and of th
 @pytest.mark.parametrize(
     ("config", "processes", "said"),
     [
-        (StrategyConfig("fsdp"), 1, "there is no strategy 'fsdp'"),
+        (StrategyConfig("zero4"), 1, "there is no strategy 'zero4'"),
+        (StrategyConfig("fsdp", offload="optimizer"), 2, "needs zero1, zero2, zero3, not strategy=fsdp"),
+        (StrategyConfig("zero3", shard_within="node"), 2, "strategy.shard_within=node needs strategy=fsdp, not zero3"),
+        (StrategyConfig("fsdp", shard_within="rack"), 2, "strategy.shard_within=rack is not one of world, node"),
         (StrategyConfig("single"), 2, "choose strategy=auto or strategy=ddp"),
         (StrategyConfig("zero2", offload="cpu"), 2, "strategy.offload=cpu is not one of none, optimizer, all"),
-        (StrategyConfig("zero2", offload="all"), 2, "strategy.offload=all needs strategy=zero3, not zero2"),
+        (StrategyConfig("zero2", offload="all"), 2, "strategy.offload=all needs strategy=zero3 or fsdp, not zero2"),
         (StrategyConfig("ddp", offload="optimizer"), 2, "needs zero1, zero2, zero3, not strategy=ddp"),
         (StrategyConfig("zero3", persist_below=-1), 2, "strategy.persist_below=-1 must be 0 or above"),
     ],

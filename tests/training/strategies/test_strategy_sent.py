@@ -8,7 +8,7 @@ import pytest
 from benchmarks.communication import Case, Sent, sent
 from tests.training.strategies.test_strategy import DOCS
 
-STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
+STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "fsdp")
 ACCUMULATE = (1, 4)  # the last two columns
 SETTINGS = ((1, "fp32"), (4, "fp32"), (4, "bf16"))  # accumulate, reduce
 UNUSED = 0.04  # share of the weights without a gradient: with one content token, queries and keys of cross-attention
@@ -43,10 +43,11 @@ def test_a_step_sends_what_the_table_says(counted, strategy, accumulate, reduce)
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_only_zero2_and_zero3_send_more_when_micro_batches_accumulate(counted):
+def test_zero2_zero3_and_fsdp_send_more_when_micro_batches_accumulate(counted):
     grown = {name: counted[Case(name, 4)].bytes / counted[Case(name, 1)].bytes for name in STRATEGIES}
     assert grown["ddp"] == pytest.approx(1, abs=0.01) and grown["zero1"] == pytest.approx(1, abs=0.01)
     assert grown["zero2"] > 2.5 and grown["zero3"] == pytest.approx(4, abs=0.1)
+    assert grown["fsdp"] == pytest.approx(4, abs=0.01)
 
 
 @pytest.mark.slow
