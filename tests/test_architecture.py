@@ -14,6 +14,7 @@ MAX_FILES = 16  # Python files in a folder, including __init__.py
 NOT_MIRRORED = {
     "integration",  # whole runs across several rooms
     "slurm",  # mirrors slurm/
+    "cluster",  # whole runs on several hosts
     "fuzzing",  # files for the readers of all rooms
 }
 

@@ -5,6 +5,7 @@ import logging
 import os
 import secrets
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -63,6 +64,9 @@ def append_line(path: Path, line: str) -> None:
         raise
 
 
+_waiting: set[int] = set()  # the threads that wait in `patiently`
+
+
 def patiently(attempt: Callable[[], Result], what: str, seconds: float) -> Result:
     """Returns what `attempt` returns, and repeats it every RETRY seconds while it raises OSError.
 
@@ -70,19 +74,29 @@ def patiently(attempt: Callable[[], Result], what: str, seconds: float) -> Resul
     no attempt within `seconds` succeeded. What `attempt` does must be the same if it is repeated.
     """
     until = time.monotonic() + seconds
-    announced = False
-    while True:
-        try:
-            return attempt()
-        except OSError as error:
-            reason = f"{what} ({error.strerror or error})"
-            cause = error
-        if time.monotonic() + RETRY > until:
-            raise UserError(f"{reason}: free some space or fix the disk, then call the same command again") from cause
-        if not announced:
-            logger.warning(f"{reason}: trying again every {RETRY:g} s, for at most {seconds:g} s")
-            announced = True
-        time.sleep(RETRY)
+    thread = threading.get_ident()
+    try:
+        while True:
+            try:
+                return attempt()
+            except OSError as error:
+                reason = f"{what} ({error.strerror or error})"
+                cause = error
+            if time.monotonic() + RETRY > until:
+                raise UserError(
+                    f"{reason}: free some space or fix the disk, then call the same command again"
+                ) from cause
+            if thread not in _waiting:
+                logger.warning(f"{reason}: trying again every {RETRY:g} s, for at most {seconds:g} s")
+                _waiting.add(thread)
+            time.sleep(RETRY)
+    finally:
+        _waiting.discard(thread)
+
+
+def is_waiting(thread: threading.Thread) -> bool:
+    """Whether a thread waits in `patiently` for a disk that is full or does not answer."""
+    return thread.ident in _waiting
 
 
 def open_regular(path: Path) -> BinaryIO:

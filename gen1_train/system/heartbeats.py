@@ -30,8 +30,8 @@ RESIGNED = "resigned"
 class Heartbeats:
     """The heartbeats of this rank's machine, and the state of the others. Not thread-safe."""
 
-    def __init__(self, store: Store, rank: int, notice: str) -> None:
-        """`notice`: a key of the store that voices look at, too; see `beat`."""
+    def __init__(self, store: Store, rank: int, notice: str, world: int) -> None:
+        """`notice`: a key of the store that voices look at, too; see `beat`. `world`: the number of ranks."""
         self._store = store
         self._rank = rank
         self._notice = notice
@@ -39,6 +39,8 @@ class Heartbeats:
         self._machine = MACHINE + hashlib.sha256(machine().encode()).hexdigest()[:16]
         self._neighbors = [rank]  # the ranks of this machine that have registered, first one first
         self._voices: list[int] = []  # as this rank knows them if it is one
+        self._missing = set(range(world)) if rank == 0 else set()  # ranks that have not registered, as rank 0 knows
+        self._started = time.monotonic()
         self._has_voice = False  # whether this rank is in the list of voices
         self._places: dict[int, tuple[str, int]] = {}  # rank -> host and pid, where they are known
         self._last_beats: dict[int, tuple[bytes, float]] = {}  # voice -> its last heartbeat, and when it arrived
@@ -84,6 +86,9 @@ class Heartbeats:
         for rank in watched:
             if rank != self._rank and not self._is_running(rank):
                 return f"{self.name(rank)} is gone: it was killed, or ended without an error message"
+        if self._rank == 0 and (missing := self._unregistered()) is not None:
+            limit = self._silence
+            return f"rank {missing} is gone: it met the others, and nothing came from it for {limit:g} s after that"
         if self._rank == 0 and (silent := self._silent()) is not None:
             limit = self._silence
             return f"{self.name(silent)} is gone: no heartbeat for {limit:g} s; it was killed, or its machine is gone"
@@ -105,6 +110,14 @@ class Heartbeats:
 
     def _is_running(self, rank: int) -> bool:
         return is_running(self._place(rank)[1])
+
+    def _unregistered(self) -> int | None:
+        """Returns a rank that has not registered for long, because its machine was lost at once, if there is one."""
+        if self._missing and self._store.check([f"{PLACE}{rank}" for rank in self._missing]):
+            self._missing.clear()
+        if not self._missing or time.monotonic() - self._started < self._silence:
+            return None
+        return next((rank for rank in sorted(self._missing) if not self._store.check([f"{PLACE}{rank}"])), None)
 
     def _silent(self) -> int | None:
         """Returns a voice whose heartbeat has not changed for long, if there is one."""

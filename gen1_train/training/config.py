@@ -23,6 +23,7 @@ from gen1_train.training.callbacks.validation import ValidationConfig
 from gen1_train.training.checkpoints.checkpoint import CheckpointConfig
 from gen1_train.training.checkpoints.ema import EmaConfig
 from gen1_train.training.customization.customize import NAME, CustomizeConfig
+from gen1_train.training.failures.health import HEALTH
 from gen1_train.training.module import DiffusionConfig
 from gen1_train.training.network import OptimConfig
 from gen1_train.training.planning.gpus import PlanConfig
@@ -39,6 +40,9 @@ class TrainerConfig:
     collective_seconds: float = (
         COLLECTIVE_SECONDS  # how long a rank waits for the others in a collective, before it gives up
     )
+    step_deadline: float = 10.0  # times the median step: the run ends when a step takes longer; 0: never
+    step_deadline_seconds: float = 300.0  # the least time that a step may take, whatever the median is
+    health: str = "warn"  # of GPUs, compared before the first step: warn of slow ranks, stop, or off
     precision: str = "bf16-mixed"  # or 32-true
     accumulate: int = 1  # micro-batches per optimizer step
     tf32: bool = True  # GPUs: float32 products and convolutions with the 10-bit mantissa of tensor cores
@@ -51,6 +55,7 @@ class TrainerConfig:
     def check(self) -> None:
         """Raises UserError for an invalid setting."""
         check_choice("trainer.accelerator", self.accelerator, ("auto", "cpu", "cuda"))
+        check_choice("trainer.health", self.health, HEALTH)
         check_choice("trainer.precision", self.precision, ("bf16-mixed", "32-true"))
         check_choice("trainer.compile_backend", self.compile_backend, ("inductor", "aot_eager", "eager"))
         check_positive(
@@ -58,8 +63,18 @@ class TrainerConfig:
             trainer__nodes=self.nodes,
             trainer__rendezvous_seconds=self.rendezvous_seconds,
             trainer__collective_seconds=self.collective_seconds,
+            trainer__step_deadline_seconds=self.step_deadline_seconds,
         )
-        check_not_negative(trainer__profile=self.profile or 0)
+        check_not_negative(trainer__profile=self.profile or 0, trainer__step_deadline=self.step_deadline)
+        if 0 < self.step_deadline < 2:
+            raise UserError(
+                f"trainer.step_deadline={self.step_deadline:g}: steps vary, give at least 2 times the median, or 0"
+            )
+        if self.step_deadline and self.step_deadline_seconds >= self.collective_seconds:
+            raise UserError(
+                f"trainer.step_deadline_seconds={self.step_deadline_seconds:g} would come after "
+                f"trainer.collective_seconds={self.collective_seconds:g}, when the ranks give up: give less"
+            )
         if self.devices == 0 or self.devices < -1:
             raise UserError(f"trainer.devices={self.devices}: give a number of processes, or -1 for every GPU")
 

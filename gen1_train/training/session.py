@@ -1,6 +1,7 @@
 """The frame of a run, whatever it trains: what the stages and the prior share around Lightning's fit."""
 
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -13,12 +14,12 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from gen1_train.errors import STOPPED
 from gen1_train.system.device import set_determinism, set_tf32
+from gen1_train.system.files import is_waiting
 from gen1_train.system.processes import ranks_end_with_this_process
 from gen1_train.system.signals import STOP
-from gen1_train.training.callbacks.clock import Clock
+from gen1_train.training.callbacks.clock import Clock, Phase
 from gen1_train.training.callbacks.loggers import loggers
 from gen1_train.training.callbacks.profiling import profiling
-from gen1_train.training.callbacks.rank_failure import RankFailure
 from gen1_train.training.callbacks.saving import Averaging, RestoreState, SaveCheckpoints, initial_counters
 from gen1_train.training.callbacks.stopping import Stopping
 from gen1_train.training.checkpoints import checkpoint
@@ -26,8 +27,12 @@ from gen1_train.training.checkpoints.counters import Counters
 from gen1_train.training.checkpoints.resuming import Claim, claimed, to_resume
 from gen1_train.training.checkpoints.writer import Complete
 from gen1_train.training.config import RunConfig, TrainerConfig
+from gen1_train.training.failures.deadline import Deadline
+from gen1_train.training.failures.health import HealthCheck
+from gen1_train.training.failures.rank_failure import RankFailure
 from gen1_train.training.run_files import is_finished
 
+PAUSES: tuple[Phase, ...] = ("data_wait", "checkpoint", "validation")  # their waits have limits of their own
 logger = logging.getLogger(__name__)
 
 
@@ -58,6 +63,7 @@ class Session:
     ) -> "Session":
         """`resume`: the run's own checkpoint, if any; `source`: that one, or the one that a new run starts from."""
         before = (None, resume.path if resume else None)  # damaged ones of later steps are moved aside
+        clock = Clock()
         return cls(
             config=config,
             title=title,
@@ -65,9 +71,11 @@ class Session:
             start=resume.info.step if resume else 0,
             source=source,
             keeps=keeps,
-            clock=Clock(),
+            clock=clock,
             counters=initial_counters(source, keeps, config.ema.decays, resumed=resume is not None),
-            failure=RankFailure(lambda: checkpoint.newest(run) not in before),
+            failure=RankFailure(
+                lambda: checkpoint.newest(run) not in before, step_deadline(config.trainer, clock), run
+            ),
             stopping=Stopping(STOP),
         )
 
@@ -105,6 +113,7 @@ class Session:
         return [
             self.failure,
             *first,
+            HealthCheck(self.config.trainer.health),
             RestoreState(counters=self.counters, decays=decays, source=self.source, step=self.start, keeps=self.keeps),
             *guarding,
             Averaging(self.counters, decays, self.clock),
@@ -153,6 +162,16 @@ class Session:
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
+
+
+def step_deadline(config: TrainerConfig, clock: Clock) -> Deadline:
+    """Returns the deadline of the steps, which does not run while the main thread is in one of PAUSES."""
+    main = threading.current_thread()
+    return Deadline(
+        config.step_deadline,
+        config.step_deadline_seconds,
+        is_pausing=lambda: clock.current in PAUSES or is_waiting(main),
+    )
 
 
 def unless_finished(

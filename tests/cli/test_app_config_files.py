@@ -204,6 +204,11 @@ REFUSED = [
     "data.stall_seconds=1000",
     "trainer.collective_seconds=0",
     "trainer.collective_seconds=500",  # data.stall_seconds is 300
+    "trainer.step_deadline=-1",
+    "trainer.step_deadline=1",  # half of all steps take longer than the median
+    "trainer.step_deadline_seconds=0",
+    "trainer.step_deadline_seconds=1800",  # so is trainer.collective_seconds
+    "trainer.health=on",
     "data.cache=somewhere",  # without data.order=blocks
     "data.cache_gigabytes=0",
     "data.workers=-1",  # DataLoader's ValueError, with a traceback

@@ -1,11 +1,13 @@
 """Files that are complete or absent."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from gen1_train.errors import UserError
+from gen1_train.system import files
 from gen1_train.system.files import (
     append_line,
     own_folder,
@@ -66,3 +68,20 @@ def test_leftovers_that_are_links_stay(tmp_path: Path) -> None:
     (tmp_path / ".a.tmp").symlink_to("victim")
     remove_leftovers(tmp_path)
     assert (tmp_path / "victim").exists() and (tmp_path / ".a.tmp").is_symlink()
+
+
+def test_a_thread_that_waits_for_a_disk_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "RETRY", 0.0)
+    seen = []
+
+    def attempt() -> int:
+        seen.append(files.is_waiting(threading.current_thread()))
+        if len(seen) < 3:
+            raise OSError(28, "No space left on device")
+        return 7
+
+    assert files.patiently(attempt, "it cannot be written", seconds=60) == 7
+    assert seen == [False, True, True] and not files.is_waiting(threading.current_thread())
+    with pytest.raises(UserError, match="it cannot be written"):
+        files.patiently(Path("/nowhere/at/all").unlink, "it cannot be written", seconds=-1)
+    assert not files.is_waiting(threading.current_thread())

@@ -37,7 +37,7 @@ class Cluster:
         self.ranks: list[Heartbeats] = []
         for rank in range(machines * each):
             monkeypatch.setattr(heartbeats, "machine", lambda rank=rank: f"machine {rank // each}")
-            self.ranks.append(Heartbeats(self.store, rank, NOTICE))  # type: ignore[arg-type]
+            self.ranks.append(Heartbeats(self.store, rank, NOTICE, machines * each))  # type: ignore[arg-type]
             self.store.store.set(f"{PLACE}{rank}", json.dumps([f"host{rank // each}", rank]))
         monkeypatch.setattr(heartbeats, "is_running", lambda pid: pid not in self.gone)
 
@@ -59,9 +59,9 @@ def test_a_rank_that_took_itself_for_a_voice_resigns_when_one_before_it_comes(mo
     cluster = Cluster(monkeypatch, machines=1)
     late = cluster.ranks.pop()
     monkeypatch.setattr(heartbeats, "machine", lambda: "machine 7")
-    second = Heartbeats(cluster.store, 9, NOTICE)  # type: ignore[arg-type]
+    second = Heartbeats(cluster.store, 9, NOTICE, 10)  # type: ignore[arg-type]
     second.beat()
-    first = Heartbeats(cluster.store, 8, NOTICE)  # type: ignore[arg-type]
+    first = Heartbeats(cluster.store, 8, NOTICE, 10)  # type: ignore[arg-type]
     for rank in (second, first, late):
         rank.beat()
     assert first.is_voice and not second.is_voice
@@ -70,6 +70,23 @@ def test_a_rank_that_took_itself_for_a_voice_resigns_when_one_before_it_comes(mo
     for rank in (first, late):
         rank.beat()
     assert late.lost() is None  # what has resigned is not missed
+
+
+def test_a_machine_that_is_lost_before_its_first_word_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(monkeypatch, machines=3)
+    cluster.store.store.delete_key(f"{PLACE}2")
+    cluster.now[0] += SILENCE / 2
+    cluster.beat(without=(2,))
+    assert cluster.ranks[0].lost() is None
+    cluster.now[0] += SILENCE
+    cluster.beat(without=(2,))
+    lost = cluster.ranks[0].lost()
+    assert lost is not None and lost.startswith(
+        f"rank 2 is gone: it met the others, and nothing came from it for {SILENCE:g} s"
+    )
+    assert cluster.ranks[1].lost() is None
+    cluster.store.store.set(f"{PLACE}2", "it is late")
+    assert cluster.ranks[0].lost() is None and not cluster.ranks[0]._missing
 
 
 def test_a_machine_is_gone_after_a_long_silence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,9 +156,9 @@ def test_the_store_gets_few_requests_however_large_the_cluster_is(
 
 def test_a_process_of_this_machine_is_gone_as_soon_as_it_has_ended() -> None:
     store = HashStore()
-    own = Heartbeats(store, 0, NOTICE)
+    own = Heartbeats(store, 0, NOTICE, 2)
     process = subprocess.Popen([sys.executable, "-c", "pass"])
-    other = Heartbeats(store, 1, NOTICE)
+    other = Heartbeats(store, 1, NOTICE, 2)
     store.set(f"{PLACE}1", json.dumps(["here", process.pid]))
     own.beat()
     while is_running(process.pid):

@@ -16,8 +16,8 @@ from benchmarks.ranks import environment, free_ports
 from gen1_train.cli.app import end
 from gen1_train.system.console import console
 from gen1_train.system.processes import run_without_finalizing
-from gen1_train.training.callbacks.rank_failure import RankFailure
 from gen1_train.training.config import TrainConfig
+from gen1_train.training.failures.rank_failure import RankFailure
 from tests.running import ENVIRONMENT, REPOSITORY, command
 
 
@@ -71,20 +71,22 @@ class Small(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def train_small(step: Callable[[int], None], *callbacks: Callback, failure: RankFailure | None = None) -> None:
-    """Two steps of DDP on two CPU processes."""
+def train_small(
+    step: Callable[[int], None], *callbacks: Callback, failure: RankFailure | None = None, steps: int = 2
+) -> None:
+    """A few steps of DDP on two CPU processes."""
     trainer = Trainer(
         accelerator="cpu",
         devices=2,
         strategy="ddp",
-        max_steps=2,
+        max_steps=steps,
         callbacks=[failure or RankFailure(), *callbacks],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(Small(step), DataLoader(torch.ones(8, 1)))
+    trainer.fit(Small(step), DataLoader(torch.ones(2 * steps + 4, 1)))
 
 
 if __name__ == "__main__":

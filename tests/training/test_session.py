@@ -1,12 +1,15 @@
 """What a run sets for the whole process."""
 
 import os
+import threading
 
 import pytest
 import torch
 
+from gen1_train.system import files
+from gen1_train.training.callbacks.clock import PHASES, Clock
 from gen1_train.training.config import TrainerConfig
-from gen1_train.training.session import set_switches
+from gen1_train.training.session import PAUSES, set_switches, step_deadline
 
 
 @pytest.fixture(autouse=True)
@@ -39,3 +42,15 @@ def test_a_deterministic_run_lets_cudnn_choose_nothing_by_time(monkeypatch, benc
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     set_switches(TrainerConfig(cudnn_benchmark=benchmark))
     assert not torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.benchmark is benchmark
+
+
+def test_a_step_s_deadline_does_not_run_in_pauses(monkeypatch):
+    clock = Clock()
+    deadline = step_deadline(TrainerConfig(step_deadline=4.0, step_deadline_seconds=7.0), clock)
+    assert (deadline.multiple, deadline.seconds) == (4.0, 7.0)
+    for phase in PHASES:
+        clock.switch(phase)
+        assert deadline._is_pausing() is (phase in PAUSES)
+    clock.switch("other")
+    monkeypatch.setattr(files, "_waiting", {threading.get_ident()})
+    assert deadline._is_pausing()

@@ -2,7 +2,7 @@
 
 import hashlib
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def disagreement(hosts: list[str], values: list[dict[str, str]]) -> str | None:
             ranks_by_value.setdefault(of_rank.get(name), []).append(rank)
         if len(ranks_by_value) > 1:
             groups = [f"{_short(value)} on {_named(ranks, hosts)}" for value, ranks in ranks_by_value.items()]
-            parts.append(f"{name} ({_listed(groups)})")
+            parts.append(f"{name} ({listed(groups)})")
     if not parts:
         return None
     return (
@@ -71,13 +71,19 @@ def _short(value: str | None) -> str:
 
 def _named(ranks: list[int], hosts: list[str]) -> str:
     """`ranks 0-3, 6 (node1, node2)`"""
-    starts = [rank for rank in ranks if rank - 1 not in ranks]
-    ends = [rank for rank in ranks if rank + 1 not in ranks]
-    spans = [str(start) if start == end else f"{start}-{end}" for start, end in zip(starts, ends)]
     word = "rank" if len(ranks) == 1 else "ranks"
-    return f"{word} {_listed(spans)} ({_listed(list(dict.fromkeys(hosts[rank] for rank in ranks)))})"
+    return f"{word} {listed(spans(ranks))} ({listed(list(dict.fromkeys(hosts[rank] for rank in ranks)))})"
 
 
-def _listed(items: list[str]) -> str:
+def spans(ranks: Sequence[int]) -> list[str]:
+    """Returns `0-3` and `6` for the ranks 0, 1, 2, 3 and 6."""
+    known = set(ranks)
+    starts = sorted(rank for rank in known if rank - 1 not in known)
+    ends = sorted(rank for rank in known if rank + 1 not in known)
+    return [str(start) if start == end else f"{start}-{end}" for start, end in zip(starts, ends)]
+
+
+def listed(items: Sequence[str]) -> str:
+    """Returns the first SHOWN items, and how many more there are."""
     more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
     return ", ".join(items[:SHOWN]) + more

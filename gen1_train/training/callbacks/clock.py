@@ -89,6 +89,11 @@ class Clock:
         self._begun.append((self._stamp(), phase))
         self._add_up()
 
+    @property
+    def current(self) -> Phase:
+        """The phase to which the time is assigned just now. Any thread may ask."""
+        return self._phase
+
     @contextmanager
     def phase(self, phase: Phase) -> Iterator[None]:
         """Assigns the time of a block to this phase alone; the phase around it continues afterwards."""

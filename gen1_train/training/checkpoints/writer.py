@@ -123,7 +123,7 @@ class Writer:
             except UserError as error:
                 self.fail(error)
                 return
-            except DistError:  # rank 0, which has the store, is gone: callbacks.rank_failure ends this process
+            except DistError:  # rank 0, which has the store, is gone: RankFailure ends this process
                 return
             if info is not None:
                 self._log(info, copied, time.perf_counter() - began)

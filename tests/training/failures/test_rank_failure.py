@@ -12,7 +12,7 @@ import pytest
 
 from gen1_train.errors import LOST, UserError
 from gen1_train.system.signals import STOP
-from gen1_train.training.callbacks.rank_failure import RankFailure
+from gen1_train.training.failures.rank_failure import RankFailure
 from tests.training.pair import run_pair, train_small
 
 pytestmark = pytest.mark.slow
