@@ -298,13 +298,17 @@ def gpu_count(config: RunConfig) -> int:
 
 def check_disk(folder: Path, needed: int) -> None:
     """Raises UserError if the disk of `folder`, which need not exist yet, has less than `needed` bytes free."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(nearest_folder(folder)).free
     if free < needed:
         raise UserError(
             f"checkpoints in {folder} need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there: make room, lower "
             "checkpoint.keep=, or give a folder on a larger disk with output="
         )
+
+
+def nearest_folder(folder: Path) -> Path:
+    """Returns the folder, or the nearest one above it that exists."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def checkpoint_bytes(weights: int, averages: int = 0, adapter: int = 0) -> int:

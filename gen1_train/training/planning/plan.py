@@ -1,11 +1,12 @@
 """Plans the cost of a run from its config: memory of every rank, disk, FLOPs, days and GPU hours.
 
 An ordinary run prints one line of the plan and refuses what certainly does not fit. `plan_only=true` prints the whole
-plan, initializes no device, starts no process and writes nothing. memory.py documents how the bytes are computed.
+plan, initializes no device, starts no process and leaves nothing on the disk. memory.py documents how the bytes are
+computed.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -19,6 +20,7 @@ from gen1_train.training.config import TrainConfig
 from gen1_train.training.planning.choice import PlannedRun, plan_run
 from gen1_train.training.planning.gpus import GIBI, MARGIN, fits, gpu_memory, peak_tflops, smallest_card
 from gen1_train.training.planning.memory import MemoryPlan, Peak, Planner
+from gen1_train.training.planning.stopping import grace_lines
 from gen1_train.training.planning.throughput import step_flops
 from gen1_train.training.planning.tracing import MicroBatch
 from gen1_train.training.planning.workload import PlannedData, Ranks, on_cpus, planned_data
@@ -75,7 +77,9 @@ def plan_lines(config: TrainConfig, run: Path, resume: Checkpoint | None) -> Ite
     yield from fit_lines(config, data, ranks, memory)
     kept = config.checkpoint.keep + 1
     yield f"disk: {size / 1e9:.2f} GB per checkpoint, {kept * size / 1e9:.2f} GB for {kept} of them in {run}"
-    yield from time_lines(config, data, ranks, run, resume.info.step if resume else 0)
+    duration = step_duration(config, data, ranks, run)
+    yield from time_lines(config, data, ranks, resume.info.step if resume else 0, duration)
+    yield from grace_lines(size, ranks.world, duration.seconds if duration else None, run)
     if config.data.root is None:
         yield "not checked without data.root: the shard set, and the checkpoint that the stage starts from"
 
@@ -157,22 +161,38 @@ def largest_micro_batch(ranks: Ranks, frozen: int, work: Callable[[int], MicroBa
     return min(int((left - one.backward) // each) + 1, one.most_samples // one.micro_batch.samples)
 
 
-def time_lines(config: TrainConfig, data: PlannedData, ranks: Ranks, run: Path, start: int) -> Iterator[str]:
-    """Yields the FLOPs, days and GPU hours of the remaining steps."""
-    left, step = config.stage.steps - start, mean_step_flops(config, data, ranks.unet)
-    yield f"{left} steps of {step / 1e15:.3g} PFLOP: {left * step / 1e18:.3g} EFLOP"
+@dataclass(frozen=True)
+class StepDuration:
+    """How long a step takes, and how that is known."""
+
+    seconds: float
+    source: str
+
+
+def step_duration(config: TrainConfig, data: PlannedData, ranks: Ranks, run: Path) -> StepDuration | None:
+    """Returns what the run has measured, or else what the peak rate of the GPU gives; None if neither is known."""
     rates = [float(row["frames_per_second"]) for row in read_metrics(run / "metrics.csv") if "frames_per_second" in row]
     if rates:
         rate = median(rates[-ROWS:])
-        seconds, source = left * config.data.batch_clips * data.frames / rate, f"{rate:.4g} frames/s of metrics.csv"
-    elif (peak := peak_tflops(config.plan)) is not None:
-        tflops, name = peak
-        seconds = left * step / (ranks.world * tflops * 1e12 * config.plan.mfu)
-        source = f"{config.plan.mfu:.0%} of {tflops:g} TFLOP/s on each of {ranks.world} {name}s"
-    else:
+        return StepDuration(config.data.batch_clips * data.frames / rate, f"{rate:.4g} frames/s of metrics.csv")
+    if (peak := peak_tflops(config.plan)) is None:
+        return None
+    tflops, name = peak
+    seconds = mean_step_flops(config, data, ranks.unet) / (ranks.world * tflops * 1e12 * config.plan.mfu)
+    return StepDuration(seconds, f"{config.plan.mfu:.0%} of {tflops:g} TFLOP/s on each of {ranks.world} {name}s")
+
+
+def time_lines(
+    config: TrainConfig, data: PlannedData, ranks: Ranks, start: int, duration: StepDuration | None
+) -> Iterator[str]:
+    """Yields the FLOPs, days and GPU hours of the remaining steps."""
+    left, step = config.stage.steps - start, mean_step_flops(config, data, ranks.unet)
+    yield f"{left} steps of {step / 1e15:.3g} PFLOP: {left * step / 1e18:.3g} EFLOP"
+    if duration is None:
         yield "for days and GPU hours give plan.gpu= or plan.tflops=, the peak bf16 rate of one GPU (docs/memory.md)"
         return
-    yield f"{seconds / 86400:.2f} days, {seconds / 3600 * ranks.world:.0f} GPU hours, at {source}"
+    seconds = left * duration.seconds
+    yield f"{seconds / 86400:.2f} days, {seconds / 3600 * ranks.world:.0f} GPU hours, at {duration.source}"
 
 
 def mean_step_flops(config: TrainConfig, data: PlannedData, unet: UNetConfig) -> float:
