@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributed import DistError
 
 from gen1_train.errors import UserError
+from gen1_train.system.console import print_traceback
 from gen1_train.system.files import patiently
 from gen1_train.training.checkpoints import writing
 from gen1_train.training.checkpoints.checkpoint import CheckpointConfig
@@ -124,6 +125,11 @@ class Writer:
                 self.fail(error)
                 return
             except DistError:  # rank 0, which has the store, is gone: RankFailure ends this process
+                return
+            except Exception as error:  # a bug; a run that continued would leave no more checkpoints
+                print_traceback(type(error), error, error.__traceback__)
+                what = f"no checkpoint can be written to {self.run}"
+                self.fail(UserError(f"{what} ({type(error).__name__}: {error}): this is a bug, please report it"))
                 return
             if info is not None:
                 self._log(info, copied, time.perf_counter() - began)

@@ -66,6 +66,23 @@ def test_writing_is_retried_while_the_disk_is_full_and_leaves_no_partial_files(t
     assert "step 5 cannot be written" in warnings[0] and "(No space left on device)" in warnings[0]
 
 
+def test_a_bug_in_the_thread_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would end the thread otherwise, and training would continue without checkpoints."""
+    failures = list[UserError]()
+    monkeypatch.setattr(writing, "commit", lambda *_: {}["a bug"])  # type: ignore[misc]
+    writer = Writer(tmp_path, CheckpointConfig(), "stage: {}\n", failures.append)
+    writer.write(TENSORS, info(5), None, 0.0)
+    writer.wait()
+    assert (
+        str(failures.pop())
+        == f"no checkpoint can be written to {tmp_path} (KeyError: 'a bug'): this is a bug, please report it"
+    )
+    assert not failures and "Traceback" in capsys.readouterr().err
+    assert latest(tmp_path) is None
+
+
 def test_a_disk_that_stays_full_fails_the_run_and_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     failures = list[UserError]()
     writer = Writer(tmp_path, CheckpointConfig(patience_seconds=0), "stage: {}\n", failures.append)
