@@ -21,6 +21,8 @@ checkpoint  seconds per GB of gathering, writing, syncing and hashing, alternati
             see training/saving.py
 parts       seconds for which training waits when --processes ranks write a checkpoint of --gigabytes, and bytes per
             second of writing it, in turns with plain writes of all ranks to the same disk: see training/parts.py
+scale       what a start costs a cluster of 8, 64 and 1024 ranks: requests to the store, files opened, bytes hashed,
+            collectives until the first step: see training/scale.py
 cuda        runs at full size: MFU, frames per second and peak memory for several batch sizes, and for each switch
             alone; the numbers are from the run's metrics.csv
 """
@@ -51,6 +53,7 @@ from benchmarks.synthetic_runs import composed, prepare_run, rows_of, run_traini
 from benchmarks.training.draws import ask_draws
 from benchmarks.training.parts import ask_parts
 from benchmarks.training.saving import ask_checkpoint
+from benchmarks.training.scale import ask_scale
 from benchmarks.training.turns import Turns
 from benchmarks.unet_step import Setting, commit, machine, ours, release_memory, stepper, timed
 from gen1_train.batch import Pool
@@ -87,7 +90,7 @@ def main() -> None:
     if arguments.device == "cpu":  # before any process that imports DeepSpeed starts
         os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     questions = {"overhead": ask_overhead, "host": ask_host, "ema": ask_ema, "draws": ask_draws}
-    questions |= {"checkpoint": ask_checkpoint, "parts": ask_parts}
+    questions |= {"checkpoint": ask_checkpoint, "parts": ask_parts, "scale": ask_scale}
     if arguments.device == "cuda":
         questions["cuda"] = ask_cuda
     common = {
@@ -105,7 +108,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
-        "--suite", dest="only", choices=("overhead", "host", "ema", "draws", "checkpoint", "parts", "cuda")
+        "--suite", dest="only", choices=("overhead", "host", "ema", "draws", "checkpoint", "parts", "scale", "cuda")
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of each process")
