@@ -94,7 +94,7 @@ def test_help_on_a_section_shows_its_settings(help_of):
     assert len(help_of("data_tools.main", "--help", "recipe.cut").splitlines()) > 5
     assert help_of("gen1_train.edit", "--help", "start").startswith("  start ")
     assert "init.from " in help_of("gen1_train.train", "--help", "init")
-    assert help_of("gen1_train.train", "--help", "strategy").startswith("strategy=NAME: auto, ddp, single, zero1")
+    assert help_of("gen1_train.train", "--help", "strategy").startswith("strategy=NAME: auto, ddp, fsdp, single, zero1")
 
 
 def test_help_on_another_command_is_its_help(help_of):
