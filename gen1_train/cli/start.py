@@ -35,14 +35,18 @@ def start(command: str, module: str, is_rank: bool = False) -> None:
     """Imports a module and calls its `main`. A signal ends the process with one line, also during the import."""
     STOP.listen()
     try:
-        main = import_module(module).main
-        if is_rank:
-            from gen1_train.system.processes import end_with_launcher, run_without_finalizing
+        try:
+            main = import_module(module).main
+            if is_rank:
+                from gen1_train.system.processes import end_with_launcher, run_without_finalizing
 
-            end_with_launcher()
-            run_without_finalizing(main)
-        else:
-            main()
+                end_with_launcher()
+                run_without_finalizing(main)
+            else:
+                main()
+        except Exception:  # an import that is interrupted may fail with another error, as numpy's does
+            STOP.check()
+            raise
         STOP.check()
     except Interrupted as error:  # `run_app` has not begun; it prints the line otherwise
         STOP.caught()

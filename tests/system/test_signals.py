@@ -110,8 +110,18 @@ def test_a_signal_ends_a_command_with_one_line(tmp_path: Path, body: str, number
     assert ("cleaned up" in out) == ("cleans up" in body)
 
 
-def test_a_signal_during_an_import_ends_a_command_with_one_line(tmp_path: Path) -> None:
-    process = begin(tmp_path, "import os; os.kill(os.getpid(), 2)")
+SWALLOWED = """
+import os
+try:
+    os.kill(os.getpid(), 2)
+except BaseException:  # numpy's modules in C clear the exception, and numpy then imports them once more
+    raise ImportError("cannot load module more than once per process")
+"""
+
+
+@pytest.mark.parametrize("text", ["import os; os.kill(os.getpid(), 2)", SWALLOWED])
+def test_a_signal_during_an_import_ends_a_command_with_one_line(tmp_path: Path, text: str) -> None:
+    process = begin(tmp_path, text)
     assert process.communicate(timeout=30) == ("", "gen1-some: interrupted\n") and process.returncode == 130
 
 
