@@ -70,6 +70,7 @@ class ShardedStrategy(ModelParallelStrategy):
         # FSDP2 replaces the weights, and hooks on their gradients, which keep weights from training, would be lost
         fixed = {name for name, weight in network.named_parameters() if weight._backward_hooks}
         self._divide(network)
+        self.lightning_module._device = self.root_device  # as `to` does, which would also move offloaded shards back
         self._shards = [(weight, _own(weight), name not in fixed) for name, weight in network.named_parameters()]
         self.barrier()
         self.setup_optimizers(trainer)

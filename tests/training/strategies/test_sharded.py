@@ -26,6 +26,7 @@ class Inspected(Linear):
     def on_train_end(self) -> None:
         super().on_train_end()
         strategy: Any = self.trainer.strategy
+        assert self.device == strategy.root_device
         state, entries = state_of(strategy), weights_of(self)
         self.pieces = [(start, part.clone()) for _, start, part in state.pieces(entries)]
         (weight,) = (weight for weight, _ in entries.values())
