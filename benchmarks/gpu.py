@@ -9,7 +9,7 @@ step           our UNet's step at 1 to 20 clips: device, wall and launch time, r
 attention      temporal attention by each way, level, size and number of clips: time and memory
 norm           group norm with SiLU, likewise
 single … zero2 a run under each strategy in turns with a bare loop of the same work, and where it waits for the GPU
-several        ddp and zero1 to zero3 on all GPUs, if there is more than one: the rate, and how it scales
+several        ddp, zero1 to zero3 and fsdp on all GPUs, if there is more than one: the rate, and how it scales
 bits           whether two runs of five steps have equal bits with trainer.deterministic=true
 default_bits   the same without it
 plan           the peak memory of a step compared with the memory plan

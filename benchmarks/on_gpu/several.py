@@ -24,7 +24,7 @@ from benchmarks.on_gpu.trainers import WARM_UP, build_run
 from benchmarks.questions import Row
 from benchmarks.ranks import environment, free_ports
 
-STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
+STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "fsdp")
 SECONDS = 75.0  # for the ranks of one strategy
 
 
