@@ -41,15 +41,12 @@ import shutil
 import statistics
 import subprocess
 from collections.abc import Iterator
-from typing import Any
-from unittest.mock import patch
 
 import torch
-from pytorch_lightning import Callback, Trainer
 
 from benchmarks.questions import Row, answer, append_tables
 from benchmarks.ranks import in_ranks
-from benchmarks.synthetic_runs import composed, prepare_run, rows_of, run_training
+from benchmarks.synthetic_runs import TINY, composed, prepare_run, rows_of, run_training, train_with
 from benchmarks.training.draws import ask_draws
 from benchmarks.training.parts import ask_parts
 from benchmarks.training.saving import ask_checkpoint
@@ -59,21 +56,16 @@ from benchmarks.unet_step import Setting, commit, machine, ours, release_memory,
 from gen1_train.batch import Pool
 from gen1_train.cli.app import settings
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
-from gen1_train.training import run
 from gen1_train.training.checkpoints import ema, state
 from gen1_train.training.checkpoints.counters import Counters
 from gen1_train.training.config import TrainConfig
 from gen1_train.training.planning.throughput import step_flops
-from gen1_train.training.session import Session
 from gen1_train.training.stages import stage_unet
 
 PAPER_CLIP = Pool("video", 448, 256, 8)
 # A fifth of the time of model=small. Its FLOPs per parameter are those of any width, so passes over the parameters have
 # the same share as at full size.
 NARROW = ["model=small", "model.layers=1", "model.channels=[32,64,128,128]", "model.heads=[2,4,8,8]"]
-# The depth of Stable Diffusion 1.5, and so the number of its operations and weights, at a fortieth of its width. At a
-# tenth, a CPU's passes over the memory of 12.6 M weights, which take a GPU microseconds, are a third of the step.
-TINY = ["model=sd15", "model.channels=[8,8,16,16]", "model.heads=[1,1,1,1]", "model.groups=8", "model.context_dim=16"]
 BLOCK = 4  # steps in a turn of the run or the bare loop
 EXTRA_STEPS = 3  # after the last turn, so that no turn includes a finished loader or the run's last checkpoint
 WARM_UP = 5  # uncounted steps of a GPU run, in which kernels are chosen and the caching allocator fills
@@ -178,13 +170,7 @@ def take_turns(rank: int, overrides: list[str]) -> Row:
     """Runs `gen1-train` in this process, one rank, with Turns as the last callback."""
     os.dup2(2, 1)  # standard output is for JSON lines
     turns = Turns(BLOCK)
-    build = Session.trainer
-
-    def with_turns(session: Session, callbacks: list[Callback], *arguments: Any) -> Trainer:
-        return build(session, [*callbacks, turns], *arguments)
-
-    with patch.object(Session, "trainer", with_turns):
-        run.train(composed(overrides))
+    train_with(turns, overrides)
     return turns.row()
 
 

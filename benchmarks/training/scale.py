@@ -12,31 +12,28 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback
 from torch.distributed import HashStore
 
+from benchmarks.communication import FULL_SIZE
 from benchmarks.questions import Row
 from benchmarks.ranks import in_ranks
-from benchmarks.synthetic_runs import composed, prepare_run
+from benchmarks.synthetic_runs import TINY, composed, prepare_run, train_with
 from gen1_train.batch import Pool
 from gen1_train.system import heartbeats
 from gen1_train.system.heartbeats import Heartbeats
-from gen1_train.training import run
 from gen1_train.training.checkpoints import checkpoint
 from gen1_train.training.failures.deadline import collectives
 from gen1_train.training.planning.memory import Layout, Planner
-from gen1_train.training.session import Session
 from gen1_train.training.stages import stage_unet
 
 RANKS = (8, 64, 1024)
 EACH = 8  # ranks of a machine
-FULL_SIZE = 1_079_841_604  # weights of Stable Diffusion 1.5 with temporal layers
-MODEL = ["model=sd15", "model.channels=[8,8,16,16]", "model.heads=[1,1,1,1]", "model.groups=8", "model.context_dim=16"]
 
 
 def ask_scale(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
     """Yields a row for each size of cluster."""
-    model = [*MODEL, "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2", "strategy=zero1"]
+    model = [*TINY, "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2", "strategy=zero1"]
     start = prepare_run(folder, Pool("video", 64, 64, 8), model)
     settings = [*start, f"output={folder / 'runs'}", "data.batch_clips=2", "data.workers=1", "checkpoint.every=1"]
     config = composed(settings)
@@ -59,13 +56,8 @@ def count_start(rank: int, overrides: list[str], folder: Path) -> dict[str, Any]
     """Starts a run in this process, and counts what it does until its first step begins."""
     os.dup2(2, 1)  # standard output is for JSON lines
     counts = Counting(str(folder))
-    build = Session.trainer
-
-    def with_counting(session: Session, callbacks: list[Callback], *more: Any) -> Trainer:
-        return build(session, [*callbacks, counts], *more)
-
-    with patch.object(Session, "trainer", with_counting), patch.object(checkpoint, "sha256", counts.sha256):
-        run.train(composed(overrides))
+    with patch.object(checkpoint, "sha256", counts.sha256):
+        train_with(counts, overrides)
     return counts.seen
 
 

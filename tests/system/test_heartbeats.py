@@ -4,35 +4,22 @@ import json
 import os
 import subprocess
 import sys
-from collections import Counter
-from typing import Any
 
 import pytest
 from torch.distributed import HashStore
 
+from benchmarks.training.scale import CountingStore
 from gen1_train.system import heartbeats
 from gen1_train.system.heartbeats import BEAT, PERIOD, PLACE, RESIGNED, SILENCE, Heartbeats, is_running, machine
 
 NOTICE = "notice"
 
 
-class Counting:
-    """A store that counts its requests."""
-
-    def __init__(self) -> None:
-        self.store = HashStore()
-        self.requests: Counter[str] = Counter()
-
-    def __getattr__(self, name: str) -> Any:
-        self.requests[name] += 1
-        return getattr(self.store, name)
-
-
 class Cluster:
     """Ranks on several machines, in one process."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, machines: int, each: int = 1) -> None:
-        self.store, self.now, self.gone = Counting(), [0.0], set[int]()
+        self.store, self.now, self.gone = CountingStore(), [0.0], set[int]()
         monkeypatch.setattr(heartbeats.time, "monotonic", lambda: self.now[0])
         self.ranks: list[Heartbeats] = []
         for rank in range(machines * each):

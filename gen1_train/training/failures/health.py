@@ -144,7 +144,7 @@ def _partner(ring: Sequence[int], place: int, start: int, size: int) -> int | No
 
 
 def rings(machines: Sequence[str], rank: int) -> tuple[list[int], list[int]]:
-    """Returns the ranks of this rank's machine, and those with its place on every machine that has so many.
+    """Returns the ranks of this rank's machine, and of each machine the one with the same place, where there is one.
 
     `machines`: the host of each rank.
     """

@@ -77,8 +77,10 @@ def plan_lines(config: TrainConfig, run: Path, resume: Checkpoint | None) -> Ite
     yield from fit_lines(config, data, ranks, memory)
     kept = config.checkpoint.keep + 1
     yield f"disk: {size / 1e9:.2f} GB per checkpoint, {kept * size / 1e9:.2f} GB for {kept} of them in {run}"
-    duration = step_duration(config, data, ranks, run)
-    yield from time_lines(config, data, ranks, resume.info.step if resume else 0, duration)
+    flops = mean_step_flops(config, data, ranks.unet)
+    duration = step_duration(config, data.frames, ranks.world, flops, run)
+    left = config.stage.steps - (resume.info.step if resume else 0)
+    yield from time_lines(left, ranks.world, flops, duration)
     yield from grace_lines(size, ranks.world, duration.seconds if duration else None, run)
     if config.data.root is None:
         yield "not checked without data.root: the shard set, and the checkpoint that the stage starts from"
@@ -169,30 +171,27 @@ class StepDuration:
     source: str
 
 
-def step_duration(config: TrainConfig, data: PlannedData, ranks: Ranks, run: Path) -> StepDuration | None:
+def step_duration(config: TrainConfig, frames: int, world: int, flops: float, run: Path) -> StepDuration | None:
     """Returns what the run has measured, or else what the peak rate of the GPU gives; None if neither is known."""
     rates = [float(row["frames_per_second"]) for row in read_metrics(run / "metrics.csv") if "frames_per_second" in row]
     if rates:
         rate = median(rates[-ROWS:])
-        return StepDuration(config.data.batch_clips * data.frames / rate, f"{rate:.4g} frames/s of metrics.csv")
+        return StepDuration(config.data.batch_clips * frames / rate, f"{rate:.4g} frames/s of metrics.csv")
     if (peak := peak_tflops(config.plan)) is None:
         return None
     tflops, name = peak
-    seconds = mean_step_flops(config, data, ranks.unet) / (ranks.world * tflops * 1e12 * config.plan.mfu)
-    return StepDuration(seconds, f"{config.plan.mfu:.0%} of {tflops:g} TFLOP/s on each of {ranks.world} {name}s")
+    seconds = flops / (world * tflops * 1e12 * config.plan.mfu)
+    return StepDuration(seconds, f"{config.plan.mfu:.0%} of {tflops:g} TFLOP/s on each of {world} {name}s")
 
 
-def time_lines(
-    config: TrainConfig, data: PlannedData, ranks: Ranks, start: int, duration: StepDuration | None
-) -> Iterator[str]:
-    """Yields the FLOPs, days and GPU hours of the remaining steps."""
-    left, step = config.stage.steps - start, mean_step_flops(config, data, ranks.unet)
-    yield f"{left} steps of {step / 1e15:.3g} PFLOP: {left * step / 1e18:.3g} EFLOP"
+def time_lines(left: int, world: int, flops: float, duration: StepDuration | None) -> Iterator[str]:
+    """Yields the FLOPs, days and GPU hours of the steps that are left; `flops`: of a step of all `world` ranks."""
+    yield f"{left} steps of {flops / 1e15:.3g} PFLOP: {left * flops / 1e18:.3g} EFLOP"
     if duration is None:
         yield "for days and GPU hours give plan.gpu= or plan.tflops=, the peak bf16 rate of one GPU (docs/memory.md)"
         return
     seconds = left * duration.seconds
-    yield f"{seconds / 86400:.2f} days, {seconds / 3600 * ranks.world:.0f} GPU hours, at {duration.source}"
+    yield f"{seconds / 86400:.2f} days, {seconds / 3600 * world:.0f} GPU hours, at {duration.source}"
 
 
 def mean_step_flops(config: TrainConfig, data: PlannedData, unet: UNetConfig) -> float:
