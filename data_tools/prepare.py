@@ -28,7 +28,7 @@ from gen1_train.errors import INCOMPLETE, UserError, check_choice, check_positiv
 from gen1_train.system.console import ConsoleConfig, show
 from gen1_train.system.device import pick_device, resolve_precision
 from gen1_train.system.files import refuse_link
-from gen1_train.system.locks import Lock
+from gen1_train.system.locks import LOCK, Lock
 from gen1_train.system.processes import cores, leave_with
 
 STEPS = ("all", "plan", "missing", "task", "freeze", "report")
@@ -123,11 +123,13 @@ def run(config: DataToolsConfig) -> int:
 def alone(config: DataToolsConfig) -> Iterator[None]:
     """Holds the lock of the output for the length of a step that no other process may do there at the same time.
 
-    Tasks may be done by any number of processes, and a frozen set may be in a folder that only others can write to.
+    Tasks may be done by any number of processes. A frozen set needs no lock, and may be in a folder that only others
+    can write to; but the lock of a process that was killed after it had frozen the set is removed.
     Raises UserError if another process does such a step.
     """
     output = Path(config.output)
-    if config.step not in ALONE or ((output / MANIFEST).exists() and not config.retry):
+    frozen = (output / MANIFEST).exists() and not config.retry
+    if config.step not in ALONE or (frozen and not (output / LOCK).exists()):
         yield
         return
     lock = Lock(output, "wait until it has ended, or choose another output=", leave_with)
@@ -135,7 +137,11 @@ def alone(config: DataToolsConfig) -> Iterator[None]:
         try:
             lock.take()
         except OSError as error:
-            raise UserError(f"output={output} cannot be written: {error.strerror}: name another output") from error
+            if not frozen:
+                raise UserError(f"output={output} cannot be written: {error.strerror}: name another output") from error
+        except UserError:
+            if not frozen:
+                raise
         yield
     finally:
         lock.release()

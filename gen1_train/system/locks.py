@@ -113,6 +113,7 @@ class Lock:
             for _ in range(ATTEMPTS):
                 if self._create(self.path) or self._take_over():
                     with interrupts_deferred():
+                        self._remove_leftovers()
                         threading.Thread(target=self._renew, name="lock", daemon=True).start()
                         HELD.append(self)
                     return
@@ -149,6 +150,14 @@ class Lock:
         with suppress(OSError):
             for folder in self._created:
                 folder.rmdir()
+
+    def _remove_leftovers(self) -> None:
+        """Removes the claims and temporary files of processes on this machine that were killed while they took it."""
+        for path in self.path.parent.glob(f".{LOCK}.*"):
+            with suppress(OSError):
+                owner = self._read(path)[1]
+                if owner is not None and self.owner.sees(owner) and start_time(owner.pid) != owner.started:
+                    path.unlink(missing_ok=True)
 
     def _create(self, path: Path) -> bool:
         """Creates the lock, or a claim, with its whole content, unless it exists."""

@@ -44,6 +44,7 @@ def main() -> None:
         else:
             ends.append("finished")
         if (output / "manifest.json").exists():  # the next kills start from scratch; the test compares the sets
+            assert finish(start(source, output)) == "finished"  # what a kill after the freeze has left is removed
             number += 1
     assert finish(start(source, folder / f"killed-{number}")) == "finished"
     shutil.rmtree(source)

@@ -1,12 +1,14 @@
 """Two gen1-data in one output."""
 
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from data_tools.prepare import DataToolsConfig, alone
 from gen1_train.errors import UserError
-from gen1_train.system.locks import LOCK
+from gen1_train.system.locks import LOCK, this_process
 
 
 def config(output: Path, step: str) -> DataToolsConfig:
@@ -34,3 +36,20 @@ def test_a_frozen_set_is_not_written_to(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     with alone(config(tmp_path, "all")):
         assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_the_lock_of_a_killed_freeze_is_removed_from_a_frozen_set(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    gone = replace(this_process(), started="1", token="0" * 32)
+    (tmp_path / LOCK).write_text(json.dumps(asdict(gone)))
+    with alone(config(tmp_path, "all")):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_a_frozen_set_whose_lock_is_held_is_read(tmp_path: Path) -> None:
+    with alone(config(tmp_path, "all")):
+        (tmp_path / "manifest.json").write_text("{}")
+        with alone(config(tmp_path, "all")):
+            assert (tmp_path / LOCK).exists()
+        assert (tmp_path / LOCK).exists()

@@ -94,6 +94,18 @@ def test_a_process_id_that_is_used_again_does_not_count(tmp_path: Path) -> None:
         pass
 
 
+def test_what_a_killed_process_leaves_while_it_takes_a_lock_is_removed(tmp_path: Path) -> None:
+    gone, alive = replace(this_process(), started="1", token="theirs"), this_process()
+    elsewhere = replace(gone, boot="another machine's")
+    names = {f".{LOCK}.vm-1-a.tmp": gone, f".{LOCK}.after-x": gone, f".{LOCK}.b": alive, f".{LOCK}.c": elsewhere}
+    for name, owner in names.items():
+        (tmp_path / name).write_text(json.dumps(asdict(owner)))
+    os.mkfifo(tmp_path / f".{LOCK}.a")
+    with lock(tmp_path):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {f".{LOCK}.{name}" for name in "abc"}
+
+
 def start_many(folder: Path, count: int) -> Lock:
     """Lets many threads take a lock at once. Returns the one that got it; it must be one."""
     barrier, taken, refused = threading.Barrier(count), list[Lock](), list[str]()
