@@ -157,12 +157,13 @@ def run_share(config: EvaluateConfig, units: list[Unit], output: Path) -> None:
 def pin_checkpoints(config: EvaluateConfig) -> EvaluateConfig:
     """Replaces run folders by the folders of their newest checkpoints, which may be others later.
 
-    Reads every byte of both checkpoints once. Raises UserError, also for a t_s that the checkpoint has not learned.
+    Reads every byte in use of both checkpoints once. Raises UserError, also for a t_s that the checkpoint has not
+    learned.
     """
     from gen1_train.editing.editor import default_prior, read_editable
     from gen1_train.training.checkpoints.checkpoint import find_checkpoint
 
-    checkpoint = find_checkpoint(Path(str(config.checkpoint)))
+    checkpoint = find_checkpoint(Path(str(config.checkpoint)), config.weights)
     config.check_levels(read_editable(checkpoint, structure=False).stage.highest_level)
     prior = config.prior or default_prior(checkpoint)
     if prior is not None:

@@ -1,6 +1,6 @@
 """What a start costs the whole cluster: counted in two real ranks, and for the watch in a simulation of all of them.
 
-Everything else of a start is the same work in every rank, so that a cluster's total is the number of ranks times it.
+Rank 0 verifies the checkpoint for all. Everything else of a start is the same work in every other rank.
 """
 
 import argparse
@@ -40,14 +40,15 @@ def ask_scale(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
     weights = Planner(stage_unet(config.model, config.stage), Layout("single", "32-true", 1)).weights
     counted = {}
     for kind, steps in (("stage", 1), ("resume", 2)):  # the second start resumes what the first one has left
-        counted[kind] = in_ranks(count_start, 2, [*settings, f"stage.steps={steps}"], folder)[1]
+        counted[kind] = in_ranks(count_start, 2, [*settings, f"stage.steps={steps}"], folder)
     for ranks in RANKS:
         row: Row = {"ranks": ranks, "machines": ranks // EACH, **watch(ranks)}
-        for kind, counts in counted.items():
+        for kind, (first, other) in counted.items():
+            opens, hashed = (first[name] + (ranks - 1) * other[name] for name in ("opens", "hashed"))
             row |= {
-                f"{kind}_opens": ranks * counts["opens"],
-                f"{kind}_hashed_terabytes": round(ranks * counts["hashed"] * FULL_SIZE / weights / 1e12, 2),
-                f"{kind}_collectives": counts["collectives"],
+                f"{kind}_opens": opens,
+                f"{kind}_hashed_gigabytes": round(hashed * FULL_SIZE / weights / 1e9, 2),
+                f"{kind}_collectives": other["collectives"],
             }
         yield row
 

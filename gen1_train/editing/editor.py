@@ -107,7 +107,7 @@ class Gen1Editor:
         Raises UserError when the stage is too early, when the checkpoint is damaged, when an estimator that it names
         does not exist or has changed, or for a precision that the device does not have.
         """
-        source = find_checkpoint(Path(checkpoint))
+        source = find_checkpoint(Path(checkpoint), weights)
         torch_device = pick_device(device)
         formats = formats_on(torch_device, precision)
         recorded = read_editable(source, structure)

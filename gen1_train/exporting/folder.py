@@ -73,7 +73,7 @@ def read_source(path: Path, which: str = "ema") -> Source:
 
     Raises UserError when the weights do not fit the config.
     """
-    checkpoint = find_checkpoint(path)
+    checkpoint = find_checkpoint(path, which)
     recorded = read_recorded(checkpoint)
     file = checkpoint.weights_file(which)
     return Source(checkpoint, recorded.stage, recorded.noise, load_recorded(checkpoint, recorded.unet, which), file)

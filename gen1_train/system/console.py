@@ -200,6 +200,7 @@ def progress(
     scale: bool = False,
     shape: str | None = None,
     in_library: bool = False,
+    delay: float = 0.0,
 ) -> Any:
     """A tqdm bar over `items`, or one that the caller updates.
 
@@ -212,6 +213,7 @@ def progress(
         scale: shows units with SI prefixes.
         shape: tqdm's `bar_format`.
         in_library: also shows the bar without a console, if standard error is a terminal.
+        delay: seconds after which it is shown.
     """
     is_disabled = _current is None or _current.format == "json" or _current.quiet
     if _current is None and in_library:
@@ -229,6 +231,7 @@ def progress(
         bar_format=shape,
         mininterval=0.2 if sys.stderr.isatty() else 15.0,
         dynamic_ncols=True,
+        delay=delay,
         disable=is_disabled,
     )
 

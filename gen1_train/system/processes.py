@@ -128,17 +128,22 @@ def ranks_end_with_this_process() -> Iterator[None]:
         os.environ.pop(LAUNCHER, None)
 
 
+def is_child_rank() -> bool:
+    """Whether this process was started as a rank in another one's block of `ranks_end_with_this_process`."""
+    return os.environ.get(LAUNCHER) == str(os.getppid())
+
+
 def end_with_launcher() -> None:
     """Ends this process with the one that started it as a rank, even if that is killed before the ranks have met.
 
     The ranks of another launcher are not affected: a shell that starts one may end before it.
     """
-    launcher = os.environ.get(LAUNCHER)
-    if launcher != str(os.getppid()):
+    if not is_child_rank():
         return
+    launcher = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == int(launcher):
+        while os.getppid() == launcher:
             time.sleep(1)
         leave(1)
 

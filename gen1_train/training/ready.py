@@ -10,7 +10,7 @@ from pytorch_lightning.strategies import Strategy
 from gen1_train.data.schedule import Schedule
 from gen1_train.data.shards import ShardSet
 from gen1_train.frozen.autoencoder import Autoencoder
-from gen1_train.training.checkpoints.checkpoint import Checkpoint
+from gen1_train.training.checkpoints.checkpoint import Checkpoint, Verify
 from gen1_train.training.config import TrainConfig
 from gen1_train.training.planning.choice import plan_run
 from gen1_train.training.planning.plan import memory_line
@@ -69,16 +69,16 @@ class Ready:
         return self.history[len(self.resume.info.data["history"]) :] if self.resume else ()
 
 
-def prepare(config: TrainConfig, run: Path, resume: Checkpoint | None) -> Ready:
+def prepare(config: TrainConfig, run: Path, resume: Checkpoint | None, verify: Verify = Checkpoint.verify) -> Ready:
     """Makes all checks of a start that one process can make. Raises UserError."""
     stage, first = config.stage, None
     if resume is None and config.images is not None:  # its networks are those that the images have to be encoded with
-        first = predecessor(stage, config.init, config.tree)
+        first = predecessor(stage, config.init, config.tree, verify)
     shards = open_data(config, resume or first)
     schedule, history = open_schedule(config, shards, resume)
     log_short_clips(config, schedule)
     if resume is None and first is None and stage.predecessor is not None:
-        first = predecessor(stage, config.init, config.tree)
+        first = predecessor(stage, config.init, config.tree, verify)
     if first is not None:
         check_start(config, shards.manifest, first)
         warn_of_another_noise(first, config)

@@ -131,7 +131,7 @@ def load_unet(record: Record) -> SpatioTemporalUNet:
     if file.exists():
         load_trained(unet, load_safetensors(file), str(file))
         return unet
-    checkpoint = find_checkpoint(record.run)
+    checkpoint = find_checkpoint(record.run, "raw")
     logger.warning(
         f"{record.path.parent} has no weights (guard.records): those of step {checkpoint.info.step} are used, so "
         "losses differ from the recorded ones"

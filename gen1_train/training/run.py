@@ -8,6 +8,7 @@ from gen1_train.system.device import use_expandable_segments
 from gen1_train.system.files import patiently
 from gen1_train.training.checkpoints import checkpoint, writing
 from gen1_train.training.checkpoints.resuming import Claim
+from gen1_train.training.checkpoints.verification import Verification, verification
 from gen1_train.training.config import TrainConfig
 from gen1_train.training.datamodule import Gen1DataModule
 from gen1_train.training.initial import load_initial, make_module
@@ -37,15 +38,16 @@ def train(config: TrainConfig) -> int:
             logger.info(line)
         return 0
     title = f"stage {config.stage.name}"
+    with verification(config.trainer.nodes, config.trainer.rendezvous_seconds) as shared:
 
-    def work(claim: Claim) -> int:
-        if config.stage.steps:
-            return fit(config, title, run, claim)
-        if not config.check_only and is_rank_zero():
-            initialise(config, title, run)
-        return 0
+        def work(claim: Claim) -> int:
+            if config.stage.steps:
+                return fit(config, title, run, claim, shared)
+            if not config.check_only and is_rank_zero():
+                initialise(config, title, run)
+            return 0
 
-    return unless_finished(config, title, run, work, rank_zero=is_rank_zero())
+        return unless_finished(config, title, run, work, rank_zero=is_rank_zero(), verify=shared.verify)
 
 
 def initialise(config: TrainConfig, title: str, run: Path) -> None:
@@ -64,9 +66,10 @@ def initialise(config: TrainConfig, title: str, run: Path) -> None:
     logger.info(f"{title} is finished: {path}")
 
 
-def fit(config: TrainConfig, title: str, run: Path, claim: Claim) -> int:
+def fit(config: TrainConfig, title: str, run: Path, claim: Claim, shared: Verification) -> int:
     """Trains stages 2 to 5, or a customization; returns the exit code."""
-    ready = prepare(config, run, claim.resume)
+    ready = prepare(config, run, claim.resume, shared.verify)
+    shared.close()
     config = ready.config
     steps = f"from step {ready.start} to {config.stage.steps}"
     if config.check_only:

@@ -182,6 +182,7 @@ def unless_finished(
     *,
     rank_zero: bool,
     before: Callable[[], object] = lambda: None,
+    verify: checkpoint.Verify = checkpoint.Checkpoint.verify,
 ) -> int:
     """Calls `work` while no other process may write to the run folder, unless the run has done all of its steps.
 
@@ -189,7 +190,7 @@ def unless_finished(
     Returns the exit code of `work`, or 0. Raises UserError.
     """
     known = checkpoint.newest(run)
-    resume = to_resume(run, config.restart)
+    resume = to_resume(run, config.restart, verify)
     if is_finished(title, resume, config):
         return 0
     before()

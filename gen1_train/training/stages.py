@@ -14,7 +14,7 @@ from gen1_train.model.pretrained import NEW, WeightReport, build_for, check_same
 from gen1_train.model.stable_diffusion import read_stable_diffusion
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.system.records import read_yaml, reason_in
-from gen1_train.training.checkpoints.checkpoint import UNET, Checkpoint, find_checkpoint, latest
+from gen1_train.training.checkpoints.checkpoint import UNET, Checkpoint, Verify, find_checkpoint, latest
 
 Section = TypeVar("Section")
 
@@ -174,13 +174,16 @@ def _from_stable_diffusion(
     return unet, replace(report, unused=found.unused, assumed=found.assumed)
 
 
-def predecessor(stage: StageConfig, init: InitConfig, tree: Path) -> Checkpoint:
-    """Finds the finished checkpoint that a stage starts from and verifies it. Raises UserError when there is none."""
+def predecessor(stage: StageConfig, init: InitConfig, tree: Path, verify: Verify = Checkpoint.verify) -> Checkpoint:
+    """Finds the finished checkpoint that a stage starts from and verifies what the stage takes from it.
+
+    Raises UserError when there is none.
+    """
     if init.from_ is not None:
         raise UserError(f"init.from is for stage 1; stage {stage.name} starts from a checkpoint: use init.checkpoint=")
-    continues = "optimizer" not in stage.resets
+    which = init.weights if set(stage.resets) == set(RESETS) else None
     if init.checkpoint is not None:
-        checkpoint = find_checkpoint(Path(init.checkpoint), training=continues)
+        checkpoint = find_checkpoint(Path(init.checkpoint), which, verify)
         if checkpoint.info.stage != stage.predecessor:
             raise UserError(
                 f"{checkpoint.path} is of stage {checkpoint.info.stage}, but stage {stage.name} starts from stage "
@@ -188,7 +191,7 @@ def predecessor(stage: StageConfig, init: InitConfig, tree: Path) -> Checkpoint:
             )
         return checkpoint
     run = run_folder(tree, str(stage.predecessor))
-    newest = latest(run, training=continues)
+    newest = latest(run, which, verify)
     if newest is None or not newest.info.finished:
         state = "has not finished" if newest else "has no checkpoint"
         raise UserError(

@@ -27,9 +27,9 @@ def test_a_run_verifies_its_predecessor_once(root: Path, monkeypatch: pytest.Mon
     verified: list[Path] = []
     verify = Checkpoint.verify
 
-    def record(checkpoint: Checkpoint, training: bool = True) -> None:
+    def record(checkpoint: Checkpoint, which: str | None = None) -> None:
         verified.append(checkpoint.path)
-        verify(checkpoint, training)
+        verify(checkpoint, which)
 
     monkeypatch.setattr(Checkpoint, "verify", record)
     train(config(root, "once", steps=1))

@@ -20,7 +20,7 @@ gen1_train.training.checkpoints.state.
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +31,7 @@ from torch import Tensor
 from gen1_train.errors import UserError, check_not_negative, check_positive
 from gen1_train.formats.plain_yaml import MAX_BYTES as MAX_YAML
 from gen1_train.model.pretrained import load_safetensors
+from gen1_train.system.console import progress
 from gen1_train.system.files import read_regular
 from gen1_train.system.packages import candidates, locate, released_folders
 from gen1_train.system.remote import without_secrets
@@ -47,6 +48,7 @@ CONFIG = "config.yaml"
 RECOMMENDED = "recommended.yaml"
 CHECKPOINTS = "checkpoints"  # the folder in a run's
 LATEST = "latest"
+SOON = 2.0  # seconds of verifying after which a bar is shown
 
 logger = logging.getLogger(__name__)
 
@@ -143,21 +145,43 @@ class Checkpoint:
             )
         return index
 
-    def verify(self, training: bool = True) -> None:
+    def files_for(self, which: str | None) -> list[str]:
+        """Returns the names of the files in use for a kind of weights, see `weights_file`; None: all, to train on.
+
+        Raises UserError if there is no such average.
+        """
+        if which is None:
+            return list(self.info.files)
+        averages = [f"{name}.safetensors" for name in self.averages]
+        weights = [self.info.weights, *averages, *map(adapter_file, (self.info.weights, *averages))]
+        used = self.weights_file(which)
+        unused = {OPTIMIZER, *weights} - {used, adapter_file(used)}
+        left_out = {name for file in unused for name in self.info.names(file)}
+        return [name for name in self.info.files if name not in left_out]
+
+    def verify(self, which: str | None = None) -> None:
         """Reads the files and compares their hashes. Raises UserError that names a damaged one.
 
-        Without `training`, it leaves out AdamW's moments, which are half of a checkpoint.
+        `which`: see `files_for`; what is not in use is not read.
         """
-        moments = [] if training else self.info.names(OPTIMIZER)
-        names = [name for name in self.info.files if name not in moments]
+        names = self.files_for(which)
+        size = sum(self.info.files[name]["bytes"] for name in names)
+        bar = progress(total=size, title="verifying", unit="B", scale=True, keep=False, delay=SOON)
         try:
-            with ThreadPoolExecutor() as pool:  # hashing releases the GIL
-                hashes = list(pool.map(lambda name: sha256(self.path / name), names))
+            with bar, ThreadPoolExecutor() as pool:  # hashing releases the GIL
+                hashes = pool.map(lambda name: sha256(self.path / name), names)
+                for name, digest in zip(names, hashes):
+                    if digest != self.info.files[name]["sha256"]:
+                        pool.shutdown(cancel_futures=True)
+                        raise UserError(
+                            f"checkpoint {self.path} is damaged: {name} is not what was written; use another one"
+                        )
+                    bar.update(self.info.files[name]["bytes"])
         except OSError as error:
             raise UserError(f"checkpoint {self.path} cannot be read ({error}); use another one") from error
-        for name, digest in zip(names, hashes):
-            if digest != self.info.files[name]["sha256"]:
-                raise UserError(f"checkpoint {self.path} is damaged: {name} is not what was written; use another one")
+
+
+Verify = Callable[[Checkpoint, str | None], None]  # Checkpoint.verify, or one that asks another process
 
 
 def sha256(path: Path) -> str:
@@ -196,18 +220,24 @@ def is_file_of(path: Path, size: int) -> bool:
         return False
 
 
-def latest(run: Path, training: bool = True) -> Checkpoint | None:
+def latest(run: Path, which: str | None = None, verify: Verify = Checkpoint.verify) -> Checkpoint | None:
     """Returns the newest intact checkpoint of a run, verified (see `Checkpoint.verify`); warns about damaged ones.
 
     Raises UserError for one that is intact and was made by a newer version: earlier ones are no substitute for it.
+    Raises it also for an average that it does not have.
     """
     for path in reversed(step_folders(checkpoints_dir(run))):
         try:
             checkpoint = read_checkpoint(path)
-            checkpoint.verify(training)
-            return checkpoint
         except NewerError:
             raise
+        except UserError as error:
+            logger.warning("%s", error)
+            continue
+        checkpoint.files_for(which)
+        try:
+            verify(checkpoint, which)
+            return checkpoint
         except UserError as error:
             logger.warning("%s", error)
     return None
@@ -218,20 +248,20 @@ def newest(run: Path) -> Path | None:
     return next(reversed(step_folders(checkpoints_dir(run))), None)
 
 
-def find_checkpoint(path: Path, training: bool = False) -> Checkpoint:
-    """Opens a checkpoint by its own folder or its run's (then the newest), and verifies it: with `training`, AdamW's
-    moments too. Raises UserError.
+def find_checkpoint(path: Path, which: str | None = "ema", verify: Verify = Checkpoint.verify) -> Checkpoint:
+    """Opens a checkpoint by its own folder or its run's (then the newest), and verifies what is in use of it: see
+    `Checkpoint.files_for`. Raises UserError.
 
     Either may be in an installed package (packages.locate); a package's name alone means the checkpoint in it.
     """
     path = _find_folder(path)
     if checkpoints_dir(path).is_dir():
-        checkpoint = latest(path, training)
+        checkpoint = latest(path, which, verify)
         if checkpoint is None:
             raise UserError(f"the run {path} has no intact checkpoint yet: train it first")
         return checkpoint
     checkpoint = read_checkpoint(path)
-    checkpoint.verify(training)
+    verify(checkpoint, which)
     return checkpoint
 
 

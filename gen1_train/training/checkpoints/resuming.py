@@ -12,7 +12,14 @@ from gen1_train.system.files import patiently, read_regular, refuse_link
 from gen1_train.system.locks import LOCK, Lock
 from gen1_train.system.processes import leave_with
 from gen1_train.system.records import parse_json
-from gen1_train.training.checkpoints.checkpoint import CHECKPOINTS, Checkpoint, checkpoints_dir, latest, newest
+from gen1_train.training.checkpoints.checkpoint import (
+    CHECKPOINTS,
+    Checkpoint,
+    Verify,
+    checkpoints_dir,
+    latest,
+    newest,
+)
 from gen1_train.training.checkpoints.info import STEP
 
 STARTS = "starts.jsonl"  # in a run folder: a line for each start of the run
@@ -27,15 +34,17 @@ MAX_STARTS = 1 << 28  # bytes of STARTS: half a million starts; ours
 logger = logging.getLogger(__name__)
 
 
-def to_resume(run: Path, restart: bool) -> Checkpoint | None:
+def to_resume(run: Path, restart: bool, verify: Verify = Checkpoint.verify) -> Checkpoint | None:
     """Returns the newest intact checkpoint of a run; None for a new run, or for one that `restart` starts over.
+
+    `verify`: see verification.py.
 
     Raises UserError if steps were done and no intact checkpoint has them: a start at step 0 would replace them. Raises
     it also for a link in the folder, through which the run would write and remove files elsewhere.
     """
     for name in OWN:
         refuse_link(run / name)
-    checkpoint = latest(run)
+    checkpoint = latest(run, verify=verify)
     if checkpoint is not None:
         if restart:
             logger.warning(

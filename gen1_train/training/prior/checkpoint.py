@@ -53,12 +53,12 @@ def default_prior(checkpoint: Checkpoint) -> Path | None:
 def read_prior(
     path: Path, device: torch.device | str = "cpu", weights: str = "ema", sampling: PriorSamplingConfig | None = None
 ) -> TrainedPrior:
-    """Opens a checkpoint of a prior, or the newest of its run folder; every byte is checked.
+    """Opens a checkpoint of a prior, or the newest of its run folder; every byte in use is checked.
 
     `weights`: see checkpoint.Checkpoint.weights_file; `sampling`: in place of the settings that it was validated with.
     Raises UserError when it is damaged or does not hold a prior.
     """
-    checkpoint = find_checkpoint(path)
+    checkpoint = find_checkpoint(path, weights)
     if checkpoint.info.weights != PRIOR:
         stage = checkpoint.info.stage
         raise UserError(f"{checkpoint.path} is of stage {stage}, not of a prior: train one with stage=prior")

@@ -105,8 +105,30 @@ def test_a_checkpoint_with_a_flipped_bit_is_skipped_with_a_warning(tmp_path, cap
     assert latest(tmp_path).info.step == 10
     assert f"{flipped.parent} is damaged: {OPTIMIZER} is not what was written" in capsys.readouterr().out
     with pytest.raises(UserError, match="is damaged"):
-        find_checkpoint(flipped.parent, training=True)
+        find_checkpoint(flipped.parent, which=None)
     assert find_checkpoint(flipped.parent).info.step == 20  # an edit does not read AdamW's moments
+
+
+def test_only_what_is_in_use_is_read(tmp_path, monkeypatch):
+    average, adapter = "ema_0.9.safetensors", "lora.safetensors"
+    tensors = {name: {"w": torch.zeros(2)} for name in (UNET, average, OPTIMIZER, adapter, f"lora_{average}")}
+    info = CheckpointInfo("3", 10, finished=False, counters={"averaged": {"ema_0.9": 10}}, lora={"rank": 4})
+    path = commit(begin(tmp_path, 10), tensors, "stage: {}\n", info, CheckpointConfig())
+    read = []
+    sha256 = checkpoint.sha256
+    monkeypatch.setattr(checkpoint, "sha256", lambda path: read.append(path.name) or sha256(path))
+    for which, files in {
+        "ema": {average, f"lora_{average}"},
+        "0.9": {average, f"lora_{average}"},
+        "raw": {UNET, adapter},
+        None: set(tensors),
+    }.items():
+        read.clear()
+        assert find_checkpoint(path, which).path == path
+        assert sorted(read) == sorted({*files, "config.yaml"})
+    save(tmp_path, 5)
+    with pytest.raises(UserError, match=r"has no weights=0\.5: choose from raw, 0\.9"):
+        find_checkpoint(tmp_path, "0.5")  # an older checkpoint is no substitute
 
 
 def test_the_link_points_to_the_newest_even_if_the_run_was_copied_without_links(tmp_path):
