@@ -177,6 +177,7 @@ def read_run(folder: Path) -> RecordedOrder:
 def read_config(path: Path) -> RecordedOrder:
     """Returns the order that the config of a run gives. Raises UserError if it is missing or incomplete."""
     from gen1_train.data.schedule import Settings, stage_seed
+    from gen1_train.data.state import AUTO
 
     try:
         config = read_yaml(path)
@@ -188,7 +189,7 @@ def read_config(path: Path) -> RecordedOrder:
             clips=_number(data["batch_clips"], int),
             frames=_number(config["model"]["max_frames"], int),
             mix=str(data["mix"]),
-            order=str(data["order"]),
+            order="global" if data["order"] == AUTO else str(data["order"]),
             window=_number(data["window"], int),
             lanes=_number(data["lanes"], int),
         )

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from gen1_train.batch import LATENT, Batch, Reason, Sample, SampleError, collate, latent_field
 from gen1_train.data.schedule import Schedule, Step
 from gen1_train.data.shards import ShardSet
+from gen1_train.data.state import AUTO, ORDERS
 from gen1_train.data.watch import IDLE, ActivityBoard, WatchedLoader
 from gen1_train.errors import UserError, check_choice, check_not_negative, check_positive, check_share
 from gen1_train.keyed import key
@@ -30,7 +31,9 @@ class DataConfig:
     batch_clips: int = 1152  # global batch of a video step, in clips; image steps read clips x frames images
     image_ratio: float | None = None  # share of image steps; null: the stage's
     mix: str = "exact"  # image steps: exact, their share of every aligned block; or independent draws
-    order: str = "global"  # of samples: global, any of the pool next; or blocks, from a few shards at a time
+    order: str = (
+        AUTO  # of samples: global, any of the pool next; blocks, a few shards at a time; auto: the one that suits
+    )
     window: int = 8  # order=blocks: shards that a lane mixes at a time
     lanes: int = 8  # order=blocks: parts of the global batch that read shards of their own; a multiple of the nodes
     workers: int = 4  # loader processes per rank; 0 loads in the training process
@@ -41,7 +44,7 @@ class DataConfig:
     def check(self) -> None:
         """Raises UserError for an invalid setting."""
         check_choice("data.mix", self.mix, ("exact", "independent"))
-        check_choice("data.order", self.order, ("global", "blocks"))
+        check_choice("data.order", self.order, (AUTO, *ORDERS))
         check_positive(
             data__batch_clips=self.batch_clips,
             data__window=self.window,
@@ -51,7 +54,7 @@ class DataConfig:
         )
         check_share(data__image_ratio=self.image_ratio)
         check_not_negative(data__workers=self.workers)
-        if self.cache is not None and self.order != "blocks":
+        if self.cache is not None and self.order == "global":
             raise UserError("data.cache needs data.order=blocks: data.order=global reads from all shards at any time")
 
 

@@ -18,6 +18,7 @@ from gen1_train.errors import UserError
 from gen1_train.system.records import make_record, require
 
 ORDERS = ("global", "blocks")
+AUTO = "auto"  # one of them, see gen1_train.training.planning.data_order
 LIMIT = 1000  # bytes of a state as JSON, beyond which the oldest changes are dropped
 FIXED = ("seed", "order", "window", "lanes")  # after a change, samples of the epoch would come twice or not at all
 

@@ -15,6 +15,11 @@ from typing import BinaryIO, TypeVar
 from gen1_train.errors import UserError
 
 RETRY = 10.0  # seconds between two attempts to write
+# types of file systems that other machines serve, as the kernel names them; with FUSE nearly all of them are
+NETWORK = {
+    *("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "wekafs", "panfs", "orangefs", "pvfs2", "gfs2"),
+    *("ocfs2", "cifs", "smb3", "afs", "9p", "virtiofs"),
+}
 
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
@@ -171,3 +176,22 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def network_file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str | None:
+    """Returns the type of the file system that a path is on, such as nfs4, if other machines may serve it, else None.
+
+    Also None where the kernel does not tell, which only Linux does.
+    """
+    try:
+        device = os.stat(path).st_dev  # first, because it may cause the mount
+        lines = mounts.read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return None
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in lines:  # ID PARENT MAJOR:MINOR ROOT MOUNT-POINT OPTIONS … - TYPE SOURCE OPTIONS
+        before, _, after = line.partition(" - ")
+        kind = after.split(" ")[0]
+        if before.split(" ")[2:3] == [number]:
+            return kind if kind in NETWORK or kind.startswith("fuse.") else None
+    return None

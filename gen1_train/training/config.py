@@ -237,10 +237,8 @@ class TrainConfig(StoredConfig):
             raise UserError(
                 f"images is not given: add images=FOLDER with 15 to 30 images of the subject to stage={NAME}"
             )
-        if self.data.order != "global":
-            raise UserError(
-                f"data.order={self.data.order} and data.cache are not for stage={NAME}: it reads data.root itself"
-            )
+        if self.data.order == "blocks" or self.data.cache is not None:
+            raise UserError(f"data.order=blocks and data.cache are not for stage={NAME}: it reads data.root itself")
         if self.data.image_ratio == 0 or (self.data.image_ratio is None and self.stage.image_ratio == 0):
             raise UserError(
                 "data.image_ratio=0 would never read the images of the subject: give a share above 0, up to 1"

@@ -15,7 +15,7 @@ from gen1_train.data.manifest import Manifest
 from gen1_train.data.merged import MergedShards
 from gen1_train.data.schedule import Schedule, Settings, stage_seed
 from gen1_train.data.shards import ShardSet
-from gen1_train.data.state import DataState, resume
+from gen1_train.data.state import AUTO, DataState, resume
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder
 from gen1_train.frozen.levels import stored_level
@@ -46,8 +46,8 @@ def open_data(config: TrainConfig, start: Checkpoint | None = None) -> ShardSet:
         shards = ShardSet(fetch_manifest(root, Path(cache)), patience=0.9 * config.data.stall_seconds)
     elif is_url(root):
         raise UserError(
-            f"data.root={without_secrets(root)} is not on this machine: add data.order=blocks and data.cache=FOLDER, "
-            "into which coming shards are copied, or copy the set and give its folder"
+            f"data.root={without_secrets(root)} is not on this machine: add data.cache=FOLDER, into which coming "
+            "shards are copied, or copy the set and give its folder"
         )
     else:
         shards = ShardSet(root)
@@ -95,7 +95,7 @@ def _folder_without_traces() -> Path:
 
 
 def schedule_settings(config: TrainConfig) -> Settings:
-    """Returns the settings that decide the order in which the shard set is read."""
+    """Returns the settings that decide the order in which the shard set is read. For `auto`, see `choose_order`."""
     data, stage = config.data, config.stage
     ratio = stage.image_ratio if data.image_ratio is None else data.image_ratio
     if config.images is not None and data.root is None:
@@ -106,7 +106,7 @@ def schedule_settings(config: TrainConfig) -> Settings:
         clips=data.batch_clips,
         frames=config.model.max_frames,
         mix=data.mix,
-        order=data.order,
+        order="global" if data.order == AUTO else data.order,
         window=data.window,
         lanes=data.lanes,
     )

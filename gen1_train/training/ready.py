@@ -13,6 +13,7 @@ from gen1_train.frozen.autoencoder import Autoencoder
 from gen1_train.training.checkpoints.checkpoint import Checkpoint, Verify
 from gen1_train.training.config import TrainConfig
 from gen1_train.training.planning.choice import plan_run
+from gen1_train.training.planning.data_order import choose_order
 from gen1_train.training.planning.plan import memory_line
 from gen1_train.training.planning.workload import data_of
 from gen1_train.training.preflight import (
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 class Ready:
     """A stage that can start. Everything in it has been opened and checked on this process."""
 
-    config: TrainConfig  # with a strategy in place of strategy=auto
+    config: TrainConfig  # with a strategy in place of strategy=auto, and an order in place of data.order=auto
     run: Path  # the run folder
     resume: Checkpoint | None  # the run's newest whole checkpoint; None for a new run
     predecessor: Checkpoint | None  # what a new run starts from; None for a resumed run, and for stage 1
@@ -72,10 +73,13 @@ class Ready:
 def prepare(config: TrainConfig, run: Path, resume: Checkpoint | None, verify: Verify = Checkpoint.verify) -> Ready:
     """Makes all checks of a start that one process can make. Raises UserError."""
     stage, first = config.stage, None
+    config, order = choose_order(config, resume)
     if resume is None and config.images is not None:  # its networks are those that the images have to be encoded with
         first = predecessor(stage, config.init, config.tree, verify)
     shards = open_data(config, resume or first)
     schedule, history = open_schedule(config, shards, resume)
+    if order is not None:
+        logger.info(order)
     log_short_clips(config, schedule)
     if resume is None and first is None and stage.predecessor is not None:
         first = predecessor(stage, config.init, config.tree, verify)

@@ -33,7 +33,7 @@ CALL = (
     "restart",
     "trainer.profile",
 )  # settings of a call that change nothing in a run
-UNCHOSEN = ("strategy.name", AUTO)
+UNCHOSEN = ("strategy.name", "data.order")  # where they are AUTO
 NOISE = ("diffusion.noise.", "diffusion.steps:")  # settings of the noise schedule, of a stage and of the prior
 logger = logging.getLogger(__name__)
 PACKAGES = ("torch", "pytorch-lightning", "deepspeed", "webdataset", "wandb")
@@ -62,8 +62,8 @@ def open_run(config: RunConfig, run: Path, report: WeightReport | None, step: in
 def changed_settings(resume: Checkpoint, config: RunConfig) -> list[str]:
     """Describes the settings that differ from those that a checkpoint was trained with: `name: old -> new`.
 
-    Settings that only one version of the code knows, those of CALL, and a strategy that the plan has yet to choose are
-    left out. Credentials in URLs are masked.
+    Settings that only one version of the code knows, those of CALL, and those of UNCHOSEN, which the plan has yet to
+    choose, are left out. Credentials in URLs are masked.
     """
     try:
         old = _flat(masked(read_yaml(resume.config)))
@@ -71,7 +71,7 @@ def changed_settings(resume: Checkpoint, config: RunConfig) -> list[str]:
         return []  # what needs it reports it
     new = _flat(yaml.safe_load(config.to_yaml()))
     compared = [name for name in new if not {name, name.partition(".")[0]} & set(CALL)]
-    compared = [name for name in compared if (name, new[name]) != UNCHOSEN]
+    compared = [name for name in compared if not (name in UNCHOSEN and new[name] == AUTO)]
     differing = [name for name in compared if name in old and old[name] != new[name]]
     # init.from_ is the field of init.from, since `from` is a keyword of Python
     return [f"{name.removesuffix('_')}: {_short(old[name])} -> {_short(new[name])}" for name in differing]

@@ -165,6 +165,7 @@ def agreed_values(config: TrainConfig, schedule: Schedule, start: int) -> dict[s
     data = replace(config.data, root=None, cache=None)
     return {
         "the shard set": schedule.shards.manifest.hash,
+        "data.order": schedule.settings.order,  # auto depends on the machine
         "the order of the data": schedule.hash,
         "the step": str(start),
         "the strategy": config.strategy.name,

@@ -209,7 +209,6 @@ REFUSED = [
     "trainer.step_deadline_seconds=0",
     "trainer.step_deadline_seconds=1800",  # so is trainer.collective_seconds
     "trainer.health=on",
-    "data.cache=somewhere",  # without data.order=blocks
     "data.cache_gigabytes=0",
     "data.workers=-1",  # DataLoader's ValueError, with a traceback
     "trainer.accumulate=0",

@@ -42,7 +42,7 @@ def test_blocks_from_a_web_server_through_a_cache_equal_blocks_from_the_disk(run
         assert len(list((cache / "shards").glob("*.tar"))) < len(shards)
         uncached = run("gen1_train.train", *stage(run_root, 3, "uncached", *remote))
     assert uncached.returncode == 2
-    assert "add data.order=blocks and data.cache=FOLDER" in uncached.stderr.strip().splitlines()[-1]
+    assert "add data.cache=FOLDER" in uncached.stderr.strip().splitlines()[-1]
     assert not folder(run_root, "uncached").exists()
 
 

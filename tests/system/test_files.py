@@ -10,6 +10,7 @@ from gen1_train.errors import UserError
 from gen1_train.system import files
 from gen1_train.system.files import (
     append_line,
+    network_file_system,
     own_folder,
     read_regular,
     refuse_link,
@@ -85,3 +86,24 @@ def test_a_thread_that_waits_for_a_disk_is_known(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError, match="it cannot be written"):
         files.patiently(Path("/nowhere/at/all").unlink, "it cannot be written", seconds=-1)
     assert not files.is_waiting(threading.current_thread())
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("nfs4", "nfs4"), ("fuse.juicefs", "fuse.juicefs"), ("ext4", None), ("fuseblk", None)]
+)
+def test_a_network_file_system_is_known_by_its_type(tmp_path: Path, kind: str, expected: str | None) -> None:
+    device = os.stat(tmp_path).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        f"22 1 0:999 / /other rw - lustre other rw\n23 1 {number} / /a\\040b rw shared:1 - {kind} host:/set rw\n"
+    )
+    assert network_file_system(tmp_path, mounts) == expected
+    assert network_file_system(tmp_path / "missing", mounts) is None
+    assert network_file_system(tmp_path, tmp_path / "missing") is None
+    mounts.write_text("torn\n\n")
+    assert network_file_system(tmp_path, mounts) is None
+
+
+def test_a_file_system_of_the_kernel_is_no_network_file_system() -> None:
+    assert network_file_system(Path("/proc")) is None

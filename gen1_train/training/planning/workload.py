@@ -18,6 +18,7 @@ from gen1_train.training.checkpoints.checkpoint import Checkpoint
 from gen1_train.training.config import TrainConfig
 from gen1_train.training.customization.lora import add_lora
 from gen1_train.training.customization.subject import find_images
+from gen1_train.training.planning.data_order import choose_order
 from gen1_train.training.planning.memory import Layout, ZeroSettings
 from gen1_train.training.planning.throughput import Encoding
 from gen1_train.training.planning.tracing import Adapt, MicroBatch
@@ -103,6 +104,7 @@ def planned_data(config: TrainConfig, resume: Checkpoint | None) -> PlannedData:
         return _data_of_buckets(buckets, AUTOENCODER if lacks else 0)
     if config.data.root is None:
         return _data_of_buckets(config)
+    config, _ = choose_order(config, resume)
     shards = open_data(config)
     schedule, _ = open_schedule(config, shards, resume)
     if resume is None and config.stage.predecessor is not None:
