@@ -90,11 +90,17 @@ class Heads:
 
 
 def choose(
-    unet: SpatioTemporalUNet, batches: Iterable[Latents], device: torch.device, dtype: torch.dtype, compiled: bool
+    unet: SpatioTemporalUNet,
+    batches: Iterable[Latents],
+    device: torch.device,
+    dtype: torch.dtype,
+    compiled: bool,
+    weights: torch.dtype | None = None,
 ) -> str | None:
     """Sets the kernels of a UNet by its config; returns a line about what it took.
 
-    `batches`: what the UNet will be given; `dtype`: of its maps. On a CPU it changes and returns nothing. Raises
+    `batches`: what the UNet will be given; `dtype`: of its maps; `weights`: of the norms' weights in a forward pass, if
+    it is not the one that they are kept in. On a CPU it changes and returns nothing. Raises
     UserError if model.kernels=triton cannot be used.
     """
     wanted = unet.config.kernels
@@ -106,7 +112,7 @@ def choose(
         return _use(unet, False, "model.kernels=torch")
     if wanted == "auto" and compiled:
         return _use(unet, False, "the compiler fuses them")
-    found = compare(cases_of(unet.config, batches), device, dtype, unet.conv_norm_out.weight.dtype)
+    found = compare(cases_of(unet.config, batches), device, dtype, weights or unet.conv_norm_out.weight.dtype)
     if wanted == "triton" and found.problem:
         raise UserError(f"model.kernels=triton: {found.problem}; use model.kernels=torch")
     # times differ from start to start, and the bits of the result with them

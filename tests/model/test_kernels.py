@@ -76,6 +76,16 @@ def test_triton_by_order_is_refused_if_it_is_wrong(monkeypatch: pytest.MonkeyPat
     assert taken(model) == {False}
 
 
+@pytest.mark.parametrize(("given", "compared"), [(None, torch.float32), (torch.bfloat16, torch.bfloat16)])
+def test_norms_are_compared_with_weights_as_a_forward_pass_has_them(
+    monkeypatch: pytest.MonkeyPatch, given: torch.dtype | None, compared: torch.dtype
+) -> None:
+    seen: list[torch.dtype] = []
+    monkeypatch.setattr(kernels, "compare", lambda cases, device, dtype, weights: seen.append(weights) or AGREES)
+    choose(unet("auto"), BATCHES, GPU, torch.bfloat16, False, given)
+    assert seen == [compared]
+
+
 def test_without_triton_torch_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "find_spec", lambda name: None)
     assert (

@@ -58,7 +58,9 @@ class Kernels(Callback):
         assert isinstance(pl_module, Gen1Module)
         batches = [shape.latents for shape in self.shapes]
         dtype = torch.bfloat16 if trainer.precision == "bf16-mixed" else torch.float32
-        line = choose(pl_module.unet, batches, pl_module.device, dtype, self.compiled)
+        # FSDP keeps float32 shards, and gathers weights of the maps' dtype
+        weights = dtype if isinstance(trainer.strategy, ShardedStrategy) else None
+        line = choose(pl_module.unet, batches, pl_module.device, dtype, self.compiled, weights)
         if line is not None:
             logger.info(line)
 

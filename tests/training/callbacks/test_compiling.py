@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from gen1_train.training.callbacks.compiling import (
 )
 from gen1_train.training.module import DiffusionConfig, Gen1Module, StageSpec
 from gen1_train.training.network import OptimConfig
+from gen1_train.training.strategies.sharded import ShardedStrategy
 from tests.made import FACTOR, WIDTH, make_sample_with_levels, make_shard_set
 
 SMALL = UNetConfig(channels=[8], attention=[False], heads=[2], layers=1, groups=4, context_dim=WIDTH, content_dim=WIDTH)
@@ -197,11 +199,17 @@ def test_kernels_are_chosen_for_the_shapes_of_the_run_and_reported_in_one_line(m
     capsys.readouterr()
     for precision, compiled in (("bf16-mixed", False), ("32-true", True)):
         Kernels([IMAGE, VIDEO], compiled).on_train_start(make_trainer(precision), module)
+    sharded = SimpleNamespace(precision="bf16-mixed", strategy=ShardedStrategy.__new__(ShardedStrategy))
+    Kernels([IMAGE, VIDEO], False).on_train_start(sharded, module)
     batches = [Latents(4, 1, 16 // FACTOR, 32 // FACTOR), Latents(1, 4, 16 // FACTOR, 32 // FACTOR)]
     cpu = torch.device("cpu")
-    assert given == [(batches, cpu, torch.bfloat16, False), (batches, cpu, torch.float32, True)]
+    assert given == [
+        (batches, cpu, torch.bfloat16, False, None),
+        (batches, cpu, torch.float32, True, None),
+        (batches, cpu, torch.bfloat16, False, torch.bfloat16),
+    ]
     lines = [line for line in capsys.readouterr().out.splitlines() if "Triton" in line]
-    assert lines == ["gen1-train: group norms by Triton"] * 2
+    assert lines == ["gen1-train: group norms by Triton"] * 3
 
 
 def test_on_a_cpu_kernels_are_torchs_without_a_word(capsys):
