@@ -43,6 +43,7 @@ SYNONYMS = {
     "style style_image image_prompt image_path reference reference_image example": "image images",
     "guidance_scale cfg cfg_scale guidance scale": "omega sampling.omega",
     "temporal_scale temporal_guidance": "omega_t",
+    "guidance_rescale rescale_cfg": "rescale",
     "structure_level blur fidelity ts": "t_s",
     "strength denoising_strength sdedit": "init_strength",
     "sampler": "solver",

@@ -8,14 +8,15 @@ from torch import Tensor
 
 from gen1_train import keyed
 from gen1_train.diffusion.content import content_tokens
-from gen1_train.diffusion.guidance import Term, terms
+from gen1_train.diffusion.guidance import Term, rescaled, terms
+from gen1_train.diffusion.prediction import as_v
 from gen1_train.diffusion.sampler import SOLVERS, timesteps
 from gen1_train.diffusion.sampling import SamplingConfig
-from gen1_train.diffusion.schedule import NoiseSchedule
+from gen1_train.diffusion.schedule import NoiseSchedule, with_common_noise
 from gen1_train.diffusion.structure import level_channels
 from gen1_train.diffusion.windows import window_starts, window_weights
 
-# network(latents (b, n, c, h, w), timesteps (b,), content (b, 1, d), temporal) -> v (b, n, c, h, w)
+# network(latents (b, n, c, h, w), timesteps (b,), content (b, 1, d), temporal) -> prediction (b, n, c, h, w)
 Network = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 
 
@@ -29,13 +30,15 @@ class Scene:
     mask: Tensor | None = None  # (n, 1, h, w): 1 is edited, 0 keeps the input; None: 1 everywhere
 
 
-def shared_noise(frames: int, window: int, shape: tuple[int, ...], seed: int) -> Tensor:
+def shared_noise(frames: int, window: int, shape: tuple[int, ...], seed: int, shared: float = 0.0) -> Tensor:
     """Returns (frames, *shape) standard normal noise that repeats every `window` frames, so that all windows share it.
 
     A full window holds each of the `window` draws exactly once, wherever it starts: its noise is as independent as in
-    training, and whatever depends on the noise is consistent from window to window. Ours.
+    training, and whatever depends on the noise is consistent from window to window. Ours. `shared`: see NoiseConfig.
     """
     draws = torch.stack([keyed.normal(shape, seed, "edit", i) for i in range(min(frames, window))])
+    if shared:
+        draws = with_common_noise(draws, keyed.normal(shape, seed, "edit", "shared"), shared)
     return draws[torch.arange(frames) % window]
 
 
@@ -59,6 +62,9 @@ def sample_video(
     times = timesteps(schedule, config.steps, config.init_strength)
     k, noise = len(contents), scene.noise
 
+    def denoise(z: Tensor, now: Tensor) -> Tensor:
+        return as_v(schedule.prediction, z, predict(z, now), *schedule.at(now, z))
+
     def noised_input(t: int) -> Tensor:
         assert scene.latents is not None
         return schedule.add_noise(scene.latents, noise, torch.full((len(noise),), t, device=noise.device))
@@ -71,7 +77,7 @@ def sample_video(
 
     start = noise if config.init_strength >= 1 else noised_input(times[0])
     z = start.expand(k, *start.shape).contiguous()
-    return SOLVERS[config.solver](predict, z, schedule, times, after_step)
+    return SOLVERS[config.solver](denoise, z, schedule, times, after_step)
 
 
 class GuidedPrediction:
@@ -93,6 +99,7 @@ class GuidedPrediction:
     ) -> None:
         self.network = network
         self.batch = config.batch
+        self.rescale = config.guidance.rescale
         self.window = window
         self.on_frames = on_frames
         n = len(scene.noise)
@@ -106,14 +113,15 @@ class GuidedPrediction:
         self.frames = {True: 0, False: 0}  # with and without the temporal layers
 
     def __call__(self, z: Tensor, times: Tensor) -> Tensor:
-        """z (k, n, c, h, w), timesteps (k,) -> v of the same shape."""
-        v = torch.zeros_like(z)
+        """z (k, n, c, h, w), timesteps (k,) -> the network's prediction of the same shape."""
+        guided = torch.zeros_like(z)
+        positive = torch.zeros_like(z) if self.rescale and any(term.content for term in self.terms) else None
         for temporal in (True, False):
             chosen = [term for term in self.terms if term.temporal == temporal]
             jobs = list(self._jobs(chosen, temporal, z.shape[1]))
             for part in _equal_parts(jobs, self.batch):
-                self._run(part, temporal, z, times, v)
-        return v
+                self._run(part, temporal, z, times, guided, positive)
+        return guided if positive is None else rescaled(guided, positive, self.rescale)
 
     def _jobs(self, chosen: list[Term], temporal: bool, n: int) -> Iterator["_Job"]:
         for video in range(len(self.tokens)):
@@ -127,8 +135,10 @@ class GuidedPrediction:
                         part = slice(start, min(start + self.window, n))
                         yield _Job(term, video, part, torch.ones_like(self.weights[0])[: part.stop - part.start])
 
-    def _run(self, jobs: list["_Job"], temporal: bool, z: Tensor, times: Tensor, v: Tensor) -> None:
-        """Runs the jobs as one batch and adds their weighted predictions to `v`."""
+    def _run(
+        self, jobs: list["_Job"], temporal: bool, z: Tensor, times: Tensor, guided: Tensor, positive: Tensor | None
+    ) -> None:
+        """Runs the jobs as one batch and adds their weighted predictions: all to `guided`, mu(z, c) to `positive`."""
         inputs = torch.stack([z[job.video, job.part] for job in jobs])
         if self.structure is not None:
             inputs = torch.cat([inputs, torch.stack([self.structure[job.part] for job in jobs])], dim=2)
@@ -137,7 +147,9 @@ class GuidedPrediction:
         self.frames[temporal] += inputs.shape[0] * inputs.shape[1]
         self.on_frames(inputs.shape[0] * inputs.shape[1])
         for job, prediction in zip(jobs, predictions):
-            v[job.video, job.part] += job.term.weight * job.weights[:, None, None, None] * prediction
+            guided[job.video, job.part] += job.term.weight * job.weights[:, None, None, None] * prediction
+            if positive is not None and job.term.content:
+                positive[job.video, job.part] += job.weights[:, None, None, None] * prediction
 
 
 def frames_per_step(n: int, videos: int, config: SamplingConfig, window: int) -> int:

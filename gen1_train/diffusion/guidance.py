@@ -7,8 +7,12 @@ is an input of all terms.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from gen1_train.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_SCALE = 100
 
@@ -17,12 +21,14 @@ MAX_SCALE = 100
 class GuidanceConfig:
     omega: float = 7.5  # content: > 1 follows the prompt harder; the paper gives no default, ours
     omega_t: float = 1.0  # time: 1 is the video model, < 1 flickers like hand-drawn, > 1 is smoother
+    rescale: float = 0.0  # share to which the contrast that a high omega adds is taken back, 0 to 1; ours
 
     def check(self) -> None:
         """Raises UserError for a scale that is out of its range."""
         for name, value in vars(self).items():
-            if not 0 <= value <= MAX_SCALE:
-                raise UserError(f"{name}={value} is out of range: give 0 to {MAX_SCALE}")
+            most = 1 if name == "rescale" else MAX_SCALE
+            if not 0 <= value <= most:
+                raise UserError(f"{name}={value} is out of range: give 0 to {most}")
 
 
 @dataclass(frozen=True)
@@ -53,3 +59,13 @@ def terms(config: GuidanceConfig, temporal: bool = True) -> list[Term]:
         for (content, temporal), weight in weights.items()
         if weight
     ]
+
+
+def rescaled(guided: "Tensor", positive: "Tensor", share: float) -> "Tensor":
+    """Returns a guided prediction (k, ...) with the deviation of the one for the content, mu(z, c), to a share.
+
+    Lin et al. (2023, Eq. 15 and 16), who do so for images; here the deviation is that of a whole video. Ours.
+    """
+    wanted, found = (prediction.flatten(1).std(1) for prediction in (positive, guided))
+    factor = share * wanted / found + (1 - share)
+    return guided * factor.view(-1, *[1] * (guided.ndim - 1))

@@ -6,6 +6,23 @@ the others. The paper trains v because it keeps the colors of video samples cons
 
 from torch import Tensor
 
+FORMS = ("v", "eps", "x0")  # that a network may predict
+
+
+def target(form: str, x: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Returns what a network that predicts one of FORMS learns, for clean latents x."""
+    return {"v": lambda: v_from(x, noise, alpha, sigma), "eps": lambda: noise, "x0": lambda: x}[form]()
+
+
+def as_v(form: str, z: Tensor, prediction: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Converts a prediction in one of FORMS to v.
+
+    It divides by alpha for eps, which says nothing about x0 where there is no signal, and by sigma for x0.
+    """
+    if form == "eps":
+        return v_from_noise(z, prediction, alpha, sigma)
+    return v_from_x(z, prediction, alpha, sigma) if form == "x0" else prediction
+
 
 def v_from(x: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """v = alpha eps - sigma x."""
@@ -25,3 +42,8 @@ def noise_from_v(z: Tensor, v: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
 def v_from_x(z: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """v = (alpha z - x) / sigma."""
     return (alpha * z - x) / sigma
+
+
+def v_from_noise(z: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """v = (eps - sigma z) / alpha."""
+    return (noise - sigma * z) / alpha

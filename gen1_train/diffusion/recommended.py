@@ -19,6 +19,7 @@ from gen1_train.formats.plain_yaml import MAX_BYTES, parse_yaml
 DIALS: dict[str, type] = {
     "omega": float,
     "omega_t": float,
+    "rescale": float,
     "t_s": int,
     "init_strength": float,
     "steps": int,

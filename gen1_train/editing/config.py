@@ -39,6 +39,7 @@ class EditConfig:
     # dials that are null are as the checkpoint recommends (recommended.yaml in its folder), else as in SamplingConfig
     omega: float | None = None  # content: higher follows the prompt more strongly; null: as recommended, else 7.5
     omega_t: float | None = None  # time: below 1 flickers, above 1 is smoother; null: as recommended, else 1
+    rescale: float | None = None  # 0 to 1: takes back the contrast that a high omega adds; null: as recommended, else 0
     t_s: int | None = None  # structure: 0 keeps all of it, 7 is freest; null: as recommended, else 0
     init_strength: float | None = None  # below 1: from the noised input; 1: from noise; null: as recommended, else 1
     temporal: bool = SamplingConfig.temporal  # false: each frame alone, without the temporal layers

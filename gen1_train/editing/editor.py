@@ -76,6 +76,7 @@ class Gen1Editor:
         self.coder = FrameCoder(autoencoder, formats, device)
         self.clip = clip
         self.structure_estimator = structure_estimator
+        self.noise = noise
         self.schedule = NoiseSchedule(noise, device)
         self.device = device
         self.buckets = list(buckets)  # WIDTHxHEIGHT, as trained
@@ -176,9 +177,9 @@ class Gen1Editor:
         file. The model is at its best at the sizes of its `buckets`. `prompt`, `image` (any size) or both give the
         content, see `content`. `mask`, see `to_mask`, is 1 where the video is edited; elsewhere the input stays; or
         it is "foreground" or "background", by depth. `sampling` holds the settings of the sampler, by default those
-        that the checkpoint recommends, see `recommended`; `dials` change single ones: omega, omega_t, t_s, steps,
-        solver, seed, init_strength, temporal, batch, overlap. `on_step` is called after each step of the sampler; a
-        terminal shows a bar.
+        that the checkpoint recommends, see `recommended`; `dials` change single ones: omega, omega_t, rescale, t_s,
+        steps, solver, seed, init_strength, temporal, batch, overlap. `on_step` is called after each step of the
+        sampler; a terminal shows a bar.
 
         Sides that are no multiples of the autoencoder's factor are extended by their last row or column meanwhile.
 
@@ -276,7 +277,7 @@ class Gen1Editor:
             raise UserError(f"the mask has {len(mask)} frames and the input {len(frames)}: give one of the same length")
         encoded = torch.cat([self.coder.encode_structure(part) for part in structure.at(sampling.t_s)])
         n, *shape = encoded.shape
-        noise = shared_noise(n, self.window, tuple(shape), sampling.seed).to(self.device)
+        noise = shared_noise(n, self.window, tuple(shape), sampling.seed, self.noise.shared).to(self.device)
         takes_structure = self.unet.config.in_channels > self.unet.config.out_channels  # not in stage 3
         scene = Scene(noise, encoded if takes_structure else None)
         if mask is None and sampling.init_strength >= 1:

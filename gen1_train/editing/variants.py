@@ -14,6 +14,7 @@ from gen1_train.errors import UserError
 DIALS: dict[str, tuple[Callable[[str], Any], tuple[Any, ...]]] = {
     "omega": (float, (1.0, 3.0, 7.5, 12.0)),
     "omega_t": (float, (0.0, 0.5, 1.0, 1.5)),
+    "rescale": (float, (0.0, 0.35, 0.7, 1.0)),
     "t_s": (int, (0, 2, 4, 7)),
     "init_strength": (float, (0.4, 0.6, 0.8, 1.0)),
     "steps": (int, (5, 10, 20, 50)),

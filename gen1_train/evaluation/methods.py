@@ -34,6 +34,7 @@ class SweepConfig:
     grid: bool = False  # every omega_t with every t_s; else one at a time, the other at 1 and 0 (or its list's first)
     init_strength: list[float] = field(default_factory=lambda: [0.4, 0.6, 0.8])  # sdedit: share of the steps; ours
     omega: float = GuidanceConfig.omega  # content: higher follows the prompt more strongly
+    rescale: float = GuidanceConfig.rescale  # takes back the contrast that a high omega adds, 0 to 1
     steps: int = SamplingConfig.steps  # of the sampler
     solver: str = SamplingConfig.solver  # or dpm++
     seed: int = SamplingConfig.seed  # of the noise and of the confidence intervals
@@ -124,7 +125,7 @@ def settings_of(sweep: SweepConfig) -> list[Setting]:
 def sampling_of(setting: Setting, sweep: SweepConfig, seed: int, highest_level: int) -> SamplingConfig:
     """Returns the sampler's settings for a setting of a method. `highest_level`: of the t_s that the model learned."""
     dials: dict[str, Any] = dict(setting.dials)
-    guidance = GuidanceConfig(sweep.omega, dials.pop("omega_t", GuidanceConfig.omega_t))
+    guidance = GuidanceConfig(sweep.omega, dials.pop("omega_t", GuidanceConfig.omega_t), sweep.rescale)
     if setting.method in (PER_FRAME, SDEDIT):
         dials["temporal"] = False
     if setting.method == SDEDIT:

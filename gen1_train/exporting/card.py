@@ -13,7 +13,7 @@ MARKUP = re.compile(r"[`<>\[\]|*]")
 
 
 TRAINED = """\
-The output is v = alpha_t eps - sigma_t x. The content is one token: the CLIP image embedding, scaled to the length
+The output is {output}. The content is one token: the CLIP image embedding, scaled to the length
 sqrt({content}); the zero token means no content."""
 
 
@@ -27,6 +27,9 @@ WITH_PRIOR = """\
 """
 
 
+OUTPUTS = {"v": "v = alpha_t eps - sigma_t x", "eps": "eps", "x0": "x"}
+DIFFUSERS = {"v": "v_prediction", "eps": "epsilon", "x0": "sample"}  # its names of prediction.FORMS
+RESCALED = "; then alpha_t is shifted and\nscaled so that the last step has no signal (arXiv 2305.08891, Algorithm 1)"
 TEMPLATE = """\
 # Gen-1 UNet, stage {stage}
 
@@ -51,7 +54,7 @@ Both were read back and compared with the trained model ({versions}, float32, ra
 
 Latents are the autoencoder's, times {scale}. z_t = alpha_t x + sigma_t eps with t = 0 to {last}: alpha_t^2 is the
 product of 1 - beta up to t, sigma_t^2 = 1 - alpha_t^2, and sqrt(beta) increases linearly from sqrt({noise.beta_start})
-to sqrt({noise.beta_end}) in {noise.steps} steps.
+to sqrt({noise.beta_end}) in {noise.steps} steps{rescaled}.
 {state}
 
 The training data was made with these estimators, and the model needs the same ones:
@@ -71,6 +74,7 @@ scheduler = DDIMScheduler(
     beta_end={noise.beta_end},
     beta_schedule="scaled_linear",
     prediction_type="{prediction}",
+    rescale_betas_zero_snr={noise.zero_terminal_snr},
     timestep_spacing="trailing",
     clip_sample=False,
 )
@@ -122,11 +126,12 @@ def card(source: Source, spatial: Difference, whole: Difference, has_prior: bool
         out=config.out_channels,
         scale=plain(info.estimators.get("autoencoder", {}).get("scale", "its scaling_factor")),
         noise=noise,
+        rescaled=RESCALED if noise.zero_terminal_snr else "",
         last=noise.steps - 1,
-        state=(TRAINED if trained else UNTRAINED).format(content=config.content_dim),
+        state=(TRAINED if trained else UNTRAINED).format(content=config.content_dim, output=OUTPUTS[noise.prediction]),
         prior=WITH_PRIOR if has_prior else "",
         estimators="\n".join(estimators or ["- none yet"]),
-        prediction="v_prediction" if trained else "epsilon",
+        prediction=DIFFUSERS[noise.prediction if trained else "eps"],
         channels=config.in_channels,
         frames=read_recorded(source.checkpoint).window,
         content=config.content_dim,

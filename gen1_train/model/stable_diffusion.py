@@ -5,7 +5,7 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,19 @@ class StableDiffusion:
     origins: dict[str, Origin]  # the source of each weight
     unused: dict[str, int]  # number of other tensors in the file, by the first part of the name
     assumed: tuple[str, ...]  # config fields that the file does not specify: by Stable Diffusion's convention
+
+
+def prediction_of(path: str | Path) -> str | None:
+    """Returns what Stable Diffusion's UNet predicts (diffusion.prediction.FORMS), by the scheduler in its folder.
+
+    `path` as in `read_stable_diffusion`; None where there is no scheduler, or one that cannot be read.
+    """
+    names = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+    for folder in (Path(path), Path(path).parent):
+        with suppress(OSError, UserError):
+            found = _read_object(folder / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon")
+            return names.get(found) if isinstance(found, str) else None
+    return None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The LightningModule around the UNet: a batch in, the v-prediction loss out."""
+"""The LightningModule around the UNet: a batch in, the loss of its prediction out."""
 
 import fnmatch
 import logging
@@ -14,8 +14,8 @@ from typing_extensions import override
 
 from gen1_train.batch import Batch
 from gen1_train.diffusion.content import content_tokens
-from gen1_train.diffusion.loss import per_sample_loss
-from gen1_train.diffusion.prediction import v_from
+from gen1_train.diffusion.loss import LossConfig, per_sample_loss
+from gen1_train.diffusion.prediction import as_v, target, v_from
 from gen1_train.diffusion.schedule import NoiseConfig, NoiseSchedule
 from gen1_train.diffusion.structure import degrade, level_channels
 from gen1_train.errors import UserError, check_share
@@ -23,7 +23,7 @@ from gen1_train.frozen.autoencoder import Autoencoder, sample_latents, to_signed
 from gen1_train.model.unet import SpatioTemporalUNet
 from gen1_train.system.device import autocast, resolve_precision
 from gen1_train.training.checkpoints.state import trainable, updated_by
-from gen1_train.training.draws import Choices, Drawing, Draws, fixed_draw
+from gen1_train.training.draws import Choices, Drawing, Draws, TimestepConfig, fixed_draw
 from gen1_train.training.network import NetworkModule, OptimConfig
 
 logger = logging.getLogger(__name__)
@@ -31,12 +31,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class DiffusionConfig:
-    noise: NoiseConfig = field(default_factory=NoiseConfig)  # the noise schedule: steps and betas
+    noise: NoiseConfig = field(default_factory=NoiseConfig)  # its schedule, and what the network predicts of it
+    loss: LossConfig = field(default_factory=LossConfig)  # the weights of timesteps
+    timesteps: TimestepConfig = field(default_factory=TimestepConfig)  # how often they are drawn
     drop_content: float = 0.1  # share of samples that learn without content, for guidance; ours
 
     def check(self) -> None:
         """Raises UserError for an invalid setting."""
         self.noise.check()
+        self.loss.check()
+        self.timesteps.check()
         check_share(diffusion__drop_content=self.drop_content)
 
 
@@ -76,6 +80,29 @@ class Observed:
     keys: list[str]
     losses: Tensor  # (b,)
     draws: Choices
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the UNet predicts of a micro-batch, and what it would have been right to predict; all (b, n, c, h, w)."""
+
+    form: str  # of `output`, see diffusion.prediction
+    output: Tensor
+    z: Tensor  # the noised latents
+    latents: Tensor
+    noise: Tensor
+    alpha: Tensor  # (b, 1, 1, 1, 1)
+    sigma: Tensor
+
+    def losses(self, config: LossConfig) -> Tensor:
+        """Returns the loss of each sample: (b,)."""
+        wanted = target(self.form, self.latents, self.noise, self.alpha, self.sigma)
+        return per_sample_loss(self.output, wanted) * config.weights(self.form, self.alpha, self.sigma).flatten()
+
+    def errors_of_v(self) -> Tensor:
+        """Returns the mean squared error of each sample, converted to v: (b,)."""
+        v = as_v(self.form, self.z, self.output, self.alpha, self.sigma)
+        return per_sample_loss(v, v_from(self.latents, self.noise, self.alpha, self.sigma))
 
 
 class Gen1Module(NetworkModule):
@@ -161,12 +188,15 @@ class Gen1Module(NetworkModule):
 
     @override
     def validation_step(self, batch: Batch) -> Observed:  # type: ignore[override]
-        """Returns the losses at fixed noise and fixed timesteps; callbacks.validation calls it."""
-        return self.observe(batch, fixed_draw)
+        """Returns the errors of v at fixed noise and fixed timesteps; callbacks.validation calls it.
+
+        They have no weights, and are comparable between runs that predict or weight differently.
+        """
+        return self.observe(batch, fixed_draw, Prediction.errors_of_v)
 
     @override
     def predict_step(self, latents: Tensor, timesteps: Tensor, content: Tensor, temporal: bool) -> Tensor:
-        """Returns the UNet's v, with the signature of diffusion.editing's Network; callbacks.previews calls it."""
+        """Returns the UNet's prediction; it is diffusion.editing's Network, and callbacks.previews calls it."""
         dtype = self.unet.conv_in.weight.dtype  # bfloat16 under ZeRO in bf16-mixed; else autocast does what is needed
         return self.unet(latents.to(dtype), timesteps, content.to(dtype), temporal=temporal).float()
 
@@ -175,13 +205,22 @@ class Gen1Module(NetworkModule):
         """Makes the draws of a training step."""
         return Drawing(
             self.stage.seed,
-            self.diffusion.noise.steps,
+            self.diffusion.noise,
             self.stage.max_level if self.stage.structure else 0,
             self.diffusion.drop_content,
+            self.diffusion.timesteps,
         )
 
-    def observe(self, batch: Batch, choose: Callable[[Drawing, Batch], Draws] | None = None) -> Observed:
-        """Returns the losses. The draws are those of the batch, or those that `choose` or this module makes for it."""
+    def observe(
+        self,
+        batch: Batch,
+        choose: Callable[[Drawing, Batch], Draws] | None = None,
+        judge: "Callable[[Prediction], Tensor] | None" = None,
+    ) -> Observed:
+        """Returns the losses, or what `judge` finds instead.
+
+        The draws are those of the batch, or those that `choose` or this module makes for it.
+        """
         assert self._schedule is not None
         moments = self.moments(batch)
         batch = replace(batch, moments=moments)
@@ -189,15 +228,16 @@ class Gen1Module(NetworkModule):
         draws = (choose(self.drawing, batch) if batch.draws is None else batch.draws).to(moments.device)
         latents = sample_latents(moments, draws.posterior, self.stage.latent_scale)
         alpha, sigma = self._schedule.at(draws.timesteps, latents)
-        inputs = alpha * latents + sigma * draws.noise
+        inputs = z = alpha * latents + sigma * draws.noise
         if self.stage.structure:
             n, _, h, w = latents.shape[1:]
             levels = level_channels(draws.levels, (n, h, w))
             inputs = torch.cat([inputs, self.structure_latents(batch, draws.rounds), levels], dim=2)
         rows = torch.arange(len(draws.frames), device=draws.frames.device)
         content = content_tokens(batch.embeddings[rows, draws.frames], draws.dropped)
-        prediction = self.predict_step(inputs, draws.timesteps, content, temporal=batch.kind == "video")
-        losses = per_sample_loss(prediction, v_from(latents, draws.noise, alpha, sigma))
+        output = self.predict_step(inputs, draws.timesteps, content, temporal=batch.kind == "video")
+        prediction = Prediction(self._schedule.prediction, output, z, latents, draws.noise, alpha, sigma)
+        losses = prediction.losses(self.diffusion.loss) if judge is None else judge(prediction)
         return Observed(batch.step, batch.slots, batch.keys, losses, draws.choices)
 
     def moments(self, batch: Batch) -> Tensor:

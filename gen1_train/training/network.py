@@ -4,8 +4,9 @@ The learning rate is a plain function of the step's number. So a checkpoint hold
 run has the rates of one that was never stopped.
 """
 
+import fnmatch
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -24,6 +25,7 @@ from gen1_train.training.checkpoints.state import trainable, updated_by
 from gen1_train.training.strategies.sharded import ShardedStrategy
 
 SCHEDULES = ("constant", "cosine")
+MAX_SCALE = 1000  # of a learning rate; ours
 
 
 @dataclass
@@ -31,6 +33,7 @@ class OptimConfig:
     """AdamW; all values are ours, the paper gives none."""
 
     lr: float = 1e-5  # after the warm-up
+    lr_scales: list[str] = field(default_factory=list)  # factors of lr, as GLOB:FACTOR over the names of weights
     schedule: str = "constant"  # or cosine: from there down to final_lr_share of it at the stage's last step
     final_lr_share: float = 0.1  # schedule=cosine: share of lr at the last step
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # of AdamW's moments
@@ -44,6 +47,8 @@ class OptimConfig:
         check_positive(optim__lr=self.lr)
         check_share(optim__final_lr_share=self.final_lr_share)
         check_not_negative(optim__warmup_steps=self.warmup_steps)
+        for scale in self.lr_scales:
+            read_scale(scale)
         if len(self.betas) != 2:
             raise UserError(f"optim.betas={self.betas}: give two numbers")
 
@@ -84,9 +89,13 @@ class NetworkModule(LightningModule):
 
         `start`: optimizer steps done, where the learning rate continues; `steps`: of the whole stage.
         """
-        groups: list[dict[str, Any]] = [{"params": []}, {"params": [], "lr": 0.0, "weight_decay": 0.0}]
-        for name, parameter in trainable(self.network).items():
-            groups[name not in trained]["params"].append(parameter)
+        parameters = trainable(self.network)
+        scales = scales_of(parameters, [read_scale(scale) for scale in optim.lr_scales])
+        factors = [1.0, *sorted(set(scales.values()) - {1.0})]
+        groups: list[dict[str, Any]] = [{"params": [], "lr": optim.lr * factor} for factor in factors]
+        groups.append({"params": [], "lr": 0.0, "weight_decay": 0.0})
+        for name, parameter in parameters.items():
+            groups[factors.index(scales[name]) if name in trained else -1]["params"].append(parameter)
         optimizer = AdamW(
             [group for group in groups if group["params"]],
             lr=optim.lr,
@@ -103,6 +112,32 @@ class NetworkModule(LightningModule):
         )
         scheduler = LambdaLR(optimizer, resumed_at(start, rate))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def read_scale(text: str) -> tuple[str, float]:
+    """Parses GLOB:FACTOR. Raises UserError."""
+    glob, _, factor = text.rpartition(":")
+    try:
+        scale = float(factor)
+    except ValueError:
+        scale = math.nan
+    if not glob or not 0 < scale <= MAX_SCALE:
+        raise UserError(
+            f"optim.lr_scales has {text!r}: give GLOB:FACTOR, such as *temporal*:10, with a factor above 0, up to "
+            f"{MAX_SCALE}"
+        )
+    return glob, scale
+
+
+def scales_of(names: Collection[str], scales: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """Returns the factor of the learning rate for each weight: that of the first glob that matches its name, or 1.
+
+    Raises UserError for a glob that matches none.
+    """
+    for glob, _ in scales:
+        if not fnmatch.filter(names, glob):
+            raise UserError(f"optim.lr_scales has {glob!r}, which matches no weight: give globs such as *temporal*")
+    return {name: next((scale for glob, scale in scales if fnmatch.fnmatchcase(name, glob)), 1.0) for name in names}
 
 
 def warmup(step: int, steps: int) -> float:

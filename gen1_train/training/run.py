@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from gen1_train.model.pretrained import WeightReport
+from gen1_train.model.stable_diffusion import prediction_of
 from gen1_train.system.device import use_expandable_segments
 from gen1_train.system.files import patiently
 from gen1_train.training.checkpoints import checkpoint, writing
@@ -54,6 +55,8 @@ def initialise(config: TrainConfig, title: str, run: Path) -> None:
     """Writes the checkpoint of a stage without steps (stage 1): the inflated weights."""
     start = predecessor(config.stage, config.init, config.tree) if config.stage.predecessor else None
     unet, report = build_unet(config.model, config.stage, config.init, start, config.seed)
+    if config.init.from_ is not None:
+        report_another_prediction(config.init.from_, config.diffusion.noise.prediction)
     check_disk(run, sum(weight.numel() * 4 for weight in unet.parameters()))
     begin_run(config, run, report, step=0, world=1)
     info = checkpoint.CheckpointInfo(config.stage.name, step=0, finished=True)
@@ -64,6 +67,15 @@ def initialise(config: TrainConfig, title: str, run: Path) -> None:
 
     path = patiently(write, f"the weights cannot be written to {run}", config.checkpoint.patience_seconds)
     logger.info(f"{title} is finished: {path}")
+
+
+def report_another_prediction(source: str, ours: str) -> None:
+    """Reports that the first weights were learned to predict something else than the stages will."""
+    if (theirs := prediction_of(source)) not in (None, ours):
+        logger.info(
+            f"{source} predicts {theirs}, and the stages will learn to predict {ours}: with "
+            f"diffusion.noise.prediction={theirs} they continue without a jump"
+        )
 
 
 def fit(config: TrainConfig, title: str, run: Path, claim: Claim, shared: Verification) -> int:

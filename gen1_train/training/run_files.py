@@ -7,12 +7,14 @@ import platform
 import socket
 import subprocess
 import time
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from gen1_train.diffusion.schedule import NoiseConfig
 from gen1_train.errors import UserError
 from gen1_train.model.pretrained import WeightReport
 from gen1_train.system.files import append_line, patiently, remove_leftovers, write_atomically
@@ -35,6 +37,7 @@ CALL = (
 )  # settings of a call that change nothing in a run
 UNCHOSEN = ("strategy.name", "data.order")  # where they are AUTO
 NOISE = ("diffusion.noise.", "diffusion.steps:")  # settings of the noise schedule, of a stage and of the prior
+BEFORE = {f"diffusion.noise.{name}": value for name, value in asdict(NoiseConfig()).items()}
 logger = logging.getLogger(__name__)
 PACKAGES = ("torch", "pytorch-lightning", "deepspeed", "webdataset", "wandb")
 
@@ -63,10 +66,11 @@ def changed_settings(resume: Checkpoint, config: RunConfig) -> list[str]:
     """Describes the settings that differ from those that a checkpoint was trained with: `name: old -> new`.
 
     Settings that only one version of the code knows, those of CALL, and those of UNCHOSEN, which the plan has yet to
-    choose, are left out. Credentials in URLs are masked.
+    choose, are left out. Settings of the noise are not: what an older version did is their default. Credentials in URLs
+    are masked.
     """
     try:
-        old = _flat(masked(read_yaml(resume.config)))
+        old = {**BEFORE, **_flat(masked(read_yaml(resume.config)))}
     except (OSError, ValueError, AttributeError):
         return []  # what needs it reports it
     new = _flat(yaml.safe_load(config.to_yaml()))

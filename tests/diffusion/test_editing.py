@@ -1,5 +1,6 @@
 """Tests of sampling whole videos: Eq. 8 with a network that distinguishes its terms, windows, masks, init_strength."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor
 from gen1_train.diffusion.content import content_tokens
 from gen1_train.diffusion.editing import GuidedPrediction, Scene, sample_video, shared_noise
 from gen1_train.diffusion.guidance import GuidanceConfig
+from gen1_train.diffusion.prediction import noise_from_v, target, x_from_v
 from gen1_train.diffusion.sampler import ddim, timesteps
 from gen1_train.diffusion.sampling import SamplingConfig
 from gen1_train.diffusion.schedule import NoiseConfig, NoiseSchedule
@@ -174,3 +176,92 @@ def test_on_step_is_called_once_per_step() -> None:
     noised = scene(12, latents=torch.zeros(12, *SHAPE))
     sample_video(Network(), noised, CONTENTS, SCHEDULE, settings, WINDOW, on_step=lambda: steps.append(None))
     assert len(steps) == 2
+
+
+def wrapped(form: str, schedule: NoiseSchedule) -> Callable[..., Tensor]:
+    """The stand-in for a UNet, with its v as another form."""
+    network = Network()
+
+    def predict(latents: Tensor, times: Tensor, content: Tensor, temporal: bool) -> Tensor:
+        v, z = network(latents, times, content, temporal), latents[:, :, :4]
+        convert = {"v": lambda *_: v, "eps": noise_from_v, "x0": x_from_v}[form]
+        return convert(z, v, *schedule.at(times, z))
+
+    return predict
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("form", ["eps", "x0"])
+@pytest.mark.parametrize("solver", ["ddim", "dpm++"])
+def test_an_edit_does_not_depend_on_the_form_of_the_prediction(solver: str, form: str, zero: bool) -> None:
+    """Conversion commutes with Eq. 8, whose weights sum to one, and with the mean of windows."""
+    if zero and form == "eps":
+        pytest.skip("refused by NoiseConfig.check")
+    settings = config(omega_t=1.5, solver=solver)
+    results = []
+    for each in ("v", form):
+        schedule = NoiseSchedule(NoiseConfig(zero_terminal_snr=zero, prediction=each))
+        results.append(sample_video(wrapped(each, schedule), scene(12), CONTENTS[:1], schedule, settings, WINDOW))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.5])
+@pytest.mark.parametrize(("form", "zero"), [("v", False), ("v", True), ("eps", False), ("x0", False), ("x0", True)])
+@pytest.mark.parametrize(("solver", "steps"), [("ddim", 300), ("dpm++", 100)])
+def test_a_perfect_denoiser_of_a_gaussian_gives_its_mean_and_deviation(
+    solver: str, steps: int, form: str, zero: bool, shared: float
+) -> None:
+    """With a signal at the last step, pure noise is not quite the noised video, and the mean is too near to 0."""
+    mean, deviation, n, shape = -2.0, 0.5, 4, (4, 30, 30)
+    schedule = NoiseSchedule(NoiseConfig(zero_terminal_snr=zero, prediction=form, shared=shared))
+    covariance = (1 - shared) * torch.eye(n, dtype=torch.float64) + shared  # of the frames' noise
+
+    def perfect(z: Tensor, times: Tensor, content: Tensor, temporal: bool) -> Tensor:
+        alpha, sigma = schedule.at(times, z)
+        a, s = alpha[0].item(), sigma[0].item()
+        inverse = torch.linalg.inv(a**2 * deviation**2 * torch.eye(n, dtype=torch.float64) + s**2 * covariance)
+        rest = torch.einsum("mn,bn...->bm...", inverse, z - a * mean)
+        x = mean + a * deviation**2 * rest
+        noise = s * torch.einsum("mn,bn...->bm...", covariance, rest)
+        return target(form, x, noise, alpha, sigma)
+
+    noise = shared_noise(n, n, shape, 0, shared).double()
+    settings = SamplingConfig(steps, solver, guidance=GuidanceConfig(omega=1.0))
+    (found,) = sample_video(perfect, Scene(noise), CONTENTS[:1], schedule, settings, n)
+    assert abs(float(found.std()) / deviation - 1) < 0.05
+    bias = float(found.mean()) / mean - 1
+    assert abs(bias) < (0.01 if zero else 0.15)
+    assert zero or bias < -0.02  # what zero_terminal_snr is for
+
+
+def test_rescaling_takes_back_the_contrast_that_guidance_adds() -> None:
+    plain, full, half = (
+        GuidedPrediction(
+            Network(),
+            scene(12),
+            CONTENTS[:2],
+            SamplingConfig(guidance=GuidanceConfig(6.0, 1.0, share)),
+            WINDOW,
+        )(scene(12).noise.expand(2, -1, -1, -1, -1), torch.tensor([500, 500]))
+        for share in (0.0, 1.0, 0.5)
+    )
+    positive = GuidedPrediction(
+        Network(), scene(12), CONTENTS[:2], SamplingConfig(guidance=GuidanceConfig(1.0, 1.0)), WINDOW
+    )(scene(12).noise.expand(2, -1, -1, -1, -1), torch.tensor([500, 500]))
+    deviations = [prediction.flatten(1).std(1) for prediction in (full, positive)]
+    torch.testing.assert_close(*deviations, rtol=1e-4, atol=0)
+    torch.testing.assert_close(half, (plain + full) / 2, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(plain, full)
+
+
+def test_rescaling_without_guidance_changes_nothing() -> None:
+    plain, rescaled = (edit(8, replace(config(1.0), guidance=GuidanceConfig(1.0, 1.0, share))) for share in (0.0, 1.0))
+    torch.testing.assert_close(rescaled, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_windows_share_what_frames_have_in_common() -> None:
+    noise = shared_noise(20, 8, (4, 50, 50), 0, 0.5)
+    correlation = torch.corrcoef(noise.flatten(1))
+    assert (correlation[0, 1:8] - 0.5).abs().max() < 0.05
+    assert torch.equal(noise[0], noise[8]) and abs(float(noise.var()) - 1) < 0.05
+    assert torch.equal(shared_noise(20, 8, (4, 50, 50), 0, 0.0), shared_noise(20, 8, (4, 50, 50), 0))

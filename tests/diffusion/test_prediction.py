@@ -1,10 +1,11 @@
 """Tests of the conversions between x0, eps and v, and of the loss."""
 
+import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from gen1_train.diffusion.loss import per_sample_loss
-from gen1_train.diffusion.prediction import noise_from_v, v_from, x_from_v
+from gen1_train.diffusion.loss import LossConfig, per_sample_loss
+from gen1_train.diffusion.prediction import FORMS, as_v, noise_from_v, target, v_from, x_from_v
 from gen1_train.diffusion.schedule import NoiseConfig, NoiseSchedule
 
 
@@ -43,3 +44,33 @@ def test_the_loss_is_computed_in_float32() -> None:
     prediction = torch.ones(1, 8, 4, 32, 56, dtype=torch.bfloat16)
     loss = per_sample_loss(prediction, torch.zeros_like(prediction))
     assert loss.dtype == torch.float32 and loss.item() == 1
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_converts_to_v(form: str) -> None:
+    torch.manual_seed(0)
+    x, noise = torch.randn(2, 1000, 3, 2, dtype=torch.float64).unbind(0)
+    alpha, sigma = NoiseSchedule(NoiseConfig()).at(torch.arange(1000), x)
+    z, v = alpha * x + sigma * noise, v_from(x, noise, alpha, sigma)
+    converted = as_v(form, z, target(form, x, noise, alpha, sigma), alpha, sigma)
+    # alpha and sigma are float32, so that their squares sum to 1 within 1e-7, divided by the smaller one
+    torch.testing.assert_close(converted, v, rtol=0, atol=1e-5)
+
+
+def test_min_snr_is_the_same_weight_of_an_error_of_x0_in_every_form() -> None:
+    """It is min(SNR, gamma) (Hang et al. 2023). An error of x0 is one of v / sigma, and one of eps / SNR^0.5."""
+    config = LossConfig("min_snr")
+    schedule = NoiseSchedule(NoiseConfig())
+    alpha, sigma = schedule.alphas.double(), schedule.sigmas.double()
+    snr = (alpha / sigma) ** 2
+    wanted = snr.clamp(max=5)
+    torch.testing.assert_close(config.weights("x0", alpha, sigma), wanted)
+    torch.testing.assert_close(config.weights("eps", alpha, sigma) * snr, wanted)
+    torch.testing.assert_close(config.weights("v", alpha, sigma) / sigma**2, wanted, rtol=1e-5, atol=0)
+    assert torch.equal(LossConfig().weights("v", alpha, sigma), torch.ones(1000, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("form", "weight"), [("v", 0.0), ("eps", 1.0), ("x0", 0.0)])
+def test_without_signal_the_weight_is_its_limit(form: str, weight: float) -> None:
+    found = LossConfig("min_snr").weights(form, torch.zeros(1), torch.ones(1))
+    assert found.item() == weight

@@ -22,7 +22,10 @@ def test_dials_and_prompts_are_read_and_others_are_as_usual(tmp_path: Path) -> N
 
 
 MISTAKES = [
-    ("device: cuda", "it sets 'device'; choose from omega, omega_t, t_s, init_strength, steps, solver, prompts"),
+    (
+        "device: cuda",
+        "it sets 'device'; choose from omega, omega_t, rescale, t_s, init_strength, steps, solver, prompts",
+    ),
     ("precision: bf16", "it sets 'precision'; choose from omega"),
     ("compile: true", "it sets 'compile'; choose from omega"),
     ("[1]: 2", "it is not YAML of plain values at line 1"),

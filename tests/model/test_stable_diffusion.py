@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from gen1_train.errors import UserError
 from gen1_train.model.diffusers_layout import WEIGHTS_FILE
 from gen1_train.model.pretrained import WeightReport
-from gen1_train.model.stable_diffusion import read_stable_diffusion, unet_from_stable_diffusion
+from gen1_train.model.stable_diffusion import prediction_of, read_stable_diffusion, unet_from_stable_diffusion
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training.stages import InitConfig, StageConfig, build_unet
 from miniature.tiny import write_stable_diffusion
@@ -178,3 +178,23 @@ def test_a_folder_is_read_as_in_diffusers(tmp_path: Path) -> None:
     assert len(pretrained.weights) == 686 and pretrained.weights.keys() == reference.keys()
     assert all(torch.equal(weight, reference[name]) for name, weight in pretrained.weights.items())
     assert (pretrained.unused, pretrained.assumed) == ({}, ())
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ('{"prediction_type": "epsilon"}', "eps"),
+        ('{"prediction_type": "v_prediction"}', "v"),
+        ("{}", "eps"),  # diffusers' default, and the scheduler of Stable Diffusion 1.x
+        ('{"prediction_type": ["v_prediction"]}', None),
+        ('{"prediction_type": "flow"}', None),
+        ("{", None),
+        (None, None),
+    ],
+)
+def test_the_scheduler_tells_what_a_model_predicts(tmp_path: Path, text: str | None, form: str | None) -> None:
+    (tmp_path / "unet").mkdir()
+    if text is not None:
+        (tmp_path / "scheduler").mkdir()
+        (tmp_path / "scheduler" / "scheduler_config.json").write_text(text)
+    assert prediction_of(tmp_path) == prediction_of(tmp_path / "unet") == form

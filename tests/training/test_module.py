@@ -7,13 +7,14 @@ from gen1_train.batch import Batch
 from gen1_train.data.loader import BatchDataset, BatchPartition
 from gen1_train.data.schedule import Schedule, Settings
 from gen1_train.data.shards import ShardSet
-from gen1_train.diffusion.prediction import v_from
-from gen1_train.diffusion.schedule import NoiseSchedule
+from gen1_train.diffusion.loss import LossConfig
+from gen1_train.diffusion.prediction import FORMS, noise_from_v, target, v_from, x_from_v
+from gen1_train.diffusion.schedule import NoiseConfig, NoiseSchedule
 from gen1_train.frozen.autoencoder import Autoencoder, AutoencoderConfig, to_signed
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training import module as training_module
-from gen1_train.training.draws import draw
-from gen1_train.training.module import DiffusionConfig, Gen1Module, StageSpec, fill_missing_gradients
+from gen1_train.training.draws import Drawing, TimestepConfig
+from gen1_train.training.module import DiffusionConfig, Gen1Module, Prediction, StageSpec, fill_missing_gradients
 from gen1_train.training.network import OptimConfig
 from tests.made import WIDTH, make_shard_set
 from tests.running import WEIGHTS
@@ -102,7 +103,7 @@ def test_each_sample_has_the_same_loss_however_the_batch_is_split(shards, kind, 
 
 def test_draws_differ_between_slots_steps_and_seeds_but_not_between_calls(shards):
     batch = batches(shards, make_module(), "video", 1)[0]
-    first, again = (draw(3, batch, 1000, 7, 0.5) for _ in range(2))
+    first, again = (Drawing(3, NoiseConfig(), 7, 0.5).draw(batch) for _ in range(2))
     assert first.rounds == again.rounds == first.levels.tolist()
     for name, value in vars(first.choices).items():
         assert torch.equal(value, getattr(again, name)), name
@@ -110,12 +111,12 @@ def test_draws_differ_between_slots_steps_and_seeds_but_not_between_calls(shards
     assert len(set(first.timesteps.tolist())) > 1
     assert not torch.equal(first.noise[0], first.noise[1])
     assert not torch.equal(first.noise, first.posterior)
-    assert not torch.equal(first.noise, draw(4, batch, 1000, 7, 0.5).noise)
+    assert not torch.equal(first.noise, Drawing(4, NoiseConfig(), 7, 0.5).draw(batch).noise)
 
 
 def test_draws_cover_their_ranges():
     many = Batch("video", 0, list(range(2000)), [""] * 2000, torch.zeros(2000, 4, 2, 1, 1), torch.zeros(2000, 4, 1))
-    draws = draw(0, many, 1000, 7, 0.1)
+    draws = Drawing(0, NoiseConfig(), 7, 0.1).draw(many)
     assert set(draws.levels.tolist()) == set(range(8))
     assert set(draws.frames.tolist()) == set(range(4))
     assert draws.timesteps.min() < 20 and draws.timesteps.max() > 980
@@ -193,11 +194,14 @@ def test_the_autoencoder_is_not_put_into_the_unet_s_bfloat16(shards):
     assert all(torch.equal(a, b) for a, b in zip(inside, outside))
 
 
-def test_the_loss_is_that_of_v_prediction(shards):
+@pytest.mark.parametrize("form", FORMS)
+def test_the_loss_is_that_of_the_prediction(shards, form):
     """A network that knows v has no loss: the target and the noisy input belong together."""
     module = make_module(structure=False)
+    module.diffusion.noise.prediction = form
+    module.on_fit_start()
     batch = batches(shards, module, "video", 1)[0]
-    draws = draw(3, batch, 1000, 0, 0.1)
+    draws = Drawing(3, module.diffusion.noise, 0, 0.1).draw(batch)
     mean, log_variance = batch.moments.chunk(2, dim=2)
     latents = (mean + (log_variance / 2).exp() * draws.posterior) * 0.5
     schedule = NoiseSchedule(module.diffusion.noise)
@@ -206,10 +210,11 @@ def test_the_loss_is_that_of_v_prediction(shards):
 
     def perfect(z, timesteps, content, temporal):
         seen.update(z=z, temporal=temporal, content=content)
-        return v_from(latents, (z - alpha * latents) / sigma, alpha, sigma)
+        return target(form, latents, (z - alpha * latents) / sigma, alpha, sigma)
 
     module.unet.forward = perfect
     assert module.losses(batch).max() < 1e-6
+    assert module.observe(batch, judge=Prediction.errors_of_v).losses.max() < 1e-4  # divided by alpha and sigma
     torch.testing.assert_close(seen["z"], alpha * latents + sigma * draws.noise)
     assert seen["temporal"] is True
     assert torch.equal(seen["content"].abs().sum((1, 2)) == 0, draws.dropped)
@@ -229,3 +234,57 @@ def test_the_frozen_autoencoder_is_neither_trained_nor_saved():
     module = make_module(max_level=7)
     assert all(name.startswith("unet.") for name, _ in module.named_parameters())
     assert all(name.startswith("unet.") for name in module.state_dict())
+
+
+def test_errors_of_v_do_not_depend_on_the_form_of_the_prediction():
+    torch.manual_seed(0)
+    latents, noise, error = torch.randn(3, 2, 3, 4, 5, 6, dtype=torch.float64).unbind(0)
+    angle = torch.tensor([0.3, 1.2], dtype=torch.float64).view(2, 1, 1, 1, 1)
+    alpha, sigma = angle.cos(), angle.sin()
+    z, v = alpha * latents + sigma * noise, v_from(latents, noise, alpha, sigma) + error
+    outputs = {"v": v, "eps": noise_from_v(z, v, alpha, sigma), "x0": x_from_v(z, v, alpha, sigma)}
+    for form, output in outputs.items():
+        prediction = Prediction(form, output, z, latents, noise, alpha, sigma)
+        torch.testing.assert_close(prediction.errors_of_v(), error.float().square().flatten(1).mean(1))
+        for weighting in ("none", "min_snr"):
+            weights = LossConfig(weighting).weights(form, alpha, sigma).flatten()
+            wanted = target(form, latents, noise, alpha, sigma)
+            expected = (output - wanted).square().flatten(1).mean(1) * weights
+            torch.testing.assert_close(prediction.losses(LossConfig(weighting)).double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.75])
+def test_frames_share_noise_of_the_same_variance(share):
+    batch = Batch("video", 0, [0], [""], torch.zeros(1, 4, 8, 100, 100), torch.zeros(1, 4, 1))
+    noise = Drawing(0, NoiseConfig(shared=share), 0, 0.0).draw(batch).noise[0]  # n c h w
+    correlation = torch.corrcoef(noise.flatten(1))
+    assert abs(float(noise.var()) - 1) < 0.02
+    assert (correlation - share).masked_select(~torch.eye(4, dtype=bool)).abs().max() < 0.02
+
+
+def test_offset_noise_is_one_number_for_a_channel_of_a_clip():
+    batch = Batch("video", 0, list(range(200)), [""] * 200, torch.zeros(200, 2, 8, 3, 3), torch.zeros(200, 2, 1))
+    plain, offset = (Drawing(0, NoiseConfig(offset=value), 0, 0.0).draw(batch) for value in (0.0, 0.1))
+    added = offset.noise - plain.noise
+    torch.testing.assert_close(added, added[:, :1, :, :1, :1].expand_as(added))
+    assert 0.09 < float(added[:, 0, :, 0, 0].std()) < 0.11
+    assert torch.equal(offset.posterior, plain.posterior) and torch.equal(offset.timesteps, plain.timesteps)
+
+
+@pytest.mark.parametrize(
+    ("config", "side", "median"),
+    [
+        (TimestepConfig("logit_normal"), 32, 500),
+        (TimestepConfig("logit_normal", mean=1.0, deviation=0.5), 32, 731),  # 1 / (1 + exp(-1))
+        (TimestepConfig("shifted"), 64, 500),  # as uniform
+        (TimestepConfig("shifted"), 128, 667),  # 2 u / (1 + u) at u = 1 / 2
+        (TimestepConfig("shifted"), 32, 333),
+    ],
+)
+def test_timesteps_are_drawn_around_their_median(config, side, median):
+    many = Batch("image", 0, list(range(2000)), [""] * 2000, torch.zeros(2000, 1, 2, 1, 1), torch.zeros(2000, 1, 1))
+    drawing = Drawing(0, NoiseConfig(), 0, 0.0, config)
+    drawn = torch.tensor([drawing._timestep((0, 0, slot), side, side) for slot in many.slots])
+    assert abs(float(drawn.double().median()) - median) < 25
+    assert drawn.min() >= 0 and drawn.max() <= 999
+    assert torch.equal(drawing.draw(many).timesteps, drawing.draw(many).timesteps)

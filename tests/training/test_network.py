@@ -5,10 +5,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
-from gen1_train.training.network import SCHEDULES, cosine, rate_at, resumed_at, warmup
+from gen1_train.errors import UserError
+from gen1_train.training.network import SCHEDULES, NetworkModule, OptimConfig, cosine, rate_at, resumed_at, warmup
 
 
 def shares(schedule: str, steps: int, warmup_steps: int = 4, final: float = 0.1, count: int | None = None):
@@ -71,3 +73,42 @@ def test_a_resumed_scheduler_has_the_rates_of_a_straight_one_to_the_bit(schedule
     assert straight == [3e-4 * rate(step) for step in range(10)]
     for stopped in range(10):
         assert rates(0, stopped) + rates(stopped, 10) == straight
+
+
+class Small(NetworkModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({name: nn.Linear(2, 2) for name in ("spatial", "temporal", "frozen")})
+
+    @property
+    def network(self) -> nn.Module:
+        return self.parts
+
+
+def rates(scales: list[str]) -> dict[str, float]:
+    """The learning rate of each weight after the warm-up."""
+    module, optim = Small(), OptimConfig(lr=1e-3, warmup_steps=0, lr_scales=scales)
+    names = {parameter: name for name, parameter in module.network.named_parameters()}
+    made = module.adamw([name for name in names.values() if "frozen" not in name], optim, 0, 10)["optimizer"]
+    assert sum(len(group["params"]) for group in made.param_groups) == len(names)
+    return {names[parameter]: group["lr"] for group in made.param_groups for parameter in group["params"]}
+
+
+def test_new_layers_may_have_a_learning_rate_of_their_own():
+    assert set(rates([]).values()) == {1e-3, 0.0}
+    found = rates(["temporal.bias:0.5", "*temporal*:10", "frozen*:3"])
+    assert found == pytest.approx(
+        {"spatial.weight": 1e-3, "spatial.bias": 1e-3, "temporal.weight": 1e-2, "temporal.bias": 5e-4}
+        | {"frozen.weight": 0, "frozen.bias": 0}
+    )
+
+
+def test_a_glob_of_learning_rates_that_matches_nothing_is_refused():
+    with pytest.raises(UserError, match=r"optim\.lr_scales has '\*temporel\*', which matches no weight"):
+        rates(["*temporel*:10"])
+
+
+@pytest.mark.parametrize("text", ["*temporal*", "*:0", ":10", "*:-1", "*:nan", "*:1e9", "*:ten", ""])
+def test_a_factor_that_cannot_be_is_refused(text):
+    with pytest.raises(UserError, match=r"optim\.lr_scales has .*: give GLOB:FACTOR, such as \*temporal\*:10"):
+        OptimConfig(lr_scales=[text]).check()

@@ -5,13 +5,19 @@ from pathlib import Path
 
 import pytest
 
+from gen1_train.diffusion.loss import LossConfig
+from gen1_train.diffusion.schedule import NoiseConfig
 from gen1_train.errors import UserError
+from gen1_train.reporting.rows import read_metrics
 from gen1_train.training.checkpoints.checkpoint import Checkpoint, latest
+from gen1_train.training.draws import TimestepConfig
+from gen1_train.training.module import DiffusionConfig
 from gen1_train.training.ready import prepare
 from gen1_train.training.run import train
 from gen1_train.training.stage_callbacks import trained_frames
-from gen1_train.training.stages import RESETS
-from tests.training.alone import config, make_start
+from gen1_train.training.stages import RESETS, read_recorded
+from tests.tensors_of import assert_same_tensors
+from tests.training.alone import config, last, make_start
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +110,23 @@ def test_another_noise_schedule_than_the_predecessors_is_reported(root: Path, ca
     assert (
         line.startswith("diffusion.noise.beta_end: 0.012 -> 0.02: the weights of ") and "learned for the first" in line
     )
+
+
+@pytest.mark.slow
+def test_the_dials_of_a_run_are_recorded_and_its_resume_follows_them(root: Path) -> None:
+    settings = config(root, "dials", steps=2)
+    noise = NoiseConfig(zero_terminal_snr=True, shared=0.5, offset=0.1, prediction="x0")
+    settings.diffusion = DiffusionConfig(noise, LossConfig("min_snr"), TimestepConfig("shifted"))
+    settings.optim.lr_scales = ["*temporal*:10"]
+    train(settings)
+    settings.stage.steps = 3
+    train(settings)
+    run = Path(settings.output) / settings.name / "stage3"
+    checkpoint = latest(run)
+    assert checkpoint is not None and checkpoint.info.step == 3 and read_recorded(checkpoint).noise == noise
+    losses = [float(row["loss"]) for row in read_metrics(run / "metrics.csv")]
+    assert len(losses) == 3 and all(0 < loss < 10 for loss in losses)
+    straight = config(root, "dials-straight", steps=3)
+    straight.diffusion, straight.optim = settings.diffusion, settings.optim
+    train(straight)
+    assert_same_tensors(checkpoint.path, last(root, "dials-straight"))

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from gen1_train.cli.app import conf_dir
+from gen1_train.diffusion.schedule import NoiseConfig
 from gen1_train.errors import UserError
 from gen1_train.model.pretrained import WeightReport
 from gen1_train.training import run_files
@@ -121,6 +122,17 @@ def test_a_run_does_not_continue_with_another_noise_schedule(
         report_changes(resume, changed, finished=False)
     report_changes(resume, changed, finished=True)  # nothing is trained
     assert "beta_end" in caplog.text
+
+
+def test_a_run_of_a_version_without_other_predictions_continues_with_its_own(config: TrainConfig) -> None:
+    recorded = yaml.safe_load(config.to_yaml())
+    for name in ("prediction", "zero_terminal_snr", "shared", "offset"):
+        del recorded["diffusion"]["noise"][name]
+    resume = stored(config, yaml.safe_dump(recorded))
+    report_changes(resume, config, finished=False)
+    changed = replace(config, diffusion=replace(config.diffusion, noise=NoiseConfig(prediction="eps")))
+    with pytest.raises(UserError, match=r"^diffusion.noise.prediction: v -> eps: the weights of"):
+        report_changes(resume, changed, finished=False)
 
 
 def test_a_changed_range_of_structure_levels_is_reported(config: TrainConfig, caplog: pytest.LogCaptureFixture) -> None:

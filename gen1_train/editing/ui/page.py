@@ -168,6 +168,9 @@ def build_settings(studio: Studio, controls: dict[str, Any]) -> dict[str, Any]:
     with gr.Accordion("Sampler", open=False):
         form["steps"] = slider(1, MAX_STEPS, initial.steps, step=1, label="steps")
         form["solver"] = gr.Radio(["ddim", "dpm++"], value=initial.solver, label="solver")
+        form["rescale"] = slider(
+            0, 1, initial.rescale, step=0.05, label="rescale", info="takes back the contrast that a high omega adds"
+        )
         form["seed"] = gr.Number(initial.seed, precision=0, label="seed")
         form["init_strength"] = slider(
             0.01, 1, initial.init_strength, step=0.01, label="init_strength", info="below 1 starts from the input"

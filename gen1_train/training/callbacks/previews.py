@@ -21,7 +21,7 @@ from gen1_train.batch import STRUCTURE_MAX, Batch, Sample, collate
 from gen1_train.data.shards import ShardSet
 from gen1_train.diffusion.editing import SamplingConfig, Scene, sample_video
 from gen1_train.diffusion.guidance import GuidanceConfig
-from gen1_train.diffusion.schedule import NoiseSchedule
+from gen1_train.diffusion.schedule import NoiseSchedule, with_common_noise
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder, to_pixels
 from gen1_train.system.console import EVERY_RANK
@@ -109,7 +109,9 @@ class Previews(Callback):
         moments = module.moments(batch)
         clean = moments[0].chunk(2, dim=1)[0] * module.stage.latent_scale
         structure = module.structure_latents(batch, [0])[0] if module.stage.structure else None
-        noise = keyed.normal(tuple(clean.shape), "preview", turn.number).to(device)
+        noise = keyed.normal(tuple(clean.shape), "preview", turn.number)
+        common = keyed.normal(tuple(clean.shape[1:]), "preview", turn.number, "shared")
+        noise = with_common_noise(noise, common, module.diffusion.noise.shared).to(device)
         schedule = NoiseSchedule(module.diffusion.noise, device)
         config = SamplingConfig(self.config.edit_steps, guidance=GuidanceConfig(self.config.omega))
 

@@ -115,6 +115,7 @@ def test_every_control_can_be_changed_and_cleared(page: Page, folder: Path) -> N
         "steps": "3",
         "seed": "4",
         "init_strength": "0.8",
+        "rescale": "0.5",
         "image_share": "0.7",
         "start": "2",
         "frames": "6",

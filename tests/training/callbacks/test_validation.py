@@ -11,6 +11,7 @@ import torch
 from gen1_train.batch import SampleError, collate
 from gen1_train.data.manifest import Manifest
 from gen1_train.data.shards import ShardSet
+from gen1_train.diffusion.schedule import NoiseConfig
 from gen1_train.errors import UserError
 from gen1_train.reporting.rows import read_metrics
 from gen1_train.training.callbacks.previews import GAP, side_by_side
@@ -76,7 +77,7 @@ def test_each_clip_is_read_at_its_level(tmp_path):
     assert [turn.sample.structure_latent is not None for turn in turns] == [i in (0, 8) for i in range(10)]
     assert [list(turn.sample.degraded_latents) for turn in turns] == [[], [1], [2], [3], [4], [5], [6], [7], [], [1]]
     batch = collate("video", turns[3].number, [0], [turns[3].sample])
-    drawn = fixed_draw(Drawing(0, 1000, 7, 0.0), replace(batch, moments=torch.zeros(1, 4, 8, 1, 1)))
+    drawn = fixed_draw(Drawing(0, NoiseConfig(), 7, 0.0), replace(batch, moments=torch.zeros(1, 4, 8, 1, 1)))
     assert batch.structure_levels == drawn.rounds == [3]
 
 
