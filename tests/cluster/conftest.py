@@ -1,8 +1,11 @@
 import os
+from pathlib import Path
 
 import pytest
 
 from tests.cluster.hosts import missing, missing_netem
+from tests.cluster.runs import settings
+from tests.running import run_well
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,3 +21,10 @@ def netem(namespaces: None) -> None:
     """Links that delay and lose packets as they are told; not every kernel has them."""
     if reason := missing_netem():
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def root(run_root: Path) -> Path:
+    """The folder of all runs, with one on a single host."""
+    run_well("gen1_train.train", *settings(run_root, "straight"))
+    return run_root

@@ -19,6 +19,7 @@ from tests.forkserver import ColdPopen
 
 OWN = ("--net", "--uts", "--pid", "--mount")  # the namespaces of a host
 DEVICE = "eth0"
+HUB = "10.77.0.254"  # the address of the switch itself
 NEEDED = "hosts of namespaces need root and the programs ip, tc, unshare and nsenter (iproute2, util-linux)"
 
 
@@ -44,6 +45,10 @@ class Host:
         return f"host{self.number}"
 
     @property
+    def address(self) -> str:
+        return address(self.number)
+
+    @property
     def port(self) -> str:
         """The switch's end of the host's cable."""
         return f"port{self.number}"
@@ -54,13 +59,19 @@ class Host:
 
     def cut_off(self) -> None:
         """Pulls the cable. The processes of the host live on."""
-        call("nsenter", "--target", self.switch, "--net", "ip", "link", "set", self.port, "down")
+        call(*self.at_switch("ip", "link", "set", self.port, "down"))
+
+    def plug_in(self) -> None:
+        call(*self.at_switch("ip", "link", "set", self.port, "up"))
+
+    def at_switch(self, *words: str | int) -> list[str]:
+        """The command line that runs a program in the switch's network, which is not cut off with any host."""
+        return [str(word) for word in ("nsenter", "--target", self.switch, "--net", "--", *words)]
 
     def shape(self, *discipline: str) -> None:
         """Slows down what the host sends and receives, by one of tc's queueing disciplines."""
         call(*self.enter("tc", "qdisc", "add", "dev", DEVICE, "root", *discipline))
-        switch = ("nsenter", "--target", self.switch, "--net")
-        call(*switch, "tc", "qdisc", "add", "dev", self.port, "root", *discipline)
+        call(*self.at_switch("tc", "qdisc", "add", "dev", self.port, "root", *discipline))
 
     def counts(self) -> str:
         """What tc has counted of the packets that the host sends."""
@@ -75,6 +86,8 @@ def hosts(count: int) -> Iterator[list[Host]]:
         link = ("nsenter", "--target", switch, "--net", "ip", "link")
         call(*link, "add", "bridge0", "type", "bridge")
         call(*link, "set", "bridge0", "up")
+        call(*link, "set", "lo", "up")
+        call(*link[:-1], "address", "add", f"{HUB}/24", "dev", "bridge0")
         names = stack.enter_context(tempfile.NamedTemporaryFile("w", prefix="gen1-hosts-"))
         names.write("127.0.0.1 localhost\n" + "".join(f"{address(n)} host{n}\n" for n in range(count)))
         names.flush()

@@ -1,4 +1,5 @@
-"""A rank on one of the hosts: `python -m tests.cluster.rank HOST SETTINGS…` is gen1-train there. HOST is a process id.
+"""A rank on one of the hosts: `python -m tests.cluster.rank HOST SETTINGS…` is gen1-train there. HOST is the id of a
+process on it.
 
 The fork server, which starts it in a fraction of a second, is outside the hosts, so this process enters one. The rank
 can then start no processes of its own through the fork server, which would be outside again: give data.workers=0.
@@ -7,13 +8,14 @@ can then start no processes of its own through the fork server, which would be o
 import ctypes
 import importlib
 import os
+import signal
 import sys
 import time
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from tests.forkserver import LIBC
+from tests.forkserver import LIBC, PR_SET_PDEATHSIG
 
 SILENCE = "GEN1_TEST_SILENCE"  # a variable: seconds, in place of the product's minute
 HELD = "GEN1_TEST_HELD"  # a variable, PLACE:FOLDER: the rank makes FOLDER/held there, and waits for FOLDER/go
@@ -26,14 +28,19 @@ STEP = 6  # in which it is held in training, and after which in a checkpoint
 
 
 def enter(host: int) -> None:
-    """Continues in the namespaces of a host, in a new process; this one ends with its exit code."""
+    """Continues in the namespaces of a host, in a new process; this one passes signals on, and ends with it."""
+    folder = os.getcwd()
     files = [os.open(f"/proc/{host}/ns/{kind}", os.O_RDONLY) for kind in ("net", "uts", "pid", "mnt")]
     for file in files:
         if LIBC.setns(file, 0):
             raise OSError(ctypes.get_errno(), "the rank cannot enter the host")
         os.close(file)
+    os.chdir(folder)
     if child := os.fork():  # only a child is in the PID namespace
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, lambda number, _: os.kill(child, number))
         os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF)
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def shorten(silence: float) -> None:

@@ -12,20 +12,13 @@ from tests.cluster.hosts import hosts
 from tests.cluster.rank import HELD, SILENCE, STEP
 from tests.cluster.runs import EVERY, PORT, Ranks, settings
 from tests.forkserver import ColdPopen
-from tests.running import ENVIRONMENT, REPOSITORY, command, run_well
+from tests.running import ENVIRONMENT, REPOSITORY, command
 from tests.training.runs import assert_equal_to_the_bit, assert_same_run, folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 SECONDS = 6.0  # without a heartbeat, after which a machine counts as gone
 BOUND = SECONDS + 30.0  # within which all ranks have ended
-
-
-@pytest.fixture(scope="module")
-def root(run_root: Path) -> Path:
-    """The folder of all runs, with one on a single host."""
-    run_well("gen1_train.train", *settings(run_root, "straight"))
-    return run_root
 
 
 def test_torchrun_on_two_hosts_makes_what_two_processes_make_even_over_a_poor_network(root: Path) -> None:

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.ranks import free_ports
@@ -22,10 +23,15 @@ def missing() -> list[str]:
 
 
 class Cluster:
-    def __init__(self, base: Path) -> None:
-        """`base`: a new folder with a short path, because munge's socket is in it."""
+    def __init__(self, base: Path, enter: Sequence[str] = (), **variables: str) -> None:
+        """Args:
+        base: a new folder with a short path, because munge's socket is in it.
+        enter: what precedes the command lines of clients.
+        variables: more that cluster.sh reads.
+        """
         self.base = base
-        self._own = {"GEN1_CLUSTER": str(base), "GEN1_CLUSTER_PORTS": " ".join(map(str, free_ports(3)))}
+        self._enter = enter
+        self._own = {"GEN1_CLUSTER": str(base), "GEN1_CLUSTER_PORTS": " ".join(map(str, free_ports(3))), **variables}
         self.environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH"))
         }
@@ -45,7 +51,7 @@ class Cluster:
 
     def call(self, *command: str | Path, folder: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
         """Runs a command of a client of the cluster, with `more` variables in its environment."""
-        words = [str(word) for word in command]
+        words = [*self._enter, *(str(word) for word in command)]
         environment = {**self.environment, **more}
         return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import Cluster, missing
+from tests.slurm.station import Station
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +23,9 @@ def cluster() -> Iterator[Cluster]:
             yield cluster
         finally:
             cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def station(cluster: Cluster) -> Iterator[Station]:
+    with Station(cluster.base / "run" / "station") as station:
+        yield station

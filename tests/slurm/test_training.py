@@ -1,4 +1,8 @@
-"""Stages on a real Slurm of two nodes. They equal local runs."""
+"""Stages on a real Slurm of two nodes. They equal local runs.
+
+Importing takes most of the time of a start. So only those starts that a test ends in some way, and one that finishes,
+have fresh processes, as users' do; the processes of the others are forked.
+"""
 
 import os
 import re
@@ -17,6 +21,7 @@ from gen1_train.training.checkpoints.checkpoint import latest
 from tests.made import make_sample_with_levels, make_shard_set, make_stable_diffusion
 from tests.running import TRAIN, run_well
 from tests.slurm.cluster import ENDED, SCRIPTS, Cluster
+from tests.slurm.station import Station
 from tests.tensors_of import assert_same_tensors, tensors_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -24,10 +29,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 STEPS = {2: 2, 3: 2, 4: 16, 5: 2}
 SMALL = ["data.batch_clips=2", "ema.decays=[0.9]"]
 NODES = ("--nodes=2", "--mincpus=1")
+# A variable: the starts of a job, SCRIPT:RESTARTS, whose processes are fresh ones; those of all others are forked.
+COLD = "GEN1_TEST_COLD"
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def work(tmp_path_factory: pytest.TempPathFactory, station: Station) -> Path:
     """A shard set, a random Stable Diffusion, a site.env, and a folder from which jobs are submitted."""
     root = tmp_path_factory.mktemp("work")
     make_shard_set(root / "set", make=make_sample_with_levels)
@@ -36,7 +43,10 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest.save(root / "set")
     make_stable_diffusion(root / "sd")
     settings = [*TRAIN, *SMALL, f"data.root={root / 'set'}", "trainer.accelerator=cpu"]
-    (root / "site.env").write_text(f"GEN1_OVERRIDES=({' '.join(settings)})\nexport OMP_NUM_THREADS=1\n")
+    (root / "site.env").write_text(
+        f"GEN1_OVERRIDES=({' '.join(settings)})\nexport OMP_NUM_THREADS=1\n"
+        f'[[ " ${{{COLD}:-}} " == *" $stem:${{SLURM_RESTART_COUNT:-0}} "* ]] || GEN1_RUN=({station.prefix})\n'
+    )
     (root / "elsewhere").mkdir()
     return root
 
@@ -50,12 +60,16 @@ class Jobs:
         self.folder = work / "elsewhere"
         self.site = {"GEN1_SITE": str(work / "site.env"), "DS_ACCELERATOR": "cpu", "PATH": path_of_this_python()}
 
-    def stage4(self, name: str, *options: str, settings: tuple[str, ...] = ()) -> str:
-        """Submits a stage 4 that starts from the chain's stage 3, with the output folder `name`; returns its job id."""
+    def stage4(self, name: str, *options: str, settings: tuple[str, ...] = (), cold: int = 0) -> str:
+        """Submits a stage 4 that starts from the chain's stage 3, with the output folder `name`; returns its job id.
+
+        The processes of the first `cold` starts are fresh ones.
+        """
         steps = f"stage.steps={STEPS[4]}"
         start = f"init.checkpoint={self.run('chain', 3)}"
         script = [*options, SCRIPTS / "stage4.sh", f"output={self.work / name}", steps, start, *settings]
-        return self.cluster.submit(*script, folder=self.folder, **self.site)
+        site = {**self.site, COLD: " ".join(f"stage4:{restarts}" for restarts in range(cold))}
+        return self.cluster.submit(*script, folder=self.folder, **site)
 
     def run(self, name: str, stage: int = 4) -> Path:
         return self.work / name / "demo" / f"stage{stage}"
@@ -101,7 +115,8 @@ def jobs(cluster: Cluster, work: Path) -> Jobs:
     jobs = Jobs(cluster, work)
     settings = [f"output={work / 'chain'}", f"1:init.from={work / 'sd'}", "data.workers=0"]
     settings += [f"{stage}:stage.steps={count}" for stage, count in STEPS.items()]
-    result = cluster.call(SCRIPTS / "all.sh", *NODES, *settings, folder=jobs.folder, **jobs.site)
+    cold = {COLD: "stage4:0"}
+    result = cluster.call(SCRIPTS / "all.sh", *NODES, *settings, folder=jobs.folder, **jobs.site, **cold)
     assert result.returncode == 0, result.stderr
     chain = re.findall(r"stage (\d): job (\d+)", result.stdout)
     assert [stage for stage, _ in chain] == ["1", "2", "3", "4", "5"]
@@ -111,7 +126,7 @@ def jobs(cluster: Cluster, work: Path) -> Jobs:
 
 
 def test_two_nodes_make_what_two_processes_make(jobs: Jobs):
-    """Here, all processes of the chain are fresh ones; the local ones are forks, and have loader workers."""
+    """All processes of stage 4 of the chain are fresh ones; the local ones are forks, and have loader workers."""
     for stage in range(1, 6):
         checkpoint = latest(jobs.run("chain", stage))
         assert checkpoint is not None and checkpoint.info.finished
@@ -125,7 +140,7 @@ def test_two_nodes_make_what_two_processes_make(jobs: Jobs):
 
 def test_a_job_is_stopped_before_its_time_limit_and_resumes(jobs: Jobs):
     """Two ranks on the two GPUs of one node; the signal is the one that --signal sends to the batch shell."""
-    job = jobs.stage4("signalled", "--gpus-per-node=2", "--cpus-per-gpu=1")
+    job = jobs.stage4("signalled", "--gpus-per-node=2", "--cpus-per-gpu=1", cold=1)
     jobs.wait_for_rows("signalled", job)
     assert jobs.cluster.call("scancel", "--batch", "--signal=USR1", job).returncode == 0
     jobs.assert_equals("signalled", job, restarts=1)
@@ -135,7 +150,7 @@ def test_a_job_is_stopped_before_its_time_limit_and_resumes(jobs: Jobs):
     assert [re.search(rf'"job": "{job}", "restarts": "(\d)"', start)[1] for start in starts] == ["0", "1"]  # type: ignore[index]
 
 
-def test_a_real_time_limit_and_scancel(jobs: Jobs):
+def test_a_real_time_limit_and_scancel(jobs: Jobs, station: Station):
     endless = ("stage.steps=100000", "checkpoint.every=1000")
     job = jobs.stage4("endless", *NODES, "--time=60", "--signal=B:USR1@60", settings=endless)
     jobs.wait_for_rows("endless", job)
@@ -147,7 +162,7 @@ def test_a_real_time_limit_and_scancel(jobs: Jobs):
     assert jobs.cluster.call("scancel", job).returncode == 0
     assert jobs.cluster.wait(job)["JobState"] == "CANCELLED"
     checkpoint = latest(jobs.run("endless"))
-    assert checkpoint is not None and checkpoint.info.step > rows and not ranks_of(job)
+    assert checkpoint is not None and checkpoint.info.step > rows and not ranks_of(job) and not station.running(job)
     assert jobs.log(job).count("asked to stop by SIGUSR1") == jobs.log(job).count("asked to stop by SIGTERM") == 1
 
 
@@ -156,7 +171,7 @@ def test_preemption_and_a_dead_node_put_a_job_back_into_the_queue(jobs: Jobs):
 
     Then slurmd, its step and its rank on the second node are killed at once; the node comes back later.
     """
-    job = jobs.stage4("preempted", *NODES, settings=("checkpoint.every=5",))
+    job = jobs.stage4("preempted", *NODES, settings=("checkpoint.every=5",), cold=2)
     jobs.wait_for_rows("preempted", job)
     assert jobs.cluster.call("scontrol", "requeue", job).returncode == 0
     stopped = re.compile(r"was stopped after step (\d+)")
@@ -223,9 +238,13 @@ def test_a_chain_with_a_mistake_is_not_submitted(jobs: Jobs):
 
 
 @pytest.mark.parametrize(("script", "options"), [("stage1.sh", []), ("stage4.sh", []), ("all.sh", ["--stages=1,2"])])
-def test_scripts_can_be_tried_without_a_job(cluster: Cluster, tmp_path: Path, script: str, options: list[str]):
+def test_scripts_can_be_tried_without_a_job(
+    cluster: Cluster, station: Station, tmp_path: Path, script: str, options: list[str]
+):
+    site = cluster.base / "site.env"
+    site.write_text(f"GEN1_RUN=({station.prefix})\nexport DS_ACCELERATOR=cpu OMP_NUM_THREADS=1\n")
     call = [SCRIPTS / script, "--test-only", *options, "data.root=somewhere"]
-    result = cluster.call(*call, folder=tmp_path, PATH=path_of_this_python())
+    result = cluster.call(*call, folder=tmp_path, GEN1_SITE=str(site))
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("to start at") == (2 if options else 1)
     assert not list(tmp_path.iterdir())
