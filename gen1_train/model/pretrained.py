@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from gen1_train.errors import UserError
 from gen1_train.model.unet import UNetConfig
@@ -31,7 +32,8 @@ MAY_DIFFER = (
     "kernels",
 )
 INPUT = "conv_in.weight"  # widened from stage 4 on, for the structure
-NEW = ("content_projection", "temporal", "input")  # what a UNet may add to its predecessor
+POSITIONS = ".positions"  # the end of the name of the learned frame positions of a temporal transformer block
+NEW = ("content_projection", "temporal", "input", "positions")  # what a UNet may add to its predecessor
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,13 @@ class WeightReport:
     widened: list[str]  # copied into the first input channels; the new channels are zero
     new: list[str]  # as initialized
     origins: dict[str, Origin]  # of the copied and widened weights
+    stretched: list[str] = field(default_factory=list)  # frame positions, see `stretch`
     unused: dict[str, int] = field(default_factory=dict)  # number of tensors not read, by the first part of the name
     assumed: tuple[str, ...] = ()  # config fields that the source does not specify: by Stable Diffusion's convention
 
     def summary(self) -> str:
         """One line for the user."""
-        loaded = [self.origins[name] for name in (*self.copied, *self.widened)]
+        loaded = [self.origins[name] for name in (*self.copied, *self.widened, *self.stretched)]
         dtypes = " and ".join(sorted({origin.dtype for origin in loaded} - {"float32"}))
         groups = {name: count for name, count in self.unused.items() if count > 1}
         single = len(self.unused) - len(groups)
@@ -65,13 +68,14 @@ class WeightReport:
         return (
             f"weights from {self.source}: {len(self.copied)} copied{f' from {dtypes}' if dtypes else ''}, "
             f"{len(self.widened)} widened with zeros, {len(self.new)} new"
+            + (f", {len(self.stretched)} stretched to more frames" if self.stretched else "")
             + (f"; not used: {', '.join(unused)}" if unused else "")
             + (f"; {' and '.join(self.assumed)}: not specified, Stable Diffusion's are assumed" if self.assumed else "")
         )
 
     def to_json(self) -> str:
         """Returns the whole report, for the run folder; `parameters` has one line per parameter of the UNet."""
-        kinds = {"copied": self.copied, "widened": self.widened, "new": self.new}
+        kinds = {"copied": self.copied, "widened": self.widened, "stretched": self.stretched, "new": self.new}
         rows = {
             name: {"how": kind, **(asdict(self.origins[name]) if name in self.origins else {})}
             for kind, names in kinds.items()
@@ -119,8 +123,9 @@ def load_weights(
 ) -> WeightReport:
     """Loads the weights of a predecessor into a UNet, or with may_be_new=() those of the same network.
 
-    Only the temporal layers and the content projection may be new, and only the input convolution may differ in shape:
-    it may gain input channels, which start at zero, so that the output does not change. `may_be_new` lists which of
+    Only the temporal layers and the content projection may be new, and only two kinds of weights may differ in shape.
+    The input convolution may gain input channels, which start at zero, so that the output does not change. The
+    positions of frames may become more, see `stretch`. `may_be_new` lists which of
     these (NEW) are allowed. `origins` is for the report; by default each weight has its own name in the file `source`.
     Raises UserError, without changing the network, if any other weight is missing, unexpected, of another shape or not
     finite.
@@ -131,18 +136,22 @@ def load_weights(
     new = [k for k in expected if k not in weights and any(kind(k) for kind in allowed)]
     common = [k for k in expected if k in weights]
     widened = [k for k in common if "input" in may_be_new and k == INPUT and _widens(weights[k], expected[k])]
-    check_keys(expected, weights, source, new, widened)
+    stretched = [k for k in common if "positions" in may_be_new and k.endswith(POSITIONS)]
+    stretched = [k for k in stretched if _lengthens(weights[k], expected[k])]
+    check_keys(expected, weights, source, new, [*widened, *stretched])
     broken = [k for k in common if not weights[k].isfinite().all()]
     if broken:
         raise UserError(f"{len(broken)} weights in {source} are not finite ({listed(broken)}); fetch or train it again")
-    state = {k: weights[k] for k in common if k not in widened}
+    state = {k: weights[k] for k in common if k not in (*widened, *stretched)}
     for k in widened:
         state[k] = torch.zeros_like(expected[k])
         state[k][:, : weights[k].shape[1]] = weights[k]
+    state |= {k: stretch(weights[k], len(expected[k])) for k in stretched}
     network.load_state_dict(state, strict=False)  # checked above: all keys are common or declared new
     if origins is None:
         origins = {k: Origin(k, Path(source).name, dtype_name(weights[k])) for k in common}
-    return WeightReport(source, [k for k in common if k not in widened], widened, new, origins)
+    copied = [k for k in common if k not in (*widened, *stretched)]
+    return WeightReport(source, copied, widened, new, origins, stretched)
 
 
 def build_for(build: Callable[[], Network], weights: Mapping[str, Tensor], source: str) -> Network:
@@ -187,6 +196,19 @@ def check_keys(
         raise UserError(
             f"the weights in {source} do not fit this model ({'; '.join(problems)}); check model= and the path"
         )
+
+
+def stretch(positions: Tensor, frames: int) -> Tensor:
+    """Interpolates the learned positions of frames (n, c) to (frames, c): the first and the last stay where they are.
+
+    A longer clip then moves through the same positions more slowly. Equal numbers of frames give equal values. Ours.
+    """
+    columns = positions.double().T[None]
+    return interpolate(columns, size=frames, mode="linear", align_corners=True)[0].T.to(positions.dtype)
+
+
+def _lengthens(old: Tensor, new: Tensor) -> bool:
+    return old.ndim == new.ndim == 2 and 0 < old.shape[0] < new.shape[0] and old.shape[1] == new.shape[1]
 
 
 def _widens(old: Tensor, new: Tensor) -> bool:

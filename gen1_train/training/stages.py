@@ -160,7 +160,13 @@ def build_unet(
     check_same_family(config, read_recorded(start).unet, str(start.path))
     unet = SpatioTemporalUNet(config)
     file = str(start.path / start.weights_file(init.weights))
-    return unet, load_weights(unet, start.weights(init.weights), file, stage.new)
+    report = load_weights(unet, start.weights(init.weights), file, stage.new)
+    if report.stretched and set(stage.resets) != set(RESETS):
+        raise UserError(
+            f"model.max_frames={model.max_frames}, but {start.path} has fewer: its optimizer and averages do not fit "
+            f"the stretched positions; use stage.resets=[{','.join(RESETS)}]"
+        )
+    return unet, report
 
 
 def _from_stable_diffusion(

@@ -76,6 +76,30 @@ def test_stage_5_and_a_resumed_run_copy_everything() -> None:
     assert torch.equal(after(*example), before(*example))
 
 
+@pytest.mark.parametrize("frames", [8, 9, 15, 16])
+def test_longer_clips_move_through_the_same_positions(frames: int) -> None:
+    before, after = random_unet(GUIDED), random_unet(replace(GUIDED, max_frames=frames), seed=1)
+    perturb(before)
+    report = load_weights(after, before.state_dict(), "stage4")
+    names = [k for k in after.state_dict() if k.endswith(".positions")]
+    assert report.stretched == (names if frames > 8 else []) and report.new == report.widened == []
+    assert ("stretched to more frames" in report.summary()) == (frames > 8)
+    for name in names:
+        old, new = before.state_dict()[name], after.state_dict()[name]
+        assert new.shape == (frames, old.shape[1])
+        torch.testing.assert_close(new[[0, -1]], old[[0, -1]], rtol=0, atol=1e-12)
+        if frames == 15:  # each second one is an old one, and the others are between two
+            torch.testing.assert_close(new[::2], old, rtol=0, atol=1e-12)
+            torch.testing.assert_close(new[1::2], (old[1:] + old[:-1]) / 2, rtol=0, atol=1e-12)
+
+
+def test_positions_are_neither_cut_off_nor_stretched_where_nothing_may_be_new() -> None:
+    longer, shorter = replace(GUIDED, max_frames=16), GUIDED
+    for old, new, kinds in ((longer, shorter, ("positions",)), (shorter, longer, ()), (shorter, longer, ("input",))):
+        with pytest.raises(UserError, match=r"of another shape: .*positions is"):
+            load_weights(random_unet(new), random_unet(old).state_dict(), "stage4", may_be_new=kinds)
+
+
 @pytest.mark.parametrize(("old", "new"), [("IMAGE", "VIDEO"), ("VIDEO", "GUIDED")])
 def test_a_resumed_run_and_an_editor_accept_no_new_weights(old: str, new: str) -> None:
     """Their checkpoint is of the same model: missing temporal layers mean that it is damaged."""

@@ -16,6 +16,7 @@ from gen1_train.training.ready import prepare
 from gen1_train.training.run import train
 from gen1_train.training.stage_callbacks import trained_frames
 from gen1_train.training.stages import RESETS, read_recorded
+from tests.made import make_shard_set
 from tests.tensors_of import assert_same_tensors
 from tests.training.alone import config, last, make_start
 
@@ -130,3 +131,22 @@ def test_the_dials_of_a_run_are_recorded_and_its_resume_follows_them(root: Path)
     straight.diffusion, straight.optim = settings.diffusion, settings.optim
     train(straight)
     assert_same_tensors(checkpoint.path, last(root, "dials-straight"))
+
+
+@pytest.mark.slow
+def test_a_stage_may_have_longer_clips_than_its_predecessor(root: Path, tmp_path: Path) -> None:
+    train(config(root, "short", steps=1))
+    longer = config(tmp_path, "long", steps=1)
+    longer.stage = replace(longer.stage, name="4", predecessor="3", new=["positions"])
+    longer.model = replace(longer.model, max_frames=12)
+    longer.data.root = str(make_shard_set(tmp_path / "set", images=60, frames=12))
+    longer.init.checkpoint = str(last(root, "short"))
+    train(longer)
+    found = latest(Path(longer.output) / longer.name / "stage4")
+    assert found is not None and read_recorded(found).window == 12
+    longer.name, longer.stage.resets = "kept", ["ema"]
+    longer.init.weights = "raw"
+    with pytest.raises(
+        UserError, match=r"model\.max_frames=12, but .* has fewer: .* use stage\.resets=\[optimizer,ema\]"
+    ):
+        train(longer)
