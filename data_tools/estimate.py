@@ -71,7 +71,7 @@ class Estimators(Networks):
                 **common,
             },
             "clip": {
-                "config": asdict(self.recipe.clip),
+                "config": self.recipe.clip.record(),
                 "fingerprint": self.clip.fingerprint,
                 "architecture": self.clip.architecture,
                 "width": width,

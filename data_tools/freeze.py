@@ -44,6 +44,7 @@ PACKAGES = (
     "diffusers",
     "transformers",
     "open_clip_torch",
+    "ai-edge-litert",
     "webdataset",
 )
 

@@ -21,6 +21,7 @@ from data_tools.estimate import LAYERS, Estimators
 from gen1_train.batch import Pool, Sample, SampleError, encode_sample, latent_level, validate
 from gen1_train.system.processes import cores
 
+EMPTY_FRAMES = "empty_frames"  # in a sample's meta: how many of its frames have a structure of only 0
 AHEAD = 3  # batches that may be in progress at a time
 
 
@@ -44,6 +45,7 @@ class ProcessedClip:
     clip: Clip
     members: dict[str, bytes] = field(default_factory=dict)
     error: SampleError | None = None
+    empty_frames: int | None = None  # with a structure of only 0; None: not counted, see `StructureEstimator.subject`
 
 
 class Pipeline:
@@ -136,7 +138,8 @@ class Pipeline:
             kept = clip.kept
             if sample.structure_latent is not None:  # of another structure or autoencoder, or at more t_s than now
                 kept = {name: data for name, data in kept.items() if latent_level(name.removesuffix(".npy")) is None}
-            return ProcessedClip(clip, {**kept, **encode_sample(sample, self.jpeg_quality)})
+            members = {**kept, **encode_sample(sample, self.jpeg_quality)}
+            return ProcessedClip(clip, members, empty_frames=(sample.meta or {}).get(EMPTY_FRAMES))
         except SampleError as error:
             return ProcessedClip(clip, error=error)
 
@@ -153,6 +156,9 @@ class Pipeline:
             structure, extent = result
             kind, normalise = estimators.recipe.structure, estimators.structure.normalisation
             sample.meta = {**clip.meta, "structure": kind, "normalise": normalise, "structure_range": extent}
+            sample.meta.pop(EMPTY_FRAMES, None)  # of an earlier structure
+            if estimators.structure.subject is not None:
+                sample.meta[EMPTY_FRAMES] = int((~structure.any(axis=(1, 2))).sum())
             sample.structure = structure
         if structure is not None and estimators.recipe.latents and {"structure", "latents"} & set(self.layers):
             levels = range(estimators.recipe.stored_level + 1)

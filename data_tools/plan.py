@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data_tools.failures import Failure
-from data_tools.recipe import ABSENT, RecipeConfig
+from data_tools.recipe import RecipeConfig, recipe_from_dict
 from data_tools.source.examine import MediaFile, examine
 from data_tools.source.locations import Scan, Source, SourceFile
 from gen1_train.errors import UserError
@@ -144,7 +144,7 @@ def hash_inputs(recipe: dict[str, Any], scan: Scan) -> str:
 def load_fitting(output: Path, recipe: RecipeConfig) -> Plan:
     """Returns the plan in the output folder. Raises UserError if it is missing, or was made by another recipe."""
     plan = Plan.load(output)
-    planned, given = {**ABSENT, **plan.recipe}, asdict(recipe)
+    planned, given = asdict(recipe_from_dict(plan.recipe, str(output / PLAN))), asdict(recipe)
     if planned != given:
         first = next((name for name in given if planned.get(name) != given[name]), "recipe")
         raise UserError(

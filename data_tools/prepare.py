@@ -19,6 +19,7 @@ from data_tools.recipe import RecipeConfig
 from data_tools.sets.report import REPORT, write_report
 from data_tools.source.locations import Source
 from data_tools.source.sources import open_source
+from data_tools.stats import Stats
 from data_tools.task import STAGING, discard_task, is_done, load_result
 from data_tools.workers import Settings, do_tasks
 from gen1_train.cli.app import run_app
@@ -276,6 +277,8 @@ def finish(manifest: Manifest, plan: Plan, output: Path) -> int:
     if losses:
         logger.info(f"{len(failed)} failed, {len(losses) - len(failed)} dropped; all in {output / FAILURES}")
     log_failures(failed)
+    if empty := Stats.load(output).empty_structure(manifest.estimators):
+        logger.warning(empty)
     if transient := sum(failure.transient for failure in failed):
         logger.info(
             f"another try may fix {transient} of the failures: remove the cause and run the same command with "

@@ -10,6 +10,7 @@ from gen1_train.frozen.autoencoder import AutoencoderConfig
 from gen1_train.frozen.clip import ClipConfig
 from gen1_train.frozen.depth import DepthConfig
 from gen1_train.frozen.edges import EdgesConfig
+from gen1_train.frozen.face import FaceConfig
 from gen1_train.frozen.structure import STRUCTURES
 from gen1_train.system.records import make_record
 from gen1_train.video.decoding.frames import DECODERS
@@ -28,7 +29,7 @@ class RecipeConfig:
     max_enlargement: float = 2.0  # a file that would have to be enlarged more than this is dropped
     # decord takes damaged frames for good ones, PyAV notices most of them; their good frames are equal
     decoders: list[str] = field(default_factory=lambda: list(DECODERS))  # tried in this order until one can read it
-    structure: str = "depth"  # structure of a clip that the model is conditioned on: depth or edges
+    structure: str = "depth"  # structure of a clip that the model is conditioned on: depth, edges or face
     latents: bool = True  # store the autoencoder's latents; without them training encodes in every step
     structure_levels: int = MAX_LEVEL  # highest t_s of stored structure latents; 0: stage 5 encodes in every step
     jpeg_quality: int = 95  # of the stored frames, 1..100
@@ -38,6 +39,7 @@ class RecipeConfig:
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)  # the network that encodes latents
     depth: DepthConfig = field(default_factory=DepthConfig)  # the network that estimates depth
     edges: EdgesConfig = field(default_factory=EdgesConfig)  # thresholds of Canny edges, for recipe.structure=edges
+    face: FaceConfig = field(default_factory=FaceConfig)  # contours of faces, for recipe.structure=face
     clip: ClipConfig = field(default_factory=ClipConfig)  # the network of the content's embeddings
 
     @property
@@ -52,7 +54,7 @@ class RecipeConfig:
 
     def check(self) -> None:
         """Raises UserError for a setting that cannot be; the message names it and the remedy."""
-        for section in (self.cut, self.autoencoder, self.depth, self.edges, self.clip):
+        for section in (self.cut, self.autoencoder, self.depth, self.edges, self.face, self.clip):
             section.check()
         check_choice("recipe.stills", self.stills, STILLS)
         check_choice("recipe.structure", self.structure, tuple(STRUCTURES))

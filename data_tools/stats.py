@@ -8,7 +8,7 @@ import json
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from gen1_train.system.files import write_atomically
 from gen1_train.system.records import read_json
 
 STATS = "stats.json"
-FORMAT = 1
+FORMAT = 2
+ADDED = {"structure_frames": 0, "empty_frames": 0}  # fields that format 1 lacks
 MEMBER_KINDS = (
     "frame",
     "structure",
@@ -78,6 +79,8 @@ class Stats:
     images: int = 0  # files used
     milliseconds: int = 0  # of video decoded
     captioned: int = 0  # samples with a caption
+    structure_frames: int = 0  # frames of which it was counted whether their structure is empty
+    empty_frames: int = 0  # those without any structure: in face, frames without a face
     samples: Counter[str] = field(default_factory=Counter)  # clips or images, by pool
     decoders: Counter[str] = field(default_factory=Counter)  # clips, by decoder
     bytes: Counter[str] = field(default_factory=Counter)  # of the members, by kind (MEMBER_KINDS)
@@ -108,6 +111,26 @@ class Stats:
             self.motions.add(motion)
         for name, size in member_bytes.items():
             self.bytes[member_kind(name)] += size
+
+    def add_structure(self, frames: int, empty: int | None) -> None:
+        """Counts a sample's frames and those with an empty structure; None: it is of a kind that always has values."""
+        if empty is not None:
+            self.structure_frames += frames
+            self.empty_frames += empty
+
+    def empty_structure(self, estimators: Mapping[str, Mapping[str, Any]]) -> str | None:
+        """Returns a clause about the frames without any structure, or None if there are none.
+
+        `estimators`: those of the set's manifest, which name its kind of structure.
+        """
+        if not self.empty_frames:
+            return None
+        kind = estimators.get("structure", {}).get("kind", "structure")
+        share = self.empty_frames / max(1, self.structure_frames)
+        return (
+            f"{self.empty_frames:,} of {self.structure_frames:,} frames ({share:.0%}) have no {kind}: their structure "
+            "is empty, and the model learns nothing from it"
+        )
 
     def add_failure(self, failure: Failure) -> None:
         """Counts a lost file or span: as a failure, or as a drop if nothing was wrong with it."""
@@ -150,6 +173,8 @@ class Stats:
         stats = cls()
         expected = {"format", *vars(stats)}
         version = content.get("format") if isinstance(content, dict) else None
+        if version == 1:
+            content, version = {**ADDED, **content}, FORMAT
         if type(version) is int and version > FORMAT:
             raise ValueError(f"made by a newer gen1-train, format {version}: update gen1-train")
         if not isinstance(content, dict) or set(content) != expected or version != FORMAT:

@@ -17,7 +17,7 @@ from omegaconf import MISSING
 
 from data_tools.estimate import LAYERS, Estimators
 from data_tools.failures import FAILURES, read_failures, to_lines
-from data_tools.pipeline import Clip, Pipeline, ProcessedClip
+from data_tools.pipeline import EMPTY_FRAMES, Clip, Pipeline, ProcessedClip
 from data_tools.recipe import RecipeConfig, recipe_from_dict
 from data_tools.sets.report import write_report
 from data_tools.stats import Stats, member_kind
@@ -36,7 +36,7 @@ from gen1_train.system.files import own_folder, write_atomically
 
 STARTED = "refresh.json"  # in the output until it is finished: which layer of which set is being recomputed
 SECTIONS = {  # layer -> sections of the recipe that the new set takes from the given recipe
-    "structure": ("structure", "depth", "edges"),
+    "structure": ("structure", "depth", "edges", "face"),
     "clip": ("clip",),
     "latents": ("autoencoder", "latents", "structure_levels"),
 }
@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 class RefreshConfig:
     source: str = MISSING  # the frozen set
     output: str = MISSING  # folder of the new set
-    layer: str = MISSING  # structure (and its latent; or by its kind: depth, edges), clip (images and texts), latents
+    layer: str = MISSING  # structure (and its latent; or its kind: depth, edges, face), clip (images, texts), latents
     recipe: RecipeConfig = field(default_factory=RecipeConfig)  # only the sections of the layer are used
     device: str = "auto"  # of the networks: cpu, cuda, or auto: a GPU if there is one
     precision: str = "auto"  # of the networks: fp32, fp16, bf16, or auto: fp16 on a GPU, else fp32
@@ -92,7 +92,7 @@ def run(config: RefreshConfig) -> int:
     try:
         begin_output(output, {"source": old.hash, "layer": config.layer, "estimators": description})
         pools = refresh(source, output, old, estimators, config.layer)
-        write_statistics(source, output, pools)
+        write_statistics(source, output, pools, new_structure=config.layer == "structure")
         Manifest(pools, asdict(recipe), description, old.plan, old.versions, refreshed).save(output)
         (output / STARTED).unlink(missing_ok=True)
     except SampleError as error:
@@ -102,6 +102,9 @@ def run(config: RefreshConfig) -> int:
             f"output={output} cannot be written ({error.strerror or error}): run it again, what is finished is kept"
         ) from error
     logger.info(f"frozen: {output / MANIFEST} (layer {config.layer} recomputed from {source})")
+    with suppress(UserError):  # a set that was made elsewhere has no statistics
+        if empty := Stats.load(output).empty_structure(description):
+            logger.warning(empty)
     logger.info(f"report: {write_report(output)}")
     return 0
 
@@ -109,12 +112,15 @@ def run(config: RefreshConfig) -> int:
 def check_finished(output: Path, old: Manifest, recipe: RecipeConfig, layer: str) -> None:
     """Raises UserError if the finished set in `output` is not the one that would be made."""
     finished = Manifest.load(output)
-    if finished.refreshed.get(layer) != old.hash or finished.recipe != asdict(recipe):
+    if finished.refreshed.get(layer) != old.hash or recipe_from_dict(finished.recipe, str(output)) != recipe:
         raise UserError(f"output={output} holds another set: name another output, or remove it")
 
 
-def write_statistics(source: Path, output: Path, pools: dict[str, PoolShards]) -> None:
-    """Writes failures.jsonl and stats.json: those of the old set, with the bytes counted again. Raises OSError."""
+def write_statistics(source: Path, output: Path, pools: dict[str, PoolShards], new_structure: bool) -> None:
+    """Writes failures.jsonl and stats.json: those of the old set, with the bytes counted again.
+
+    With a `new_structure`, so are the frames without any. Raises OSError, and SampleError for a damaged sample.
+    """
     if (source / FAILURES).exists():  # not a copy of the file, which may be a link to any other one
         try:
             write_atomically(output / FAILURES, to_lines(read_failures(source)))
@@ -123,11 +129,23 @@ def write_statistics(source: Path, output: Path, pools: dict[str, PoolShards]) -
     with suppress(UserError):  # a set that was made elsewhere has no statistics
         stats = Stats.load(source)
         stats.bytes.clear()
-        for shard in (shard for pool in pools.values() for shard in pool.shards):
-            for entry in read_index(output / "shards" / shard.name):
-                for name, (_, size, _) in entry.members.items():
-                    stats.bytes[member_kind(name)] += size
+        if new_structure:
+            stats.structure_frames = stats.empty_frames = 0
+        for pool in pools.values():
+            for shard in pool.shards:
+                count_members(output / "shards" / shard.name, pool.pool, stats, new_structure)
         stats.save(output)
+
+
+def count_members(tar: Path, pool: Pool, stats: Stats, new_structure: bool) -> None:
+    """Counts the bytes of a shard's members and, with a `new_structure`, its frames without any. Raises as above."""
+    with OpenFile(tar) as file:
+        for entry in read_index(tar):
+            for name, (_, size, _) in entry.members.items():
+                stats.bytes[member_kind(name)] += size
+            if new_structure:
+                meta = decode_sample(entry.key, read_members(file, entry, ["meta.json"]), pool).meta
+                stats.add_structure(pool.frames, (meta or {}).get(EMPTY_FRAMES))
 
 
 def new_recipe(old: Manifest, config: RefreshConfig) -> RecipeConfig:

@@ -25,8 +25,10 @@ class Frames(Protocol):
 class ClipStructure:
     """The estimated structure of a video: raw on disk, normalized over all frames as one clip when it is read."""
 
-    def __init__(self, raw_frames: Spool, span: Span, estimator: StructureEstimator) -> None:
+    def __init__(self, raw_frames: Spool, span: Span, estimator: StructureEstimator, empty_frames: int = 0) -> None:
+        """`empty_frames`: how many frames lack the `subject` of the estimator."""
         self.estimator = estimator
+        self.empty_frames = empty_frames
         self._raw_frames = raw_frames
         self._span = span
 

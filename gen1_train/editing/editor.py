@@ -31,7 +31,6 @@ from gen1_train.editing.spool import Spool
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder
 from gen1_train.frozen.clip import ClipEncoder
-from gen1_train.frozen.loading import check_fingerprint
 from gen1_train.frozen.networks import Networks
 from gen1_train.frozen.structure import StructureEstimator
 from gen1_train.model.compiling import compile_layers
@@ -256,15 +255,18 @@ class Gen1Editor:
         """
         raw_frames = Spool()
         spans = []
+        empty_frames = 0
         for part in chunks(len(frames)):
             with self.formats.estimators(self.device):
                 raw = self.structure_estimator(torch.from_numpy(frames[part]))
+            if self.structure_estimator.subject is not None:
+                empty_frames += int((~raw.flatten(1).any(dim=1)).sum())
             spans.append(self.structure_estimator.normalise(raw)[1])
             for frame in raw.numpy():
                 raw_frames.append(frame)
             on_frames(len(raw))
         lows, highs = zip(*spans)
-        return ClipStructure(raw_frames, (min(lows), max(highs)), self.structure_estimator)
+        return ClipStructure(raw_frames, (min(lows), max(highs)), self.structure_estimator, empty_frames)
 
     def scene(
         self, frames: Frames, structure: "ClipStructure", sampling: SamplingConfig, mask: Frames | None = None
@@ -347,7 +349,12 @@ def open_prior(checkpoint: Checkpoint, path: str | Path | None, device: torch.de
     if path is None:
         return None
     prior = read_prior(Path(path), device)
-    check_fingerprint("CLIP model", checkpoint.info.estimators["clip"]["fingerprint"], prior.clip, f"the prior {path}")
+    clip = checkpoint.info.estimators["clip"]
+    if clip["fingerprint"] != prior.clip["fingerprint"]:
+        raise UserError(
+            f"the prior {path} was trained with the CLIP {prior.clip['config']}, and {checkpoint.path} with "
+            f"{clip['config']} (their fingerprints differ): give prior= of one that was trained on the same data"
+        )
     return prior
 
 

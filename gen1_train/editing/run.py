@@ -1,7 +1,7 @@
 """Edits from files to files: a video of any length and size, and its edits."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
@@ -82,7 +82,10 @@ def edit_files(
     for edit in edits:
         editor.check(edit.sampling)
     contents = [editor.content(edit.prompt, example, edit.image_share, edit.sampling.seed) for edit in edits]
-    negative = editor.content(config.negative_prompt) if config.negative_prompt is not None else None
+    negatives: dict[int, Tensor] = {}  # seed -> the content of the negative prompt
+    if config.negative_prompt is not None:
+        for seed in {edit.sampling.seed for edit in edits}:
+            negatives[seed] = editor.content(config.negative_prompt, seed=seed)
     size = choose_bucket(config, editor, source.info)
     with ExitStack() as stack:
         frames = stack.enter_context(Spool())
@@ -91,12 +94,21 @@ def edit_files(
             write(input_output, one_by_one(frames), footage, on_progress)
         with frame_counter("estimating structure", len(frames), on_progress, keep=False) as count:
             structure = stack.enter_context(editor.structure(frames, on_frames=count))
+        if empty := structure.empty_frames:
+            subject = structure.estimator.subject
+            logger.warning(
+                "input=%s: %d of %d frames have no %s: the model sees no structure there",
+                config.input,
+                empty,
+                len(frames),
+                subject,
+            )
         mask = None
         if config.mask is not None:
             mask = stack.enter_context(Spool())
             fill_mask(mask, config.mask, structure, footage)
         run = Run(editor, footage, structure, mask)
-        latents = run.sample(edits, contents, negative, outputs[0].name, on_progress)
+        latents = run.sample(edits, contents, negatives, outputs[0].name, on_progress)
         if config.structure_output is not None:
             seen = structure_pictures(structure, edits[0].sampling.t_s)
             write(Path(config.structure_output), seen, footage, on_progress)
@@ -217,11 +229,14 @@ class Run:
         self,
         edits: list[Variant],
         contents: list[Tensor],
-        negative: Tensor | None,
+        negatives: Mapping[int, Tensor],
         title: str,
         on_progress: OnProgress | None = None,
     ) -> list[Tensor]:
-        """Returns the latents of each edit, (n, c, h, w). Edits that differ only in content are sampled together."""
+        """Returns the latents of each edit, (n, c, h, w). Edits that differ only in content are sampled together.
+
+        `negatives`: seed -> the content (d,) that edits of that seed lead away from; empty without a negative prompt.
+        """
         n = len(self.footage.frames)
         groups = [list(group) for _, group in groupby(zip(edits, contents), lambda pair: pair[0].sampling)]
         step_frames: list[int] = []  # that go through the network, in each step of each group
@@ -235,6 +250,7 @@ class Run:
                 sampling = group[0][0].sampling
                 scene = self.editor.scene(self.footage.frames, self.structure, sampling, self.mask)
                 together = torch.stack([content for _, content in group])
+                negative = negatives.get(sampling.seed)
                 videos += self.editor.sample(scene, together, sampling, negative, on_frames=count)
         return videos
 

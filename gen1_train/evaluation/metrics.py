@@ -27,8 +27,8 @@ class Metric:
 
 
 METRICS = {
-    "frame_consistency": Metric("frame consistency", True, "CLIP cosine of consecutive frames"),
-    "prompt_consistency": Metric("prompt consistency", True, "CLIP cosine of frames and prompt"),
+    "frame_consistency": Metric("frame consistency", True, "CLIP cosine of consecutive frames, as CLIP crops them"),
+    "prompt_consistency": Metric("prompt consistency", True, "CLIP cosine of frames, as CLIP crops them, and prompt"),
     "structure_correlation": Metric("structure correlation", True, "of the output's structure with the input's"),
     "structure_error": Metric("structure error", False, "after alignment, in shares of the input's range"),
     "warp_error": Metric("warp error", False, "along the input's optical flow, of pixels in [0, 1]"),

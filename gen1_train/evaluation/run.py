@@ -85,7 +85,7 @@ class Evaluator:
         return self.editor(source.frames, **source.content, sampling=sampling)
 
     def _measure(self, edited: np.ndarray, source: Input) -> dict[str, float | None]:
-        embeddings = self.editor.clip.images(edited)
+        embeddings = self.editor.clip.images(edited, own=True)  # comparable, whatever the fit of the content
         structure = self.editor.structure_estimator(torch.from_numpy(edited))
         correlation, error = metrics.structure_fidelity(structure, source.structure)
         return {

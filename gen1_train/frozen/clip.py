@@ -3,7 +3,7 @@
 import hashlib
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gen1_train.errors import check_positive
+from gen1_train.errors import UserError, check_choice, check_positive
+from gen1_train.frozen.fit import FITS, mean_color, preprocessing
 from gen1_train.frozen.loading import architecture, fingerprint, finite, load_frozen
 from gen1_train.frozen.plain import HUB, find_source, hub_file, only, plain, plain_folder, read_config
 from gen1_train.system.packages import SCHEME, locate
@@ -99,10 +100,19 @@ class ClipConfig:
     model: str = "ViT-L-14-quickgelu"  # open_clip's name, or local-dir:FOLDER, in the working folder or a package
     pretrained: str | None = "openai"  # open_clip's tag, or a .safetensors file; null for local-dir
     chunk: int = 64  # frames per call of the tower; bounds memory, changes values by rounding only
+    # how a frame becomes the tower's square: crop (the middle), pad (borders of the mean color), squash (without its
+    # aspect), see frozen.fit; null: as the model's own preprocessing does, crop for OpenAI's, and in records without it
+    fit: str | None = None
 
     def check(self) -> None:
         """Raises UserError for a setting that is out of its range."""
         check_positive(clip__chunk=self.chunk)
+        if self.fit is not None:
+            check_choice("recipe.clip.fit", self.fit, FITS)
+
+    def record(self) -> dict[str, Any]:
+        """The values for a manifest: without a fit of null, as older ones are, so that equal networks stay equal."""
+        return {name: value for name, value in asdict(self).items() if name != "fit" or value is not None}
 
 
 class ClipEncoder:
@@ -121,7 +131,7 @@ class ClipEncoder:
         config.check()
         self.config = config
         self.device = torch.device(device)
-        self._preprocess: Any = None
+        self._own_preprocess: Any = None
         self._settings: dict[str, Any] = {}
 
         def load() -> torch.nn.Module:
@@ -129,21 +139,34 @@ class ClipEncoder:
                 # open_clip only warns if the weights were trained with another activation
                 warnings.filterwarnings("error", message="QuickGELU mismatch")
                 if config.model.startswith((SCHEME, HUB)):
-                    model, self._preprocess, self._settings = _load_folder(config.model, recorded)
+                    model, self._own_preprocess, self._settings = _load_folder(config.model, recorded)
                 else:
-                    model, self._preprocess, self._settings = _load_listed(config.model, config.pretrained, recorded)
+                    model, self._own_preprocess, self._settings = _load_listed(
+                        config.model, config.pretrained, recorded
+                    )
             return model
 
         remedy = "a model that open_clip lists with a pretrained tag or file, or local-dir:FOLDER"
         self.network: Any = load_frozen("CLIP model", config.model, remedy, load).to(self.device)
+        self._preprocess = self._fitted_preprocess()
         length = self._settings["text_cfg"].get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
         self.tokenizer = open_clip.SimpleTokenizer(context_length=length)
 
+    def _fitted_preprocess(self) -> Any:
+        if self.config.fit is None:
+            return self._own_preprocess
+        return preprocessing(self.network.visual.preprocess_cfg, self.config.fit)
+
     @property
     def fingerprint(self) -> str:
-        """The hash of weights, preprocessing and tokenizer, see `fingerprint`."""
+        """The hash of weights, preprocessing and tokenizer, see `fingerprint`.
+
+        A fit that is the model's own, such as crop for OpenAI's, changes nothing.
+        """
         tokenizer = tokenizer_print(self.tokenizer)
         other = () if tokenizer == STANDARD_TOKENIZER else (tokenizer,)
+        if self.config.fit == "pad":  # open_clip's description lacks the border's color
+            other = (*other, f"pad{mean_color(self.network.visual.preprocess_cfg['mean'])}")
         return fingerprint(self.network, repr(self._preprocess), *other)
 
     @property
@@ -160,9 +183,18 @@ class ClipEncoder:
         )
 
     @torch.no_grad()
-    def images(self, frames: np.ndarray) -> Tensor:
-        """uint8 frames (n, h, w, 3) -> image embeddings (n, d), float32."""
-        pixels = torch.stack([self._preprocess(Image.fromarray(frame)) for frame in frames])
+    def images(self, frames: np.ndarray, own: bool = False) -> Tensor:
+        """uint8 frames (n, h, w, 3) -> image embeddings (n, d), float32.
+
+        `own`: by the model's own preprocessing, whatever the fit, as metrics of the literature are. Raises UserError
+        for frames so narrow that nothing is left of them in the tower's square.
+        """
+        preprocess: Any = self._own_preprocess if own else self._preprocess
+        try:
+            pixels = torch.stack([preprocess(Image.fromarray(frame)) for frame in frames])
+        except ValueError as error:  # Pillow cannot resize to a side of 0
+            height, width = frames.shape[1:3]
+            raise UserError(f"a picture of {width}x{height} is too narrow for CLIP ({error}): crop it first") from error
         return finite(lambda: self._encode_images(pixels), self.device).cpu()
 
     def _encode_images(self, pixels: Tensor) -> Tensor:

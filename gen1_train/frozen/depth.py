@@ -117,6 +117,7 @@ class DepthEstimator:
     """
 
     normalisation = NORMALISATION
+    subject: str | None = None
 
     def __init__(self, config: DepthConfig, device: str | torch.device = "cpu", recorded: bool = False) -> None:
         """Raises UserError if the network cannot be loaded, or is of a kind whose depth would be wrong.

@@ -36,6 +36,7 @@ class EdgesEstimator:
     """Detects edges in each uint8 frame alone: 1 on edges, 0 elsewhere."""
 
     normalisation = NORMALISATION
+    subject: str | None = None
 
     def __init__(self, config: EdgesConfig, device: str | torch.device = "cpu", recorded: bool = False) -> None:
         """`device` and `recorded` are not used: OpenCV runs on the CPU, and no file is read.

@@ -10,6 +10,7 @@ from torch import Tensor
 from gen1_train.errors import UserError
 from gen1_train.frozen.depth import DepthConfig, DepthEstimator
 from gen1_train.frozen.edges import EdgesConfig, EdgesEstimator
+from gen1_train.frozen.face import FaceConfig, FaceEstimator
 
 Span = tuple[float, float]
 
@@ -18,6 +19,7 @@ class StructureEstimator(Protocol):
     """Estimates one raw value per pixel, then normalizes it to [0, 1] over the frames of a clip. It has no state."""
 
     normalisation: str  # one line for the metadata: the meaning of 0 and 1
+    subject: str | None  # what a frame may lack, so that its map is all 0, such as a face; such frames are counted
 
     @property
     def fingerprint(self) -> str:
@@ -41,6 +43,7 @@ class StructureEstimator(Protocol):
 STRUCTURES: dict[str, tuple[type, Callable[[Any, str | torch.device, bool], StructureEstimator]]] = {
     "depth": (DepthConfig, DepthEstimator),
     "edges": (EdgesConfig, EdgesEstimator),
+    "face": (FaceConfig, FaceEstimator),
 }
 
 

@@ -85,7 +85,7 @@ class HostJobs:
         starts = re.findall(r"start \d+, 2 nodes x 1 ranks x \d+ CPUs: (\S+),", self.log(job))
         return [self.cluster.call("scontrol", "show", "hostnames", names).stdout.split() for names in starts]
 
-    def wait_for(self, what: str, job: str, has_come: Callable[[], object], seconds: float = 120) -> None:
+    def wait_for(self, what: str, job: str, has_come: Callable[[], object], seconds: float = 300) -> None:
         """Waits for something that happens before a job has ended."""
         until = time.monotonic() + seconds
         while not has_come():

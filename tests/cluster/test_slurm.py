@@ -16,7 +16,7 @@ from tests.cluster.slurm import HostJobs, slurm
 from tests.slurm.cluster import missing
 from tests.training.runs import assert_equal_to_the_bit, folder
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SECONDS = 5.0  # without a heartbeat, after which a host counts as gone for the ranks of the first start
 BOUND = SECONDS + 30.0  # within which all ranks have ended

@@ -22,7 +22,7 @@ class FakeEstimators:
     def __init__(self, batch: int = 1, latents: bool = True) -> None:
         self.batch = batch
         self.recipe = SimpleNamespace(latents=latents, structure="fake", stored_level=2)
-        self.structure = SimpleNamespace(normalisation="none")
+        self.structure = SimpleNamespace(normalisation="none", subject=None)
         self.batches: list[int] = []  # the batch sizes of all calls
 
     def maps(self, clips: np.ndarray) -> list[Any]:

@@ -94,18 +94,22 @@ def test_another_plan_in_the_same_output_is_refused(tmp_path: Path) -> None:
     assert load_fitting(tmp_path / "out", quick_recipe()).files == 1  # the plan itself can still be used
 
 
-def test_an_unfinished_plan_of_a_version_without_structure_levels_continues(tmp_path: Path) -> None:
+def test_an_unfinished_plan_of_a_version_without_structure_levels_and_fits_continues(tmp_path: Path) -> None:
     source, output = tmp_path / "source", tmp_path / "out"
     source.mkdir()
     make_video(source / "a.mp4", frames=20)
     recipe = quick_recipe(structure_levels=0)
     plan = plan_of(source, output, recipe)
     older = {name: value for name, value in plan.recipe.items() if name != "structure_levels"}
+    older["clip"] = {name: value for name, value in older["clip"].items() if name != "fit"}
     old = replace(plan, recipe=older, inputs=hash_inputs(older, open_source(str(source)).scan(output)))
     (output / "plan.json").write_text(json.dumps({**asdict(old), "hash": old.hash}))
     assert plan_of(source, output, recipe).hash == old.hash
     with pytest.raises(UserError, match=r"with another recipe \(structure_levels=0\)"):
         plan_of(source, output)
+    recipe.clip.fit = "squash"
+    with pytest.raises(UserError, match=r"with another recipe \(clip=.*'fit': None"):
+        plan_of(source, output, recipe)
 
 
 def test_a_damaged_plan_is_refused(source: Path, tmp_path: Path) -> None:

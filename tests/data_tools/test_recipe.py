@@ -27,6 +27,7 @@ from gen1_train.errors import UserError
         ("max_enlargement", -1.0),
         ("cut.trim", -1),
         ("structure", "normals"),
+        ("clip.fit", "stretch"),
         ("decoders", []),
         ("decoders", ["vlc"]),
         ("video_buckets", []),
@@ -39,6 +40,14 @@ def test_an_impossible_setting_is_refused_by_name(name: str, value: object) -> N
     section, _, entry = name.rpartition(".")
     setattr(getattr(recipe, section) if section else recipe, entry, value)
     with pytest.raises(UserError, match=re.escape(f"recipe.{name}")):
+        recipe.check()
+
+
+@pytest.mark.parametrize(("section", "name"), [("depth", "size"), ("edges", "blur"), ("face", "line")])
+def test_the_settings_of_every_structure_are_checked(section: str, name: str) -> None:
+    recipe = RecipeConfig()
+    setattr(getattr(recipe, section), name, -1)
+    with pytest.raises(UserError, match=f"{section}.{name}=-1"):
         recipe.check()
 
 
@@ -59,6 +68,12 @@ def test_the_recipes_in_conf_are_complete_and_valid(recipe: str) -> None:
 def test_a_recipe_of_another_version_is_refused() -> None:
     with pytest.raises(UserError, match="SET was made by another version"):
         recipe_from_dict({"frames": 8}, "SET")
+
+
+def test_a_recipe_from_before_faces_is_read() -> None:
+    older = asdict(RecipeConfig(structure="edges"))
+    del older["face"]
+    assert recipe_from_dict(older, "SET") == RecipeConfig(structure="edges")
 
 
 @pytest.mark.parametrize("values", [{"structure": {}}, {"depth": {"path": 3}}, {"clip": None}, {"__class__": "x"}])

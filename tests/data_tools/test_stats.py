@@ -29,6 +29,7 @@ def part(seed: int) -> Stats:
         stats.add_failure(Failure("b.mp4", f"unreadable {seed}", "…", transient=draw.random() < 0.5))
     stats.add_image()
     stats.add_clip("image-64x64", None, {"frame": 5}, True)
+    stats.add_structure(8, seed)
     return stats
 
 
@@ -113,6 +114,9 @@ def broken() -> list[Any]:
         [],
         {},
         {**good, "format": 0},
+        {**good, "format": 1, "more": 1},
+        {**good, "format": 3},
+        {**good, "empty_frames": None},
         {**good, "more": 1},
         {**good, "videos": 1.5},
         {**good, "videos": -1},
@@ -121,6 +125,25 @@ def broken() -> list[Any]:
         {**good, "durations": None},
         edges,
     ]
+
+
+def test_statistics_of_format_1_count_no_empty_frames() -> None:
+    stats = part(3)
+    older = {**stats.to_json(), "format": 1}
+    del older["structure_frames"], older["empty_frames"]
+    read = Stats.from_json(json.loads(json.dumps(older)))
+    assert (read.structure_frames, read.empty_frames) == (0, 0) and read.videos == stats.videos
+    assert read.empty_structure({}) is None
+
+
+def test_frames_without_any_structure_are_reported() -> None:
+    stats = Stats()
+    stats.add_structure(8, None)  # a kind whose maps always have values
+    stats.add_structure(8, 0)
+    assert stats.empty_structure({}) is None and stats.structure_frames == 8
+    stats.add_structure(8, 4)
+    line = stats.empty_structure({"structure": {"kind": "face"}})
+    assert line is not None and line.startswith("4 of 16 frames (25%) have no face: their structure is empty")
 
 
 @pytest.mark.parametrize("content", broken())

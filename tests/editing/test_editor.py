@@ -18,12 +18,18 @@ from gen1_train.frozen.autoencoder import Autoencoder, AutoencoderConfig
 from gen1_train.frozen.clip import ClipConfig, ClipEncoder
 from gen1_train.frozen.depth import DepthConfig
 from gen1_train.frozen.edges import EdgesConfig
+from gen1_train.frozen.face import FaceConfig
 from gen1_train.frozen.structure import build_structure
 from gen1_train.training.checkpoints.checkpoint import Checkpoint, CheckpointInfo
+from tests.frozen.faces import faces
 from tests.running import WEIGHTS
 
 CPU = torch.device("cpu")
-KINDS = {"depth": DepthConfig(str(WEIGHTS / "depth"), size=64, multiple=16), "edges": EdgesConfig(low=10.0)}
+KINDS = {
+    "depth": DepthConfig(str(WEIGHTS / "depth"), size=64, multiple=16),
+    "edges": EdgesConfig(low=10.0),
+    "face": FaceConfig(line=0.03),
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +55,10 @@ def test_the_structure_is_estimated_as_for_training(networks, kind):
     editor.formats, editor.device = Formats(), CPU
     editor.autoencoder, editor.structure_estimator, editor.clip = load_estimators(checkpoint(networks, kind), CPU)
     frames = np.random.default_rng(0).integers(0, 256, (3, 64, 112, 3), dtype=np.uint8)
+    frames[:2] = faces(112, 64)[:2]
     trained = build_structure(kind, KINDS[kind])
     structure = editor.structure(frames)
+    assert structure.empty_frames == (1 if kind == "face" else 0)  # noise has no face
     expected, _ = trained.normalise(trained(torch.from_numpy(frames)))
     assert torch.equal(torch.cat(list(structure.at(0))), expected)
     blurred = torch.cat(list(structure.at(5)))
@@ -74,7 +82,7 @@ def test_a_checkpoint_that_does_not_name_its_estimators_is_refused(networks, mis
 def test_an_unknown_kind_of_structure_is_refused(networks):
     recorded = checkpoint(networks)
     recorded.info.estimators["structure"]["kind"] = "pose"
-    with pytest.raises(UserError, match="no structure 'pose'; choose from depth, edges"):
+    with pytest.raises(UserError, match="no structure 'pose'; choose from depth, edges, face"):
         load_estimators(recorded, CPU)
 
 

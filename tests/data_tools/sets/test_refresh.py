@@ -25,6 +25,7 @@ from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import AutoencoderConfig
 from gen1_train.frozen.depth import DepthConfig
 from gen1_train.frozen.levels import stored_level
+from gen1_train.frozen.structure import STRUCTURES
 from tests.data_tools.small_source import WEIGHTS, config, make_source, quick_recipe
 
 POOL = "video-64x48"
@@ -66,6 +67,7 @@ ALL = ("frame", "structure0", "structure_latent", "moments", "image_embedding", 
     ("layer", "changes", "changed"),
     [
         ("edges", {}, {"structure0", "structure_latent"}),
+        ("face", {}, {"structure0", "structure_latent"}),
         ("structure", {"depth": DepthConfig(str(WEIGHTS / "depth"), 64, 16)}, {"structure0", "structure_latent"}),
         ("clip", {}, {"image_embedding"}),
         ("latents", {}, {"moments"}),
@@ -79,10 +81,14 @@ def test_only_that_layer_changes(sets: Path, tmp_path: Path, layer: str, changes
         assert before and before.keys() == after.keys()
         assert (before != after) == (prefix in changed), prefix
     old, refreshed = Manifest.load(sets / "whole"), Manifest.load(new)
-    assert refreshed.refreshed == {"structure" if layer == "edges" else layer: old.hash}
+    assert refreshed.refreshed == {"structure" if layer in STRUCTURES else layer: old.hash}
     assert refreshed.plan == old.plan
     total = sum(len(data) for data in members(new, "").values())
-    assert sum(Stats.load(new).bytes.values()) == total
+    stats = Stats.load(new)
+    assert sum(stats.bytes.values()) == total
+    frames = sum(pool.frames * pool.samples for pool in refreshed.pools.values())
+    counted = frames if layer == "face" else 0
+    assert (stats.structure_frames, stats.empty_frames) == (counted, counted)  # the source is noise without a face
 
 
 @pytest.mark.slow
@@ -166,7 +172,7 @@ def test_a_killed_refresh_resumes_and_a_finished_one_returns_at_once(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layer": "color"}, "layer=color is not one of structure, clip, latents, depth, edges"),
+        ({"layer": "color"}, "layer=color is not one of structure, clip, latents, depth, edges, face"),
         ({"source": "nowhere"}, "no shard set at"),
         ({"layer": "latents", "recipe": replace(quick_recipe(), latents=False)}, "makes nothing"),
         (

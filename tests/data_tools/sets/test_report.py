@@ -52,6 +52,17 @@ def planned_set(root: Path, pools: dict[Pool, int]) -> Path:
     return root
 
 
+def test_frames_without_a_face_are_a_warning(tmp_path: Path) -> None:
+    root = make_shard_set(tmp_path / "a set")
+    stats = Stats()
+    stats.add_structure(96, 0)
+    stats.save(root)
+    assert "their structure is empty" not in report(root).text
+    stats.add_structure(4, 3)
+    stats.save(root)
+    assert "3 of 100 frames (3%) have no depth: their structure is empty" in report(root).text
+
+
 def test_each_pool_has_its_own_row(tmp_path: Path) -> None:
     root = make_shard_set(tmp_path / "a set", clips=12, images=40)
     page = report(root)
