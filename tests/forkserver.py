@@ -7,9 +7,9 @@ fresh Python: arguments, environment, folder, session, open files, signals, `__m
 its own, which starts its workers and, for Lightning, the other ranks. Everything else, and everything within `cold()`,
 starts the usual way.
 
-Three things differ: forked processes share the seed of Python's string hashes, they end with the functions of
-`atexit`, without tearing down all modules, which takes seconds, and they remember the traces of memory plans that
-others have made (tests/training/plans.py).
+Four things differ: forked processes share the seed of Python's string hashes, they end with the functions of
+`atexit`, without tearing down all modules, which takes seconds, they know which of its operators DeepSpeed can build
+here, and they remember what others have traced and measured for their plans (tests/training/plans.py).
 """
 
 import atexit
@@ -40,10 +40,15 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parents[1]
 OURS = ("benchmarks", "data_tools", "gen1_train", "miniature", "tests")
+PLUGINS = ("bash_completion", "basic_launcher", "basic_sweeper", "file_config_source", "fish_completion")
+PLUGINS += ("importlib_resources_config_source", "structured_config_source", "zsh_completion")  # of hydra
 # No command is among them: runpy would warn that it has been imported already.
 PRELOADED = [
+    "deepspeed.comm.mori",
+    "deepspeed.module_inject.auto_ep_layer",
     "deepspeed.runtime.zero.muon.muon_optimizer",  # torch.compile with it
     "hydra._internal.hydra",
+    *(f"hydra._internal.core_plugins.{name}" for name in PLUGINS),
     "peft",
     "pytest",
     "torch._dynamo",
@@ -274,6 +279,7 @@ def serve_and_run() -> None:
             importlib.import_module(module)
     from tests.training.plans import remember_plans
 
+    probe_operators()
     remember_plans()
     assert len(os.listdir("/proc/self/task")) == 1, "a library has started a thread, and a fork would not have it"
     signal.pthread_sigmask(signal.SIG_BLOCK, RESET)  # a forked process gets those that come before it is ready
@@ -285,6 +291,22 @@ def serve_and_run() -> None:
             runpy._run_module_as_main(request.program)  # type: ignore[attr-defined]
         else:
             exec(request.program, vars(sys.modules["__main__"]))
+
+
+def probe_operators() -> None:
+    """Lets DeepSpeed find out, with compilers, which operators it can build here; undoes what else that changes."""
+    from deepspeed import ops
+
+    files, path = open_files(), sys.path.copy()
+    assert ops.__compatible_ops__
+    sys.path[:] = path  # setuptools has added its own
+    for fd in open_files() - files:
+        os.close(fd)
+
+
+def open_files() -> set[int]:
+    found = os.listdir("/proc/self/fd")  # and the folder itself, which is closed by now
+    return {int(fd) for fd in found if os.path.lexists(f"/proc/self/fd/{fd}")}
 
 
 def wait_for_request(channel: socket.socket) -> Request:

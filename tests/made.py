@@ -81,4 +81,5 @@ def make_stable_diffusion(folder: Path) -> None:
     """Writes a random Stable Diffusion that stage 1 of `tests.running.TRAIN` starts from."""
     from miniature.tiny import write_stable_diffusion  # it imports what few tests need
 
-    write_stable_diffusion(folder, widths=(32, 64), attention=(True, False), layers=1, heads=2)
+    # with seed 0, the gradient of one weight is nothing but rounding, of which Adam makes whole steps
+    write_stable_diffusion(folder, widths=(32, 64), attention=(False, False), layers=1, heads=2, seed=3)

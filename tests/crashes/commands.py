@@ -163,8 +163,8 @@ def data(root: Path, output: Path) -> list[str]:
 
 def make_videos(folder: Path) -> None:
     (folder / "videos").mkdir()
-    for number in range(6):
-        make_video(folder / "videos" / f"{number}.mp4", frames=60, width=112, height=64)
+    for number in range(4):
+        make_video(folder / "videos" / f"{number}.mp4", frames=44, width=112, height=64)
     (folder / "videos" / "broken.mp4").write_text("I am no video")
 
 

@@ -1,9 +1,6 @@
 """gen1-edit on real videos: they come out whole, with their sound, and memory does not grow with their length."""
 
 import json
-import os
-import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,7 +8,7 @@ import av
 import pytest
 
 from tests.made_checkpoint import write_checkpoint
-from tests.running import ENVIRONMENT, REPOSITORY
+from tests.running import REPOSITORY, run_well
 
 MEDIA = REPOSITORY.parent / "shared" / "media"
 pytestmark = [
@@ -19,17 +16,6 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.skipif(not MEDIA.is_dir(), reason="shared/media does not exist"),
 ]
-
-# Prints the peak memory of Python and numpy, in MiB. That of the whole process, with torch's scratch memory, varies by
-# 80 MiB from run to run.
-EDIT = """
-import json, sys, tracemalloc
-from gen1_train.edit import EditConfig, edit
-import gen1_train.editing.run
-tracemalloc.start()
-edit(EditConfig(**json.loads(sys.argv[1])))
-print("PEAK", tracemalloc.get_traced_memory()[1] >> 20)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -63,16 +49,8 @@ def edited(checkpoint: Path, source: Path, output: Path, **settings: object) -> 
     image = REPOSITORY / "docs" / "demo.jpg"
     config = {"checkpoint": str(checkpoint), "input": str(source), "image": str(image), "output": str(output)}
     config |= {"steps": 1, "omega": 1.0, "device": "cpu", **settings}
-    process = subprocess.run(
-        [sys.executable, "-c", EDIT, json.dumps(config)],
-        env={**ENVIRONMENT, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
-    return int(process.stdout.rpartition("PEAK")[2])
+    printed = run_well("tests.editing.peak", json.dumps(config))
+    return int(printed.rpartition("PEAK")[2])
 
 
 def test_twenty_seconds_take_no_more_memory_than_one(checkpoint: Path, twenty_seconds: Path, tmp_path: Path) -> None:

@@ -12,19 +12,26 @@ from gen1_train.model.compiling import compile_layers, layers_of, release_layers
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 
 CONFIG = UNetConfig(
-    channels=[8, 16], attention=[True, False], heads=[2, 2], groups=4, context_dim=8, content_dim=8, layers=2
+    channels=[8, 16], attention=[True, False], heads=[2, 2], groups=4, context_dim=8, content_dim=8, layers=1
 )
 
 
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    """Resets dynamo's graphs and limits, which are global in the process."""
+@pytest.fixture(scope="module")
+def backend() -> Iterator[Any]:
+    """A backend that counts graphs, which all UNets here share: dynamo's are global in the process."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
     torch.compiler.reset()
     limits = torch._dynamo.config.recompile_limit, torch._dynamo.config.accumulated_recompile_limit
-    yield
-    torch.compiler.set_stance("default")
+    yield CompileCounterWithBackend("aot_eager")
     torch.compiler.reset()
     torch._dynamo.config.recompile_limit, torch._dynamo.config.accumulated_recompile_limit = limits
+
+
+@pytest.fixture(autouse=True)
+def usual_stance() -> Iterator[None]:
+    yield
+    torch.compiler.set_stance("default")
 
 
 def make(config: UNetConfig = CONFIG) -> SpatioTemporalUNet:
@@ -47,33 +54,32 @@ def gradients(unet: SpatioTemporalUNet, frames: int) -> list[Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("checkpointing", [[], [True, False]])
-def test_values_and_gradients_are_those_of_the_plain_unet(checkpointing: list[bool]) -> None:
-    from torch._dynamo.testing import CompileCounterWithBackend
+def test_values_and_gradients_are_those_of_the_plain_unet(backend: Any) -> None:
+    """With and without checkpointing, which uses the same graphs."""
+    for checkpointing in ([], [True, False]):
+        config = replace(CONFIG, checkpointing=checkpointing)
+        plain, unet = make(config), make(config)
+        names = list(unet.state_dict())
+        compile_layers(unet, backend)
+        for frames in (4, 1):
+            gradients(unet, frames)
+        layers = len(layers_of(unet))
+        # two modes: a graph for each kind and size of layer, not for each layer
+        assert list(unet.state_dict()) == names and 0 < backend.frame_count < 2 * layers
+        torch.compiler.set_stance("fail_on_recompile")
+        for frames in (1, 4):
+            for made, wanted in zip(gradients(unet, frames), gradients(plain, frames), strict=True):
+                torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-5)
+        torch.compiler.set_stance("default")
+        release_layers(unet)
+        for made, wanted in zip(gradients(unet, 4), gradients(plain, 4), strict=True):
+            assert torch.equal(made, wanted)
 
-    config = replace(CONFIG, checkpointing=checkpointing)
-    plain, unet = make(config), make(config)
-    names = list(unet.state_dict())
-    counter: Any = CompileCounterWithBackend("aot_eager")
-    compile_layers(unet, counter)
-    for frames in (4, 1):
-        gradients(unet, frames)
-    layers = len(layers_of(unet))
-    # two modes: a graph for each kind and size of layer, not for each layer
-    assert list(unet.state_dict()) == names and 0 < counter.frame_count < 2 * layers
-    torch.compiler.set_stance("fail_on_recompile")
-    for frames in (1, 4):
-        for made, wanted in zip(gradients(unet, frames), gradients(plain, frames), strict=True):
-            torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-5)
-    torch.compiler.set_stance("default")
-    release_layers(unet)
-    assert all(torch.equal(made, wanted) for made, wanted in zip(gradients(unet, 4), gradients(plain, 4), strict=True))
 
-
-def test_gradients_come_while_the_backward_pass_runs() -> None:
+def test_gradients_come_while_the_backward_pass_runs(backend: Any) -> None:
     """So that DDP and ZeRO can communicate them meanwhile."""
     unet = make()
-    compile_layers(unet, "aot_eager")
+    compile_layers(unet, backend)
     done: set[str] = set()
     seen: list[set[str]] = []
     for name, weight in unet.named_parameters():
@@ -83,7 +89,7 @@ def test_gradients_come_while_the_backward_pass_runs() -> None:
         output.register_hook(lambda gradient: seen.append(set(done)))
 
     unet.mid_block.register_forward_hook(watch)
-    unet(*inputs(2)).square().mean().backward()
+    unet(*inputs(4)).square().mean().backward()
     above = {name for name, _ in unet.named_parameters() if name.startswith(("up_blocks", "conv_norm_out", "conv_out"))}
     (at_the_middle,) = seen
     assert above <= at_the_middle and not any(name.startswith("down_blocks") for name in at_the_middle)

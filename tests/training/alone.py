@@ -18,6 +18,7 @@ TINY = UNetConfig(
     channels=[8, 16],
     attention=[True, False],
     heads=[2, 2],
+    layers=1,
     groups=8,
     context_dim=WIDTH,
     content_dim=WIDTH,
