@@ -288,7 +288,12 @@ def process_count(config: RunConfig) -> int:
         raise UserError("trainer.accelerator=cuda, but there is no GPU here: use trainer.accelerator=cpu")
     if gpus and config.trainer.devices > gpus:
         raise UserError(f"trainer.devices={config.trainer.devices}, but this machine has {gpus} GPUs")
-    return config.trainer.devices if config.trainer.devices > 0 else max(1, gpus)
+    return wanted_processes(config)
+
+
+def wanted_processes(config: RunConfig) -> int:
+    """Returns the number of training processes that a config asks for on each node, whether or not it has the GPUs."""
+    return config.trainer.devices if config.trainer.devices > 0 else max(1, gpu_count(config))
 
 
 def gpu_count(config: RunConfig) -> int:

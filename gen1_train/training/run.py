@@ -16,7 +16,7 @@ from gen1_train.training.initial import load_initial, make_module
 from gen1_train.training.planning.plan import plan_lines
 from gen1_train.training.planning.throughput import step_cost
 from gen1_train.training.planning.workload import encoding_of
-from gen1_train.training.preflight import check_disk
+from gen1_train.training.preflight import check_disk, wanted_processes
 from gen1_train.training.ready import prepare
 from gen1_train.training.run_files import open_run
 from gen1_train.training.session import Session, is_rank_zero, unless_finished
@@ -39,7 +39,8 @@ def train(config: TrainConfig) -> int:
             logger.info(line)
         return 0
     title = f"stage {config.stage.name}"
-    with verification(config.trainer.nodes, config.trainer.rendezvous_seconds) as shared:
+    nodes, patience = config.trainer.nodes, config.trainer.rendezvous_seconds
+    with verification(nodes, wanted_processes(config), patience) as shared:
 
         def work(claim: Claim) -> int:
             if config.stage.steps:

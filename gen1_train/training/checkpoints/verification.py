@@ -31,6 +31,7 @@ from gen1_train.training.checkpoints.checkpoint import Checkpoint
 VERDICTS = "GEN1_TRAIN_VERDICTS"  # in the environment of the ranks that Lightning starts: a JSON list
 PREFIX = "gen1-train/verdicts"  # of the keys in the store, whose values are verdicts, and at last an empty text
 READ = "read"  # the key of the number of processes that have read all of them
+LAUNCHES = count()  # of this process that share verdicts: it may train several times, with the same other processes
 LINGER = 10.0  # seconds for which a run that trains nothing keeps the store for those that have not; ours
 
 logger = logging.getLogger(__name__)
@@ -86,11 +87,12 @@ class Verification:
 class Leader(Verification):
     """Verifies in this process, and publishes the verdicts in a store."""
 
-    def __init__(self, store: Store, others: int) -> None:
-        """`others`: the number of processes that read the store."""
+    def __init__(self, store: Store, others: int, launch: str = "0") -> None:
+        """`others`: the number of processes that read the store; `launch`: equal for them, and unique in the store."""
         super().__init__()
         self._store = store
         self._others = others
+        self._launch = launch
         self._number = 0  # of the next entry
         self._is_closed = False
 
@@ -103,7 +105,11 @@ class Leader(Verification):
     def linger(self) -> None:
         until = time.monotonic() + LINGER
         with suppress(DistError):
-            while self.verdicts and self._store.add(_key(READ), 0) < self._others and time.monotonic() < until:
+            while (
+                self.verdicts
+                and self._store.add(_key(self._launch, READ), 0) < self._others
+                and time.monotonic() < until
+            ):
                 time.sleep(0.05)
 
     def _report(self, verdict: Verdict) -> None:
@@ -112,17 +118,18 @@ class Leader(Verification):
 
     def _publish(self, text: str) -> None:
         with suppress(DistError):
-            self._store.set(_key(self._number), text)
+            self._store.set(_key(self._launch, self._number), text)
         self._number += 1
 
 
 class Follower(Verification):
     """Waits for the verdicts of the leader."""
 
-    def __init__(self, connect: Callable[[], Store], patience: float) -> None:
-        """`patience`: seconds to wait for a verdict."""
+    def __init__(self, connect: Callable[[], Store], patience: float, launch: str = "0") -> None:
+        """`patience`: seconds to wait for a verdict; `launch`: that of the leader."""
         super().__init__()
         self._connect = connect
+        self._launch = launch
         self._patience = patience
         self._heard: queue.Queue[Verdict | None] = queue.Queue()  # None: nothing follows
         self._thread = threading.Thread(target=self._listen, name="verdicts", daemon=True)
@@ -148,8 +155,8 @@ class Follower(Verification):
         try:
             store = self._connect()
             for number in count():
-                if not (text := store.get(_key(number))):
-                    store.add(_key(READ), 1)
+                if not (text := store.get(_key(self._launch, number))):
+                    store.add(_key(self._launch, READ), 1)
                     break
                 self._heard.put(make_record(Verdict, parse_json(text)))
         except (DistError, ValueError) as error:  # the leader has ended, or never came
@@ -158,16 +165,17 @@ class Follower(Verification):
 
 
 @contextmanager
-def verification(nodes: int, patience: float) -> Iterator[Verification]:
+def verification(nodes: int, processes: int, patience: float) -> Iterator[Verification]:
     """Yields what verifies the checkpoints of a start, for all processes of its launch.
 
     It has to be closed before this process meets the others to train. It keeps the store until the block ends.
 
     Args:
         nodes: machines of the run.
+        processes: on each of them.
         patience: seconds for which a process waits for a verdict before it verifies by itself.
     """
-    shared = _of_launch(nodes, patience)
+    shared = Verification() if nodes * processes == 1 else _of_launch(nodes, patience)
     try:
         yield shared
         shared.close()
@@ -197,11 +205,13 @@ def _of_launch(nodes: int, patience: float) -> Verification:
     meeting = _meeting(nodes)
     if meeting is None or meeting.processes == 1:
         return Verification()
+    # torchrun keeps its store when it starts the processes again
+    launch = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(LAUNCHES)}"
     if rank() != 0:
-        return Follower(lambda: meeting.connect(patience), patience)
+        return Follower(lambda: meeting.connect(patience), patience, launch)
     serves = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # else torchrun does
     try:
-        return Leader(meeting.connect(patience, serves), meeting.processes - 1)
+        return Leader(meeting.connect(patience, serves), meeting.processes - 1, launch)
     except DistError as error:  # torch, which meets there later, says what is wrong
         logger.debug("no store: %s", error)
         return Verification()
@@ -233,5 +243,5 @@ def _inherited() -> list[Verdict]:
     return []
 
 
-def _key(name: int | str) -> str:
-    return f"{PREFIX}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"
+def _key(launch: str, name: int | str) -> str:
+    return f"{PREFIX}/{launch}/{name}"

@@ -124,7 +124,7 @@ def test_a_follower_of_a_leader_that_ends_verifies_itself(tmp_path: Path, hashed
 @pytest.mark.parametrize("text", ["{", "[]", '{"about": 1}', '{"about": "x", "code": "y"}'])
 def test_what_is_no_verdict_is_none(tmp_path: Path, hashed: list[str], text: str) -> None:
     store, made = HashStore(), save(tmp_path, 1)
-    store.set(verification._key(0), text)
+    store.set(verification._key("0", 0), text)
     following(store).verify(made)
     assert len(hashed) == 1
 
@@ -162,7 +162,7 @@ def test_ranks_that_a_process_has_started_inherit_its_verdicts(
     made = save(tmp_path, 1)
     monkeypatch.setenv(LAUNCHER, str(os.getppid() + (parent == "another")))
     monkeypatch.setenv(VERDICTS, json.dumps([{"about": identify(made, None)}]))
-    with verification.verification(1, PATIENCE) as shared:
+    with verification.verification(1, 2, PATIENCE) as shared:
         shared.verify(made)
     assert len(hashed) == (parent == "another")
     assert VERDICTS not in os.environ
@@ -174,9 +174,29 @@ def test_what_is_no_list_of_verdicts_is_ignored(
 ) -> None:
     monkeypatch.setenv(LAUNCHER, str(os.getppid()))
     monkeypatch.setenv(VERDICTS, text)
-    with verification.verification(1, PATIENCE) as shared:
+    with verification.verification(1, 2, PATIENCE) as shared:
         shared.verify(save(tmp_path, 1))
     assert len(hashed) == 1
+
+
+def test_a_process_that_trains_alone_meets_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if it was launched with others: they would meet it in its store, and wait for it."""
+    for name, value in environment(0, 2, free_ports(1)[0]).items():
+        monkeypatch.setenv(name, value)
+    with verification.verification(1, 1, PATIENCE) as shared:
+        assert type(shared) is Verification
+        shared.verify(save(tmp_path, 1))
+
+
+def test_a_second_training_of_the_same_processes_has_verdicts_of_its_own(tmp_path: Path, hashed: list[str]) -> None:
+    store, made = HashStore(), save(tmp_path, 1)
+    for launch in ("0/0", "0/1"):
+        leader, follower = Leader(store, 1, launch), Follower(lambda: store, PATIENCE, launch)
+        leader.verify(made)
+        leader.close()
+        follower.verify(made)
+        leader.linger()
+    assert len(hashed) == 2
 
 
 def test_an_interrupted_verification_is_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
