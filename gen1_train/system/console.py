@@ -22,6 +22,7 @@ from typing_extensions import override
 
 from gen1_train.errors import check_choice, one_line
 from gen1_train.system.remote import without_secrets
+from gen1_train.system.signals import interrupts_deferred
 
 Item = TypeVar("Item")
 
@@ -220,20 +221,23 @@ def progress(
         is_disabled = not sys.stderr.isatty()
     from tqdm import tqdm  # here, because a process that only logs does not need it
 
-    return tqdm(
-        items,
-        desc=title,
-        unit=unit,
-        total=total,
-        initial=initial,
-        leave=keep,
-        unit_scale=scale,
-        bar_format=shape,
-        mininterval=0.2 if sys.stderr.isatty() else 15.0,
-        dynamic_ncols=True,
-        delay=delay,
-        disable=is_disabled,
-    )
+    # a bar that a signal interrupts while it is drawn could not be closed, and the last line would follow it
+    with nullcontext() if is_disabled else interrupts_deferred():
+        bar = tqdm(
+            items,
+            desc=title,
+            unit=unit,
+            total=total,
+            initial=initial,
+            leave=keep,
+            unit_scale=scale,
+            bar_format=shape,
+            mininterval=0.2 if sys.stderr.isatty() else 15.0,
+            dynamic_ncols=True,
+            delay=delay,
+            disable=is_disabled,
+        )
+    return bar
 
 
 def rank() -> int:

@@ -297,6 +297,29 @@ def test_a_line_clears_the_bar_and_draws_it_again(capsys: Capture) -> None:
     assert parts[0].isspace() and "4/10" in parts[-1] and "\n" not in err
 
 
+def test_a_signal_that_comes_while_a_bar_is_drawn_has_a_line_of_its_own() -> None:
+    code = (
+        "import logging, os, signal; from tqdm import tqdm\n"
+        "from gen1_train.system.console import console, progress\n"
+        "refresh = tqdm.refresh\n"
+        "def refresh_and_interrupt(*arguments, **settings):\n"
+        "    refresh(*arguments, **settings)\n"
+        "    tqdm.refresh = refresh\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "tqdm.refresh = refresh_and_interrupt\n"
+        "with console('gen1-edit'):\n"
+        "    try:\n"
+        "        with progress(total=5, title='sampling', unit='step', keep=False): pass\n"
+        "    except KeyboardInterrupt:\n"
+        "        logging.getLogger('gen1_train.x').error('interrupted')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, timeout=120
+    )
+    lines = done.stderr.decode().replace("\r", "\n").splitlines()
+    assert lines[-1] == "gen1-edit: error: interrupted" and any("sampling" in line for line in lines), lines
+
+
 def test_lines_and_bars_of_one_terminal_do_not_mix() -> None:
     """Both streams into one file, as on a terminal: no line contains a part of a bar."""
     code = (
