@@ -71,7 +71,7 @@ def test_a_stage_in_front_is_not_a_number(complete: Complete, tmp_path: Path) ->
     """Hydra's own completion ended in a traceback. The second time is answered from the cache."""
     for _ in range(2):
         assert complete("gen1-train stage=4 opt") == ["optim."]
-        assert complete("gen1-train stage=4 optim.l") == ["optim.lr="]
+        assert complete("gen1-train stage=4 optim.cl") == ["optim.clip_norm="]
         assert (tmp_path / "cache" / "gen1-train" / "settings-train.json").exists()
     assert complete("gen1-train st") == ["stage.", "stage=", "strategy.", "strategy="]
     assert complete("gen1-train stage=c") == ["customize "]
