@@ -31,9 +31,7 @@ class DataConfig:
     batch_clips: int = 1152  # global batch of a video step, in clips; image steps read clips x frames images
     image_ratio: float | None = None  # share of image steps; null: the stage's
     mix: str = "exact"  # image steps: exact, their share of every aligned block; or independent draws
-    order: str = (
-        AUTO  # of samples: global, any of the pool next; blocks, a few shards at a time; auto: the one that suits
-    )
+    order: str = AUTO  # of samples: global, any of the pool next; blocks, a few shards at a time; or auto
     window: int = 8  # order=blocks: shards that a lane mixes at a time
     lanes: int = 8  # order=blocks: parts of the global batch that read shards of their own; a multiple of the nodes
     workers: int = 4  # loader processes per rank; 0 loads in the training process

@@ -37,8 +37,7 @@ def shared_noise(frames: int, window: int, shape: tuple[int, ...], seed: int, sh
     training, and whatever depends on the noise is consistent from window to window. Ours. `shared`: see NoiseConfig.
     """
     draws = torch.stack([keyed.normal(shape, seed, "edit", i) for i in range(min(frames, window))])
-    if shared:
-        draws = with_common_noise(draws, keyed.normal(shape, seed, "edit", "shared"), shared)
+    draws = with_common_noise(draws, shared, seed, "edit", "shared")
     return draws[torch.arange(frames) % window]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gen1_train.diffusion.prediction import FORMS
 from gen1_train.errors import UserError, check_choice, check_positive, check_share, check_size
+from gen1_train.keyed import normal
 
 NO_SIGNAL = 2.0**-24  # alpha^2 in place of 0 where a logarithm of it is taken, as in diffusers
 
@@ -53,6 +54,7 @@ class NoiseSchedule:
     """alpha_t and sigma_t with alpha_t^2 + sigma_t^2 = 1: z_t = alpha_t x + sigma_t eps."""
 
     prediction: str = "v"  # what the network predicts
+    shared: float = 0.0  # share of the noise's variance that frames have in common
 
     def __init__(self, config: NoiseConfig, device: str | torch.device = "cpu") -> None:
         # scaled-linear: linear in the square root of beta; float64 because the product has a thousand factors
@@ -61,7 +63,7 @@ class NoiseSchedule:
         if config.zero_terminal_snr:
             alphas_squared = without_terminal_signal(alphas_squared.sqrt()) ** 2
         self.steps = config.steps
-        self.prediction = config.prediction
+        self.prediction, self.shared = config.prediction, config.shared
         self.alphas = alphas_squared.sqrt().float().to(device)  # (T,)
         self.sigmas = (1 - alphas_squared).sqrt().float().to(device)  # (T,)
 
@@ -82,9 +84,11 @@ class NoiseSchedule:
         return alpha * x + sigma * noise
 
 
-def with_common_noise(noise: Tensor, common: Tensor, share: float) -> Tensor:
-    """Mixes independent noise (n, ...) of frames with noise (...) that they have in common, at the same variance.
+def with_common_noise(noise: Tensor, share: float, *key: int | str) -> Tensor:
+    """Mixes independent noise (n, ...) of frames with noise of a key that they have in common, at the same variance.
 
     `share`: of the variance that is in common. The mixed noise model of Ge et al. (2023) has a^2 / (1 + a^2).
     """
-    return (1 - share) ** 0.5 * noise + share**0.5 * common
+    if not share:
+        return noise
+    return (1 - share) ** 0.5 * noise + share**0.5 * normal(tuple(noise.shape[1:]), *key)

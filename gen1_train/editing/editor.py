@@ -75,7 +75,6 @@ class Gen1Editor:
         self.coder = FrameCoder(autoencoder, formats, device)
         self.clip = clip
         self.structure_estimator = structure_estimator
-        self.noise = noise
         self.schedule = NoiseSchedule(noise, device)
         self.device = device
         self.buckets = list(buckets)  # WIDTHxHEIGHT, as trained
@@ -279,7 +278,7 @@ class Gen1Editor:
             raise UserError(f"the mask has {len(mask)} frames and the input {len(frames)}: give one of the same length")
         encoded = torch.cat([self.coder.encode_structure(part) for part in structure.at(sampling.t_s)])
         n, *shape = encoded.shape
-        noise = shared_noise(n, self.window, tuple(shape), sampling.seed, self.noise.shared).to(self.device)
+        noise = shared_noise(n, self.window, tuple(shape), sampling.seed, self.schedule.shared).to(self.device)
         takes_structure = self.unet.config.in_channels > self.unet.config.out_channels  # not in stage 3
         scene = Scene(noise, encoded if takes_structure else None)
         if mask is None and sampling.init_strength >= 1:

@@ -82,10 +82,8 @@ def edit_files(
     for edit in edits:
         editor.check(edit.sampling)
     contents = [editor.content(edit.prompt, example, edit.image_share, edit.sampling.seed) for edit in edits]
-    negatives: dict[int, Tensor] = {}  # seed -> the content of the negative prompt
-    if config.negative_prompt is not None:
-        for seed in {edit.sampling.seed for edit in edits}:
-            negatives[seed] = editor.content(config.negative_prompt, seed=seed)
+    seeds = {edit.sampling.seed for edit in edits} if config.negative_prompt is not None else set()
+    negatives = {seed: editor.content(config.negative_prompt, seed=seed) for seed in seeds}
     size = choose_bucket(config, editor, source.info)
     with ExitStack() as stack:
         frames = stack.enter_context(Spool())
@@ -94,15 +92,9 @@ def edit_files(
             write(input_output, one_by_one(frames), footage, on_progress)
         with frame_counter("estimating structure", len(frames), on_progress, keep=False) as count:
             structure = stack.enter_context(editor.structure(frames, on_frames=count))
-        if empty := structure.empty_frames:
-            subject = structure.estimator.subject
-            logger.warning(
-                "input=%s: %d of %d frames have no %s: the model sees no structure there",
-                config.input,
-                empty,
-                len(frames),
-                subject,
-            )
+        if structure.empty_frames:
+            empty = f"{structure.empty_frames} of {len(frames)} frames have no {structure.estimator.subject}"
+            logger.warning(f"input={config.input}: {empty}: the model sees no structure there")
         mask = None
         if config.mask is not None:
             mask = stack.enter_context(Spool())

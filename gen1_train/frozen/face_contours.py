@@ -8,10 +8,12 @@ import numpy as np
 # MediaPipe's FACEMESH_FACE_OVAL, _LEFT_EYE, _RIGHT_EYE, _LEFT_EYEBROW, _RIGHT_EYEBROW, _LIPS and _NOSE
 # (mediapipe/python/solutions/face_mesh_connections.py, Apache-2.0), written by us as chains. Right and left are the
 # person's own.
+# fmt: off
 OVAL = (
-    *(10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152),
-    *(148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109, 10),
+    10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152,
+    148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109, 10,
 )
+# fmt: on
 CONTOURS = {
     "oval": OVAL,
     "left eye": (263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466, 263),

@@ -36,7 +36,7 @@ class FaceModel:
     def __init__(self, folder: str, name: str, recorded: bool = False) -> None:
         """`folder` as in `FaceConfig.path`; `recorded` as in `frozen.plain`. Raises UserError for a failure."""
         content = read_model(folder, name, recorded)
-        self.sha256 = hashlib.sha256(content).hexdigest()
+        self.sha256 = MODELS[name]  # read_model has compared it
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError as error:

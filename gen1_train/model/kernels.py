@@ -100,8 +100,8 @@ def choose(
     """Sets the kernels of a UNet by its config; returns a line about what it took.
 
     `batches`: what the UNet will be given; `dtype`: of its maps; `weights`: of the norms' weights in a forward pass, if
-    it is not the one that they are kept in. On a CPU it changes and returns nothing. Raises
-    UserError if model.kernels=triton cannot be used.
+    it is not the one that they are kept in. On a CPU it changes and returns nothing. Raises UserError if
+    model.kernels=triton cannot be used.
     """
     wanted = unet.config.kernels
     if device.type == "cpu":

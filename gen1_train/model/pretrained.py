@@ -125,10 +125,9 @@ def load_weights(
 
     Only the temporal layers and the content projection may be new, and only two kinds of weights may differ in shape.
     The input convolution may gain input channels, which start at zero, so that the output does not change. The
-    positions of frames may become more, see `stretch`. `may_be_new` lists which of
-    these (NEW) are allowed. `origins` is for the report; by default each weight has its own name in the file `source`.
-    Raises UserError, without changing the network, if any other weight is missing, unexpected, of another shape or not
-    finite.
+    positions of frames may become more, see `stretch`. `may_be_new` lists which of these (NEW) are allowed. `origins`
+    is for the report; by default each weight has its own name in the file `source`. Raises UserError, without changing
+    the network, if any other weight is missing, unexpected, of another shape or not finite.
     """
     expected = network.state_dict()
     kinds = {"temporal": is_temporal, "content_projection": is_projection}
@@ -136,13 +135,14 @@ def load_weights(
     new = [k for k in expected if k not in weights and any(kind(k) for kind in allowed)]
     common = [k for k in expected if k in weights]
     widened = [k for k in common if "input" in may_be_new and k == INPUT and _widens(weights[k], expected[k])]
-    stretched = [k for k in common if "positions" in may_be_new and k.endswith(POSITIONS)]
-    stretched = [k for k in stretched if _lengthens(weights[k], expected[k])]
+    grown = [k for k in common if k.endswith(POSITIONS) and _lengthens(weights[k], expected[k])]
+    stretched = grown if "positions" in may_be_new else []
     check_keys(expected, weights, source, new, [*widened, *stretched])
     broken = [k for k in common if not weights[k].isfinite().all()]
     if broken:
         raise UserError(f"{len(broken)} weights in {source} are not finite ({listed(broken)}); fetch or train it again")
-    state = {k: weights[k] for k in common if k not in (*widened, *stretched)}
+    copied = [k for k in common if k not in {*widened, *stretched}]
+    state = {k: weights[k] for k in copied}
     for k in widened:
         state[k] = torch.zeros_like(expected[k])
         state[k][:, : weights[k].shape[1]] = weights[k]
@@ -150,7 +150,6 @@ def load_weights(
     network.load_state_dict(state, strict=False)  # checked above: all keys are common or declared new
     if origins is None:
         origins = {k: Origin(k, Path(source).name, dtype_name(weights[k])) for k in common}
-    copied = [k for k in common if k not in (*widened, *stretched)]
     return WeightReport(source, copied, widened, new, origins, stretched)
 
 

@@ -16,10 +16,12 @@ from gen1_train.errors import UserError
 
 RETRY = 10.0  # seconds between two attempts to write
 # types of file systems that other machines serve, as the kernel names them; with FUSE nearly all of them are
+# fmt: off
 NETWORK = {
-    *("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "wekafs", "panfs", "orangefs", "pvfs2", "gfs2"),
-    *("ocfs2", "cifs", "smb3", "afs", "9p", "virtiofs"),
+    "nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "wekafs", "panfs", "orangefs", "pvfs2", "gfs2",
+    "ocfs2", "cifs", "smb3", "afs", "9p", "virtiofs",
 }
+# fmt: on
 
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)

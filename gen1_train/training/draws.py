@@ -55,9 +55,7 @@ class Draws(Choices):
 class TimestepConfig:
     """How often training sees which timestep. The paper does not say; all of it is ours."""
 
-    sampling: str = (
-        "uniform"  # uniform; logit_normal (Esser et al. 2024, Eq. 19); or shifted, by the size of the latents
-    )
+    sampling: str = "uniform"  # uniform, logit_normal (Esser et al. 2024, Eq. 19), or shifted by the latents' size
     mean: float = 0.0  # logit_normal: above 0 noisier
     deviation: float = 1.0  # logit_normal
     base: int = 64  # shifted: side of the square latents that uniform sampling suits; 64: Stable Diffusion's 512x512
@@ -128,9 +126,7 @@ class Drawing:
         return min(self.noise.steps - 1, int(share * self.noise.steps))
 
     def _noise(self, key: Key, shape: tuple[int, int, int, int]) -> Tensor:
-        noise = normal(shape, *key, "noise")
-        if self.noise.shared:
-            noise = with_common_noise(noise, normal(shape[1:], *key, "shared noise"), self.noise.shared)
+        noise = with_common_noise(normal(shape, *key, "noise"), self.noise.shared, *key, "shared noise")
         if self.noise.offset:
             noise = noise + self.noise.offset * normal((shape[1], 1, 1), *key, "offset")
         return noise

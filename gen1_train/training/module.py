@@ -18,13 +18,13 @@ from gen1_train.diffusion.loss import LossConfig, per_sample_loss
 from gen1_train.diffusion.prediction import as_v, target, v_from
 from gen1_train.diffusion.schedule import NoiseConfig, NoiseSchedule
 from gen1_train.diffusion.structure import degrade, level_channels
-from gen1_train.errors import UserError, check_share
+from gen1_train.errors import check_share
 from gen1_train.frozen.autoencoder import Autoencoder, sample_latents, to_signed
 from gen1_train.model.unet import SpatioTemporalUNet
 from gen1_train.system.device import autocast, resolve_precision
 from gen1_train.training.checkpoints.state import trainable, updated_by
 from gen1_train.training.draws import Choices, Drawing, Draws, TimestepConfig, fixed_draw
-from gen1_train.training.network import NetworkModule, OptimConfig
+from gen1_train.training.network import NetworkModule, OptimConfig, check_globs
 
 logger = logging.getLogger(__name__)
 
@@ -284,9 +284,7 @@ class Gen1Module(NetworkModule):
 def trained(unet: SpatioTemporalUNet, globs: Sequence[str]) -> list[str]:
     """Returns the names of the weights that match a glob. Raises UserError when a glob matches none."""
     names = list(trainable(unet))
-    for glob in globs:
-        if not fnmatch.filter(names, glob):
-            raise UserError(f"stage.trains has {glob!r}, which matches no weight: give globs such as *temporal*")
+    check_globs("stage.trains", globs, names)
     return [name for name in names if any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
 
 

@@ -6,7 +6,7 @@ run has the rates of one that was never stopped.
 
 import fnmatch
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -129,14 +129,19 @@ def read_scale(text: str) -> tuple[str, float]:
     return glob, scale
 
 
+def check_globs(setting: str, globs: Iterable[str], names: Collection[str]) -> None:
+    """Raises UserError for a glob of a setting that matches no name of a weight."""
+    for glob in globs:
+        if not fnmatch.filter(names, glob):
+            raise UserError(f"{setting} has {glob!r}, which matches no weight: give globs such as *temporal*")
+
+
 def scales_of(names: Collection[str], scales: Sequence[tuple[str, float]]) -> dict[str, float]:
     """Returns the factor of the learning rate for each weight: that of the first glob that matches its name, or 1.
 
     Raises UserError for a glob that matches none.
     """
-    for glob, _ in scales:
-        if not fnmatch.filter(names, glob):
-            raise UserError(f"optim.lr_scales has {glob!r}, which matches no weight: give globs such as *temporal*")
+    check_globs("optim.lr_scales", [glob for glob, _ in scales], names)
     return {name: next((scale for glob, scale in scales if fnmatch.fnmatchcase(name, glob)), 1.0) for name in names}
 
 

@@ -47,6 +47,11 @@ class StageConfig:
             raise UserError("stage.trains=[] would train nothing: give globs over the names of weights, such as [*]")
 
     @property
+    def keeps(self) -> tuple[str, ...]:
+        """Which of RESETS continue with the predecessor's."""
+        return tuple(name for name in RESETS if name not in self.resets)
+
+    @property
     def highest_level(self) -> int:
         """The highest t_s that a model of this stage has learned; 0 before stage 4, where it sees no structure."""
         return self.max_level if self.structure else 0
@@ -161,7 +166,7 @@ def build_unet(
     unet = SpatioTemporalUNet(config)
     file = str(start.path / start.weights_file(init.weights))
     report = load_weights(unet, start.weights(init.weights), file, stage.new)
-    if report.stretched and set(stage.resets) != set(RESETS):
+    if report.stretched and stage.keeps:
         raise UserError(
             f"model.max_frames={model.max_frames}, but {start.path} has fewer: its optimizer and averages do not fit "
             f"the stretched positions; use stage.resets=[{','.join(RESETS)}]"
@@ -187,7 +192,7 @@ def predecessor(stage: StageConfig, init: InitConfig, tree: Path, verify: Verify
     """
     if init.from_ is not None:
         raise UserError(f"init.from is for stage 1; stage {stage.name} starts from a checkpoint: use init.checkpoint=")
-    which = init.weights if set(stage.resets) == set(RESETS) else None
+    which = None if stage.keeps else init.weights
     if init.checkpoint is not None:
         checkpoint = find_checkpoint(Path(init.checkpoint), which, verify)
         if checkpoint.info.stage != stage.predecessor:
@@ -212,12 +217,11 @@ def inherited(stage: StageConfig, init: InitConfig, start: Checkpoint | None) ->
 
     Raises UserError when it starts from an average and would continue with the moments of other weights.
     """
-    keeps = tuple(name for name in RESETS if name not in stage.resets)
     if start is None:
         return ()
-    if "optimizer" in keeps and start.weights_file(init.weights) != UNET:
+    if "optimizer" in stage.keeps and start.weights_file(init.weights) != UNET:
         raise UserError(
             f"stage {stage.name} continues with the optimizer of {start.path}, so it has to start from the weights "
             "that this optimizer was changing: add init.weights=raw, or add optimizer to stage.resets"
         )
-    return keeps
+    return stage.keeps

@@ -109,10 +109,9 @@ class Previews(Callback):
         moments = module.moments(batch)
         clean = moments[0].chunk(2, dim=1)[0] * module.stage.latent_scale
         structure = module.structure_latents(batch, [0])[0] if module.stage.structure else None
-        noise = keyed.normal(tuple(clean.shape), "preview", turn.number)
-        common = keyed.normal(tuple(clean.shape[1:]), "preview", turn.number, "shared")
-        noise = with_common_noise(noise, common, module.diffusion.noise.shared).to(device)
         schedule = NoiseSchedule(module.diffusion.noise, device)
+        noise = keyed.normal(tuple(clean.shape), "preview", turn.number)
+        noise = with_common_noise(noise, schedule.shared, "preview", turn.number, "shared").to(device)
         config = SamplingConfig(self.config.edit_steps, guidance=GuidanceConfig(self.config.omega))
 
         def network(latents: Tensor, timesteps: Tensor, content: Tensor, temporal: bool) -> Tensor:

@@ -178,11 +178,10 @@ def verification(nodes: int, processes: int, patience: float) -> Iterator[Verifi
     shared = Verification() if nodes * processes == 1 else _of_launch(nodes, patience)
     try:
         yield shared
-        shared.close()
-        shared.linger()
     finally:
         shared.close()
         os.environ.pop(VERDICTS, None)
+    shared.linger()
 
 
 @dataclass(frozen=True)
