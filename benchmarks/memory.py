@@ -21,6 +21,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -32,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.ranks import in_ranks
 from gen1_train.batch import Batch
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
-from gen1_train.training.module import DiffusionConfig, Gen1Module, StageSpec
+from gen1_train.training.module import DiffusionConfig, Gen1Module, StageSpec, freeze
 from gen1_train.training.network import OptimConfig
 from gen1_train.training.planning.memory import Layout, Planner, ZeroSettings
 from gen1_train.training.planning.tracing import LiveStorages, MicroBatch
@@ -43,6 +44,7 @@ from gen1_train.training.strategies.zero import ZeroStrategy
 SMALL = UNetConfig(channels=[64, 128, 256, 256], heads=[2] * 4, layers=1, groups=8, context_dim=64, content_dim=64)
 WORKS = (MicroBatch("image", 8, 1, 16, 16), MicroBatch("video", 1, 8, 16, 16))
 FULL_WORKS = (MicroBatch("image", 16, 1, 32, 56), MicroBatch("video", 2, 8, 32, 56))
+TEMPORAL = ("*temporal*", "conv_in.*")  # the input convolution, so that image steps train something, too
 WARM = 2  # unmeasured steps at the start: one of each kind
 
 
@@ -56,6 +58,7 @@ class Case:
     full: bool = False  # Stable Diffusion 1.5's size
     bucket: int | None = None  # of ZeRO, in elements; None: as in training
     reduce: str = "fp32"  # strategy.reduce
+    trains: tuple[str, ...] = ("*",)  # stage.trains
 
     @property
     def unet(self) -> UNetConfig:
@@ -82,7 +85,7 @@ def planned(case: Case) -> dict[str, int]:
     zero = ZeroSettings.read(strategy.config["zero_optimization"]) if isinstance(strategy, ZeroStrategy) else None
     gloo = case.device == "cpu"
     layout = Layout(case.strategy, case.precision, case.world, zero=zero, gloo=gloo, reduce=case.reduce)
-    planner = Planner(case.unet, layout)
+    planner = Planner(case.unet, layout, adapt=partial(freeze, trains=case.trains))
     standing = sum(planner.resident().values())
     return {work.kind: standing + planner.peak(work).bytes for work in case.works}
 
@@ -170,7 +173,7 @@ class RandomBatches(Dataset[Batch]):
 def _train(case: Case, callback: Callback) -> None:
     with torch.device(case.device):  # at full size, a CPU takes long to draw the weights
         unet = SpatioTemporalUNet(case.unet)
-    module = Gen1Module(unet, OptimConfig(), DiffusionConfig(), StageSpec(seed=0, latent_scale=1.0))
+    module = Gen1Module(unet, OptimConfig(), DiffusionConfig(), StageSpec(seed=0, latent_scale=1.0, trains=case.trains))
     trainer = Trainer(
         accelerator=case.device,
         devices=case.world,
@@ -196,11 +199,13 @@ def cases(device: str) -> Iterator[Case]:
         return
     for checkpointing in (False, True):
         yield Case("single", 1, checkpointing)
+        yield Case("single", 1, checkpointing, trains=TEMPORAL)
     for strategy in ("ddp", "zero1", "zero2", "zero3", "fsdp"):
         for world in (1, 2, 4):
             yield Case(strategy, world, checkpointing=True, bucket=2_000_000)
     for strategy in ("zero2", "zero3", "fsdp"):
         yield Case(strategy, 2, checkpointing=True, precision="bf16-mixed", bucket=2_000_000)
+        yield Case(strategy, 2, checkpointing=True, precision="bf16-mixed", bucket=2_000_000, trains=TEMPORAL)
 
 
 def main() -> None:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 __all__ = ["Gen1Editor"]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # prints nothing until a command opens its console
+for noisy in ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+    # where torchao is installed, diffusers imports it, and both warn of what nobody here uses
+    logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

@@ -128,7 +128,7 @@ def callbacks(config: UNetConfig, clips: Clips, steps: int, every: int, folder: 
         on_gradient=measure.gradient,
     )
     return [
-        RestoreState(counters=counters, decays=decays, source=None, step=0, keeps=()),
+        RestoreState(counters=counters, averages=EmaConfig(), source=None, step=0, keeps=()),
         Kernels([Shape(pool, clips.samples, FACTOR)], compiled=False),
         guard,
         Averaging(counters, decays, clock),

@@ -25,10 +25,10 @@ from gen1_train.training.checkpoints.ema import EmaConfig
 from gen1_train.training.customization.customize import NAME, CustomizeConfig
 from gen1_train.training.failures.health import HEALTH
 from gen1_train.training.module import DiffusionConfig
-from gen1_train.training.network import OptimConfig
+from gen1_train.training.network import ADAMW8BIT, OptimConfig
 from gen1_train.training.planning.gpus import PlanConfig
 from gen1_train.training.stages import RESETS, InitConfig, StageConfig, run_folder, structured
-from gen1_train.training.strategies.config import COLLECTIVE_SECONDS, FSDP, StrategyConfig
+from gen1_train.training.strategies.config import AUTO, COLLECTIVE_SECONDS, FSDP, StrategyConfig
 
 
 @dataclass
@@ -204,6 +204,11 @@ class TrainConfig(StoredConfig):
         self.check_sections()
         self.trainer.check_profile(self.stage.steps)
         self.strategy.check_precision(self.trainer.precision)
+        if (setting := whole_weights(self)) and self.strategy.name not in (AUTO, "single", "ddp"):
+            raise UserError(
+                f"{setting} is for processes that hold whole weights: take strategy=single or ddp, not "
+                f"strategy={self.strategy.name}"
+            )
         self._check_waits()
         self._check_customization()
         if self.trainer.compile and self.strategy.name == "zero3":
@@ -254,3 +259,10 @@ class TrainConfig(StoredConfig):
             raise UserError(
                 "stage.resets must hold optimizer and ema with customize.lora_rank: an adapter has neither yet"
             )
+
+
+def whole_weights(config: TrainConfig) -> str | None:
+    """Returns a setting that only goes with processes that hold whole weights; None if there is none."""
+    if config.optim.name == ADAMW8BIT:
+        return f"optim.name={ADAMW8BIT}"
+    return "ema.device=cpu" if config.ema.device == "cpu" else None

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from gen1_train.data.manifest import Manifest
+from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder
 from gen1_train.frozen.levels import stored_level
 from gen1_train.model.pretrained import WeightReport, check_keys, check_same_family
 from gen1_train.model.unet import SpatioTemporalUNet
 from gen1_train.training.checkpoints import checkpoint
-from gen1_train.training.checkpoints.state import moments_of, trainable
+from gen1_train.training.checkpoints.state import MOMENTS, moments_of, saved, trainable
 from gen1_train.training.config import TrainConfig
 from gen1_train.training.customization.lora import (
     add_lora,
@@ -21,7 +22,7 @@ from gen1_train.training.customization.lora import (
     load_trained,
     save_base,
 )
-from gen1_train.training.module import Gen1Module, StageSpec
+from gen1_train.training.module import Gen1Module, StageSpec, freeze
 from gen1_train.training.preflight import encodes
 from gen1_train.training.ready import Ready
 from gen1_train.training.session import is_rank_zero
@@ -63,15 +64,41 @@ def begin_adapter(config: TrainConfig, run: Path, unet: SpatioTemporalUNet) -> d
 def restore(config: TrainConfig, run: Path, resume: checkpoint.Checkpoint) -> SpatioTemporalUNet:
     """Returns the UNet of a run that resumes. Raises UserError for a checkpoint of another model."""
     unet = SpatioTemporalUNet(stage_unet(config.model, config.stage))
-    check_same_family(unet.config, read_recorded(resume).unet, str(resume.path))
+    recorded = read_recorded(resume)
+    check_same_family(unet.config, recorded.unet, str(resume.path))
     check_adapter(config.customize, run, resume)
     if config.customize.lora_rank is not None:
         load_base(unet, run, config.customize, config.seed)
     load_trained(unet, resume.trained(), str(resume.path))
-    wanted = {name: weight for name, (weight, _) in moments_of(unet).items()}
-    check_keys(wanted, resume.moments(), str(resume.path / checkpoint.OPTIMIZER))
+    check_moments(unet, config.stage.trains, recorded.stage.trains, resume)
     logger.info(f"resuming from {resume.path}")
     return unet
+
+
+def check_moments(
+    unet: SpatioTemporalUNet, trains: list[str], trained: list[str], resume: checkpoint.Checkpoint
+) -> None:
+    """Freezes weights as `stage.trains` says, and checks that a run can resume with the moments of the others.
+
+    Raises UserError if it has trained other weights so far (`trained`), or lacks moments.
+    """
+    before, now = (frozen(unet, globs) for globs in (trained, trains))
+    if before != now:
+        raise UserError(
+            f"stage.trains={trains} cannot change within a run: {resume.path} was trained with {trained}; give them, "
+            "or start another run with name="
+        )
+    moments = resume.moments()
+    older = {f"{name}.{moment}" for name in now for moment in MOMENTS}  # versions before kept them for frozen weights
+    found = {name: moments[name] for name in moments if name not in older} if now else moments
+    wanted = {name: weight for name, (weight, _) in moments_of(unet).items()}
+    check_keys(wanted, found, str(resume.path / checkpoint.OPTIMIZER))
+
+
+def frozen(unet: SpatioTemporalUNet, trains: list[str]) -> set[str]:
+    """Freezes as stage.trains says, and returns the names of the frozen weights."""
+    freeze(unet, trains)
+    return {name for name, weight in saved(unet).items() if not weight.requires_grad}
 
 
 def make_module(

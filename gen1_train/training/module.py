@@ -22,7 +22,7 @@ from gen1_train.errors import check_share
 from gen1_train.frozen.autoencoder import Autoencoder, sample_latents, to_signed
 from gen1_train.model.unet import SpatioTemporalUNet
 from gen1_train.system.device import autocast, resolve_precision
-from gen1_train.training.checkpoints.state import trainable, updated_by
+from gen1_train.training.checkpoints.state import saved, updated_by
 from gen1_train.training.draws import Choices, Drawing, Draws, TimestepConfig, fixed_draw
 from gen1_train.training.network import NetworkModule, OptimConfig, check_globs
 
@@ -118,17 +118,14 @@ class Gen1Module(NetworkModule):
     ) -> None:
         """The autoencoder is needed where the shards hold no latents, or none at a t_s that may be drawn.
 
-        Raises UserError when a glob of `stage.trains` matches no weight.
+        Freezes the weights of the UNet that `stage.trains` leaves out. Raises UserError when a glob of it matches none.
         """
         super().__init__()
         self.unet = unet
         self.optim = optim
         self.diffusion = diffusion
         self.stage = stage
-        self.trained = set(trained(unet, stage.trains))
-        for name, parameter in trainable(unet).items():
-            if name not in self.trained:  # in the optimizer all the same: every strategy holds and saves it like others
-                parameter.register_hook(torch.zeros_like)
+        freeze(unet, stage.trains)
         # in a tuple, so that the frozen weights are neither sharded, nor saved, nor seen by the optimizer
         self._autoencoder = (autoencoder,)
         self._precision = "auto"  # of the autoencoder
@@ -278,14 +275,18 @@ class Gen1Module(NetworkModule):
 
     @override
     def configure_optimizers(self) -> Any:
-        return self.adamw(self.trained, self.optim, self.stage.start, self.stage.steps)
+        return self.adamw(self.optim, self.stage.start, self.stage.steps)
 
 
-def trained(unet: SpatioTemporalUNet, globs: Sequence[str]) -> list[str]:
-    """Returns the names of the weights that match a glob. Raises UserError when a glob matches none."""
-    names = list(trainable(unet))
-    check_globs("stage.trains", globs, names)
-    return [name for name in names if any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
+def freeze(unet: nn.Module, trains: Sequence[str]) -> None:
+    """Freezes the weights that match none of the globs; called again with the same globs, it changes nothing.
+
+    They take no gradient and no memory in the optimizer. Raises UserError when a glob matches no weight.
+    """
+    weights = saved(unet)
+    check_globs("stage.trains", trains, weights)
+    for name, weight in weights.items():
+        weight.requires_grad_(any(fnmatch.fnmatchcase(name, glob) for glob in trains))
 
 
 def _take_every_step(norm: float) -> bool:

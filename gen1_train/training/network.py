@@ -24,6 +24,8 @@ from gen1_train.training.checkpoints.checkpoint import UNET
 from gen1_train.training.checkpoints.state import trainable, updated_by
 from gen1_train.training.strategies.sharded import ShardedStrategy
 
+ADAMW8BIT = "adamw8bit"
+OPTIMIZERS = ("adamw", ADAMW8BIT)
 SCHEDULES = ("constant", "cosine")
 MAX_SCALE = 1000  # of a learning rate; ours
 
@@ -32,17 +34,19 @@ MAX_SCALE = 1000  # of a learning rate; ours
 class OptimConfig:
     """AdamW; all values are ours, the paper gives none."""
 
+    name: str = "adamw"  # or adamw8bit: moments of 8 bits, a quarter of their memory; strategy=single or ddp
     lr: float = 1e-5  # after the warm-up
     lr_scales: list[str] = field(default_factory=list)  # factors of lr, as GLOB:FACTOR over the names of weights
     schedule: str = "constant"  # or cosine: from there down to final_lr_share of it at the stage's last step
     final_lr_share: float = 0.1  # schedule=cosine: share of lr at the last step
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # of AdamW's moments
-    weight_decay: float = 0.01  # of AdamW, on all weights
+    weight_decay: float = 0.01  # of AdamW, on all weights that are trained
     warmup_steps: int = 500  # linear from 0
     clip_norm: float = 1.0  # of the whole gradient; 0 switches clipping off
 
     def check(self) -> None:
         """Raises UserError for an invalid setting."""
+        check_choice("optim.name", self.name, OPTIMIZERS)
         check_choice("optim.schedule", self.schedule, SCHEDULES)
         check_positive(optim__lr=self.lr)
         check_share(optim__final_lr_share=self.final_lr_share)
@@ -84,8 +88,8 @@ class NetworkModule(LightningModule):
         """Whether the optimizer takes a step with this gradient norm (before clipping)."""
         return True
 
-    def adamw(self, trained: Collection[str], optim: OptimConfig, start: int, steps: int) -> Any:
-        """Returns AdamW over all weights, for configure_optimizers; weights that are not in `trained` do not change.
+    def adamw(self, optim: OptimConfig, start: int, steps: int) -> Any:
+        """Returns AdamW over the weights that are trained, for configure_optimizers.
 
         `start`: optimizer steps done, where the learning rate continues; `steps`: of the whole stage.
         """
@@ -93,16 +97,9 @@ class NetworkModule(LightningModule):
         scales = scales_of(parameters, [read_scale(scale) for scale in optim.lr_scales])
         factors = [1.0, *sorted(set(scales.values()) - {1.0})]
         groups: list[dict[str, Any]] = [{"params": [], "lr": optim.lr * factor} for factor in factors]
-        groups.append({"params": [], "lr": 0.0, "weight_decay": 0.0})
         for name, parameter in parameters.items():
-            groups[factors.index(scales[name]) if name in trained else -1]["params"].append(parameter)
-        optimizer = AdamW(
-            [group for group in groups if group["params"]],
-            lr=optim.lr,
-            betas=(optim.betas[0], optim.betas[1]),
-            weight_decay=optim.weight_decay,
-            fused=True,
-        )
+            groups[factors.index(scales[name])]["params"].append(parameter)
+        optimizer = build_adamw(optim, [group for group in groups if group["params"]])
         rate = partial(
             rate_at,
             schedule=optim.schedule,
@@ -112,6 +109,16 @@ class NetworkModule(LightningModule):
         )
         scheduler = LambdaLR(optimizer, resumed_at(start, rate))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def build_adamw(optim: OptimConfig, groups: list[dict[str, Any]]) -> Optimizer:
+    """Returns the optimizer of these groups of weights. Raises UserError if a library for it is missing."""
+    settings: dict[str, Any] = {"lr": optim.lr, "betas": tuple(optim.betas), "weight_decay": optim.weight_decay}
+    if optim.name == ADAMW8BIT:
+        from gen1_train.training.eight_bit import AdamW8bit
+
+        return AdamW8bit(groups, **settings)
+    return AdamW(groups, **settings, fused=True)
 
 
 def read_scale(text: str) -> tuple[str, float]:
@@ -129,11 +136,11 @@ def read_scale(text: str) -> tuple[str, float]:
     return glob, scale
 
 
-def check_globs(setting: str, globs: Iterable[str], names: Collection[str]) -> None:
-    """Raises UserError for a glob of a setting that matches no name of a weight."""
+def check_globs(setting: str, globs: Iterable[str], names: Collection[str], weights: str = "weight") -> None:
+    """Raises UserError for a glob of a setting that matches no name. `weights`: what has these names."""
     for glob in globs:
         if not fnmatch.filter(names, glob):
-            raise UserError(f"{setting} has {glob!r}, which matches no weight: give globs such as *temporal*")
+            raise UserError(f"{setting} has {glob!r}, which matches no {weights}: give globs such as *temporal*")
 
 
 def scales_of(names: Collection[str], scales: Sequence[tuple[str, float]]) -> dict[str, float]:
@@ -141,7 +148,7 @@ def scales_of(names: Collection[str], scales: Sequence[tuple[str, float]]) -> di
 
     Raises UserError for a glob that matches none.
     """
-    check_globs("optim.lr_scales", [glob for glob, _ in scales], names)
+    check_globs("optim.lr_scales", [glob for glob, _ in scales], names, "weight that is trained")
     return {name: next((scale for glob, scale in scales if fnmatch.fnmatchcase(name, glob)), 1.0) for name in names}
 
 

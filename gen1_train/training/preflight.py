@@ -118,7 +118,8 @@ def check_data(config: TrainConfig, manifest: Manifest) -> None:
     if width != config.model.content_dim:
         raise UserError(
             f"the CLIP embeddings in {config.data.root} have width {width}, the model takes "
-            f"{config.model.content_dim}: choose another model=, or set model.content_dim={width}"
+            f"{config.model.content_dim}: choose another model=, or a set of another recipe.clip.model, or set "
+            f"model.content_dim={width} from stage 1 on"
         )
     channels = manifest.estimators["autoencoder"].get("channels", config.model.out_channels)
     if channels != config.model.out_channels:
@@ -204,8 +205,8 @@ def open_validation(config: TrainConfig, shards: ShardSet) -> ShardSet | None:
         )
         return None
     held_out = ShardSet(settings.root)
-    for name, made_by in shards.manifest.estimators.items():
-        other = held_out.manifest.estimators.get(name, {})
+    for name in ("autoencoder", "clip", "structure"):  # nothing is trained on captions here
+        made_by, other = shards.manifest.estimators[name], held_out.manifest.estimators[name]
         if any(other.get(part) != made_by.get(part) for part in ("kind", "fingerprint", "stored")):
             raise UserError(
                 f"validation.root={settings.root} was made with another {name} estimator than {config.data.root}: make "
@@ -316,13 +317,14 @@ def nearest_folder(folder: Path) -> Path:
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
-def checkpoint_bytes(weights: int, averages: int = 0, adapter: int = 0) -> int:
+def checkpoint_bytes(weights: int, trained: int, averages: int = 0, adapted: bool = False) -> int:
     """Returns the size on disk of a checkpoint: weights, AdamW's two moments and the averages, all in float32.
 
-    `weights`, `adapter`: their numbers. With an adapter, the moments are the adapter's, and each file of weights has a
-    file of the adapter next to it.
+    `weights`, `trained`: the numbers of all weights and of those that are trained, which alone have moments. With an
+    adapter, which is what is trained, each file of weights has a file of the adapter next to it.
     """
-    return 4 * (weights * (1 + averages) + (adapter * (3 + averages) or 2 * weights))
+    adapters = trained * (1 + averages) if adapted else 0
+    return 4 * (weights * (1 + averages) + 2 * trained + adapters)
 
 
 def room_for_checkpoints(run: Path, keep: int, size: int) -> int:

@@ -31,7 +31,7 @@ class StageConfig:
     max_level: int  # t_s is uniform over 0..max_level
     image_ratio: float  # share of image steps
     new: list[str] = field(default_factory=lambda: list(NEW))  # what it may add to its predecessor's weights
-    trains: list[str] = field(default_factory=lambda: ["*"])  # weights that it changes, as globs over their names
+    trains: list[str] = field(default_factory=lambda: ["*"])  # weights that it trains, as globs; others are frozen
     resets: list[str] = field(default_factory=lambda: list(RESETS))  # state that starts afresh, not the predecessor's
 
     def check(self) -> None:
@@ -45,6 +45,10 @@ class StageConfig:
                 raise UserError(f"stage.{name}={given}: {unknown[0]} is not one of {', '.join(known)}")
         if not self.trains:
             raise UserError("stage.trains=[] would train nothing: give globs over the names of weights, such as [*]")
+        if "*" not in self.trains and "ema" not in self.resets:
+            raise UserError(
+                f"stage.trains={self.trains} freezes weights, whose averages could not move on: add ema to stage.resets"
+            )
 
     @property
     def keeps(self) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ class Progress(Callback):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # read here, because the schedule advances before the batch ends
-        self.learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
+        self.learning_rate = float(trainer.optimizers[0].param_groups[0]["lr"])  # a tensor in AdamW of 8 bits
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

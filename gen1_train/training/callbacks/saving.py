@@ -47,7 +47,7 @@ class RestoreState(Callback):
         self,
         *,
         counters: Counters,
-        decays: list[float],
+        averages: ema.EmaConfig,
         source: checkpoint.Checkpoint | None,
         step: int,
         keeps: Collection[str],
@@ -57,7 +57,7 @@ class RestoreState(Callback):
         `counters`: from initial_counters; `step`: optimizer steps of this stage that are done.
         """
         self.counters = counters
-        self.decays = decays
+        self.averages = averages
         self.source = source
         self.step = step
         self.keeps = keeps
@@ -70,11 +70,13 @@ class RestoreState(Callback):
         held.create_moments(self.counters.updates)
         if self.source is not None and "optimizer" in self.keeps:
             put(held, state.moments_of(network), self.source.moments())
-        for name in map(ema.name_of, self.decays):
-            held.create_average(name)
+        for name in map(ema.name_of, self.averages.decays):
+            held.create_average(name, on_cpu=self.averages.device == "cpu")
             if self.counters.averaged[name]:
                 assert self.source is not None
-                put(held, state.averages_of(network, name), self.source.trained(name.removeprefix("ema_")))
+                entries = state.averages_of(network, name)
+                changing = {name: entry for name, entry in entries.items() if entry[0].requires_grad}
+                put(held, changing, self.source.trained(name.removeprefix("ema_")))
         state.resume_at(trainer, self.step)
 
 

@@ -7,9 +7,11 @@ averaged separately, so an average does not depend on how the weights are divide
 
 from dataclasses import dataclass, field
 
-from gen1_train.errors import UserError
+from gen1_train.errors import UserError, check_choice
 from gen1_train.training.checkpoints.counters import Counters
 from gen1_train.training.checkpoints.state import PlainState
+
+DEVICES = ("same", "cpu")
 
 
 @dataclass
@@ -17,9 +19,11 @@ class EmaConfig:
     """Validation, editing, export and the next stage use the first average, or the weights if there is none."""
 
     decays: list[float] = field(default_factory=lambda: [0.9999])  # decays, with one average each; []: none
+    device: str = "same"  # as the weights; cpu: in CPU memory, with strategy=single or ddp
 
     def check(self) -> None:
         """Raises UserError for an invalid setting; the message names it and the remedy."""
+        check_choice("ema.device", self.device, DEVICES)
         setting = f"ema.decays={self.decays}"
         if any(not 0 < decay < 1 for decay in self.decays):
             raise UserError(f"{setting}: give numbers between 0 and 1, such as [0.9999], or [] for no average")

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
+from torch.nn import Parameter
 
 from gen1_train.training.checkpoints.parts import Piece
 from gen1_train.training.checkpoints.state import Entries, PlainState
@@ -11,15 +13,24 @@ from gen1_train.training.checkpoints.state import Entries, PlainState
 class Snapshot:
     """Host memory that is kept from one checkpoint to the next, so that training waits for one copy and nothing else.
 
-    Fresh memory would be zeroed page by page, which takes longer than the copy. For GPUs it is pinned.
+    Fresh memory would be zeroed page by page, which takes longer than the copy. For GPUs it is pinned. Frozen weights
+    are copied once, from a GPU, or not at all.
     """
 
     def __init__(self) -> None:
         self._buffer = torch.empty(0)
+        self._frozen: dict[Parameter, Tensor] = {}
 
     def reserve(self, held: PlainState, files: Mapping[str, Entries]) -> None:
         """Allocates the memory, before training starts."""
-        tensors = [part for entries in files.values() for _, _, part in held.pieces(entries)]
+        tensors = []
+        for entries in files.values():
+            for name, _, part in held.pieces(entries):
+                weight, _ = entries[name]
+                if weight.requires_grad:
+                    tensors.append(part)
+                elif weight not in self._frozen:
+                    self._frozen[weight] = part.reshape(-1).to("cpu", torch.float32)
         pinned = any(tensor.is_cuda for tensor in tensors)
         self._buffer = torch.zeros(sum(tensor.numel() for tensor in tensors), pin_memory=pinned)
 
@@ -31,6 +42,9 @@ class Snapshot:
         for file, entries in files.items():
             taken[file] = []
             for name, start, part in held.pieces(entries):
+                if (frozen := self._frozen.get(entries[name][0])) is not None:
+                    taken[file].append(Piece(name, start, frozen))
+                    continue
                 begin, end = end, end + part.numel()
                 copy = self._buffer[begin:end]
                 copy.copy_(part.reshape(-1), non_blocking=True)

@@ -15,19 +15,28 @@ from pytorch_lightning.strategies import DeepSpeedStrategy, ModelParallelStrateg
 from torch import Tensor, distributed
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from typing_extensions import override
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # by AdamW's names
 REPLICATE, SHARD = "replicate", "shard"  # the dimensions of FSDP2's mesh
 CHUNK_ELEMENTS = 2**24  # elements that are gathered or exchanged at once, unless a single tensor has more
+ADAPTER = ".lora_"  # in the names of an adapter's weights, as peft makes them
 
 # name of a tensor in a file -> a weight, and what is stored of it: a moment, an average, or None for the weight itself
 Entries = dict[str, tuple[Parameter, str | None]]
 
 
 def trainable(model: Module) -> dict[str, Parameter]:
-    """Returns the weights that the optimizer holds: all of them, or those of an adapter."""
+    """Returns the weights that the optimizer holds: all of them, those of stage.trains, or those of an adapter."""
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def saved(model: Module) -> dict[str, Parameter]:
+    """Returns the weights that a checkpoint holds: all of them, or those of an adapter, whose base has its own file."""
+    weights = dict(model.named_parameters())
+    adapter = {name: weight for name, weight in weights.items() if ADAPTER in name}
+    return adapter or weights
 
 
 def updated_by(optimizer: Optimizer) -> list[Tensor]:
@@ -40,7 +49,7 @@ def updated_by(optimizer: Optimizer) -> list[Tensor]:
 
 def weights_of(model: Module) -> Entries:
     """Returns the entries of unet.safetensors."""
-    return {name: (weight, None) for name, weight in trainable(model).items()}
+    return {name: (weight, None) for name, weight in saved(model).items()}
 
 
 def moments_of(model: Module) -> Entries:
@@ -49,8 +58,24 @@ def moments_of(model: Module) -> Entries:
 
 
 def averages_of(model: Module, average: str) -> Entries:
-    """Returns the entries of the file of an average, under the names of the weights."""
-    return {name: (weight, average) for name, weight in trainable(model).items()}
+    """Returns the entries of the file of an average, under the names of the weights.
+
+    A frozen weight is its own average.
+    """
+    return {name: (weight, average if weight.requires_grad else None) for name, weight in saved(model).items()}
+
+
+def assigned(sizes: Mapping[str, int], rank: int, world: int) -> list[str]:
+    """Returns the tensors that one of `world` ranks writes if all of them hold everything.
+
+    Each tensor is written by one rank, and each rank writes about as many elements.
+    """
+    total, before, names = sum(sizes.values()), 0, []
+    for name, size in sizes.items():
+        if (before + size // 2) * world // total == rank:
+            names.append(name)
+        before += size
+    return names
 
 
 class PlainState:
@@ -69,7 +94,7 @@ class PlainState:
         """
         if not keep:
             return {}
-        return {name: self._held(*entry).to("cpu", torch.float32, copy=True) for name, entry in entries.items()}
+        return {name: self._values(*entry).to("cpu", torch.float32, copy=True) for name, entry in entries.items()}
 
     def pieces(self, entries: Entries) -> Iterator[tuple[str, int, Tensor]]:
         """Yields what this process writes into its part of a checkpoint: names, positions in the flattened tensors, and
@@ -78,11 +103,8 @@ class PlainState:
         Where all processes hold everything, each one writes some of the tensors, of about the same size together.
         """
         rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
-        total, before = sum(weight.numel() for weight, _ in entries.values()), 0
-        for name, (weight, moment) in entries.items():
-            if (before + weight.numel() // 2) * world // total == rank:
-                yield name, 0, self._held(weight, moment)
-            before += weight.numel()
+        for name in assigned({name: weight.numel() for name, (weight, _) in entries.items()}, rank, world):
+            yield name, 0, self._values(*entries[name])
 
     def put(self, weight: Parameter, moment: str | None, whole: Tensor) -> None:
         """Copies from `whole` the part of a weight or moment that this process holds."""
@@ -91,24 +113,34 @@ class PlainState:
     def put_elements(self, weight: Parameter, moment: str | None, read: Callable[[int, int], Tensor]) -> None:
         """As `put`, from what `read` returns for a position in the flattened tensor and a number of elements. Nothing
         else is read."""
-        self._held(weight, moment).copy_(read(0, weight.numel()).view(weight.shape))
+        held = self._held(weight, moment)
+        held.copy_(read(0, weight.numel()).view(weight.shape).to(held.device))
 
     def create_moments(self, updates: int) -> None:
         """Creates the moments, as AdamW does in its first step, and sets its step counter to `updates`."""
         for master in self.masters():
-            moments = {moment: torch.zeros_like(master, memory_format=torch.preserve_format) for moment in MOMENTS}
-            self.optimizer.state[master] = {"step": torch.tensor(float(updates), device=master.device), **moments}
+            step = torch.tensor(float(updates), device=master.device)
+            self.optimizer.state[master] = {"step": step, **self.new_moments(master)}
 
-    def create_average(self, average: str) -> None:
-        """Creates an average as a copy of the current weights. The moments must exist."""
+    def new_moments(self, master: Tensor) -> dict[str, Tensor]:
+        """Returns the moments of a weight as AdamW begins with them; that of 8 bits has its own kind of tensor."""
+        if hasattr(self.optimizer, "new_moments"):
+            return self.optimizer.new_moments(master)
+        return {moment: torch.zeros_like(master, memory_format=torch.preserve_format) for moment in MOMENTS}
+
+    def create_average(self, average: str, on_cpu: bool = False) -> None:
+        """Creates an average as a copy of the current weights, in CPU memory if asked for. The moments must exist."""
         for master in self.masters():
-            self.optimizer.state[master][average] = master.detach().clone()
+            copy = torch.empty_like(master, device="cpu" if on_cpu else None, pin_memory=on_cpu and master.is_cuda)
+            self.optimizer.state[master][average] = copy.copy_(master.detach())
 
     @torch.no_grad()
     def average(self, rates: Mapping[str, float]) -> None:
         """Moves each average towards the weights by its rate; each process updates its part, without communication."""
         masters = list(self.optimizer.state)
         states = self.optimizer.state.values()  # to look each one up by its tensor would take longer than the update
+        if any(held[average].device != master.device for master, held in zip(masters[:1], states) for average in rates):
+            masters = [master.cpu() for master in masters]
         for average, rate in rates.items():
             torch._foreach_lerp_([held[average] for held in states], masters, rate)
 
@@ -149,6 +181,11 @@ class PlainState:
     def shape(self, weight: Parameter) -> torch.Size:
         """Returns the shape of the whole weight."""
         return weight.shape
+
+    def _values(self, master: Tensor, moment: str | None) -> Tensor:
+        """Returns what this process holds, in numbers: moments of 8 bits are codes."""
+        held = self._held(master, moment)
+        return held.dequantize() if is_traceable_wrapper_subclass(held) else held
 
     def _held(self, master: Tensor, moment: str | None) -> Tensor:
         return (master if moment is None else self.optimizer.state[master][moment]).detach()
@@ -214,12 +251,14 @@ class DividedState(PlainState):
 
 
 class ZeroState(DividedState):
-    """The state under DeepSpeed's ZeRO-1 and ZeRO-2: all weights, flattened in float32; each process has a part."""
+    """The state under DeepSpeed's ZeRO-1 and ZeRO-2: all trained weights, flattened in float32; each process has a
+    part. Frozen weights are in no optimizer; each process keeps some of them in float32."""
 
-    def __init__(self, zero: Any, device: torch.device) -> None:
-        """`zero`: DeepSpeed's optimizer, which wraps torch's."""
+    def __init__(self, zero: Any, device: torch.device, frozen: Mapping[Parameter, Tensor]) -> None:
+        """`zero`: DeepSpeed's optimizer, which wraps torch's; `frozen`: the frozen weights that this process keeps."""
         super().__init__(zero.optimizer, device)
         self.zero = zero
+        self.frozen = frozen
 
     @override
     def refresh(self) -> None:
@@ -227,6 +266,12 @@ class ZeroState(DividedState):
 
     @override
     def part(self, weight: Parameter, moment: str | None) -> tuple[int, Tensor]:
+        if not weight.requires_grad:
+            return 0, self.frozen[weight].view(-1) if weight in self.frozen else torch.empty(0)
+        return self.master_part(weight, moment)
+
+    def master_part(self, weight: Parameter, moment: str | None) -> tuple[int, Tensor]:
+        """Returns as `part` does, for a weight that the optimizer holds."""
         mapping = weight._hp_mapping  # type: ignore[attr-defined]
         if mapping is None:  # the weight is in other processes
             return 0, torch.empty(0)
@@ -238,7 +283,7 @@ class Zero3State(ZeroState):
     """The state under ZeRO-3: each process has an equal part of every weight, the last part padded."""
 
     @override
-    def part(self, weight: Parameter, moment: str | None) -> tuple[int, Tensor]:
+    def master_part(self, weight: Parameter, moment: str | None) -> tuple[int, Tensor]:
         group, offset, numel = self.zero.grad_position[self.zero.get_param_id(weight)]
         start = numel * weight.ds_zero_partition_rank  # type: ignore[attr-defined]
         filled = max(0, min(numel, self.shape(weight).numel() - start))
@@ -291,8 +336,8 @@ def state_of(strategy: Strategy) -> PlainState:
         return ShardedState(strategy.optimizers[0], strategy.root_device)
     if not isinstance(strategy, DeepSpeedStrategy):
         return PlainState(strategy.optimizers[0])
-    zero, device = strategy.deepspeed_engine.optimizer, strategy.root_device
-    return Zero3State(zero, device) if strategy.zero_stage_3 else ZeroState(zero, device)
+    zero, frozen = strategy.deepspeed_engine.optimizer, getattr(strategy, "frozen", {})
+    return (Zero3State if strategy.zero_stage_3 else ZeroState)(zero, strategy.root_device, frozen)
 
 
 def resume_at(trainer: Trainer, step: int) -> None:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 
 from gen1_train.batch import Pool
-from gen1_train.training.config import TrainConfig
+from gen1_train.errors import UserError
+from gen1_train.training.config import TrainConfig, whole_weights
 from gen1_train.training.planning.gpus import GIBI, fits, gpu_memory
 from gen1_train.training.planning.memory import MemoryPlan, Planner
 from gen1_train.training.planning.workload import PlannedData, Ranks, on_cpus, rank_count, ranks_of
@@ -36,8 +37,11 @@ def plan_run(config: TrainConfig, data: PlannedData) -> PlannedRun:
         return _planned(config, data)
     names = candidates(config)
     if len(names) == 1:
-        cause = f"strategy.offload={config.strategy.offload} needs it" if names == ["zero3"] else "there is one process"
-        return _chosen(config, data, names[0], cause)
+        causes = {
+            "zero3": f"strategy.offload={config.strategy.offload} needs it",
+            "ddp": f"{whole_weights(config)} needs it",
+        }
+        return _chosen(config, data, names[0], causes.get(names[0], "there is one process"))
     if on_cpus(config):
         return _chosen(config, data, names[0], "on CPUs it is assumed to fit")
     card = gpu_memory(config.plan)
@@ -51,6 +55,8 @@ def candidates(config: TrainConfig) -> list[str]:
     """Returns the strategies that the config may run with; each takes less memory than the one before."""
     if config.strategy.offload == "all":
         return ["zero3"]
+    if whole_weights(config) and rank_count(config) > 1:
+        return ["ddp"]
     if rank_count(config) == 1 and config.strategy.offload == "none":
         return ["single"]  # with one rank, ZeRO divides nothing
     refused = config.trainer.compile or config.customize.lora_rank is not None  # by ZeRO-3, see TrainConfig.check
@@ -81,7 +87,20 @@ def _named(config: TrainConfig, name: str) -> TrainConfig:
 def _planned(config: TrainConfig, data: PlannedData) -> PlannedRun:
     ranks = ranks_of(config)
     planner = Planner(ranks.unet, ranks.layout, data.frozen, ranks.adapt)
-    kind = "video" if data.share < 1 else "image"
-    pool = max((pool for pool, _ in data.pools if pool.kind == kind), key=lambda pool: pool.width * pool.height)
-    memory = planner.plan([data.micro_batch(pool, micro_clips(config, ranks.world))])
+    clips = micro_clips(config, ranks.world)
+    for kind in steps_of(data) if "*" not in config.stage.trains else ():
+        if not planner.trains(data.micro_batch(largest_pool(data, kind), 1)):
+            remedy = "name others, or set data.image_ratio=0" if kind == "image" else "name others"
+            raise UserError(f"{kind} steps would train none of stage.trains={config.stage.trains}: {remedy}")
+    pool = largest_pool(data, steps_of(data)[0])
+    memory = planner.plan([data.micro_batch(pool, clips)])
     return PlannedRun(config, data, ranks, planner, pool, memory)
+
+
+def steps_of(data: PlannedData) -> list[str]:
+    """Returns the kinds of steps that a run takes."""
+    return [kind for kind, share in (("video", 1 - data.share), ("image", data.share)) if share > 0]
+
+
+def largest_pool(data: PlannedData, kind: str) -> Pool:
+    return max((pool for pool, _ in data.pools if pool.kind == kind), key=lambda pool: pool.width * pool.height)

@@ -6,8 +6,8 @@ the larger of the two. tests/training/planning/test_memory.py compares it with m
 FSDP are upper bounds. Not included: the GPU's context, and workspaces of NCCL and of kernels.
 
 For P trained weights on N ranks, with s bytes per number of the model (2 under ZeRO in bf16-mixed, else 4) and g of the
-gradients' sums (s with strategy.reduce=bf16, else 4); frozen weights of a model with an adapter take s bytes each and
-nothing else:
+gradients' sums (s with strategy.reduce=bf16, else 4); frozen weights (stage.trains, or an adapter's base) take what the
+column of weights says, and nothing else:
 
 |       | weights | masters         | moments | EMA, each | gradients: resident, in the passes, in the optimizer  |
 |-------|---------|-----------------|---------|-----------|-------------------------------------------------------|
@@ -36,9 +36,13 @@ from torch import nn
 
 from gen1_train.model.unet import UNetConfig
 from gen1_train.system.device import MAX_MAP
+from gen1_train.training.checkpoints.state import trainable
 from gen1_train.training.planning.tracing import Adapt, Buckets, MicroBatch, NumberFormat, Tracer
 from gen1_train.training.strategies.config import CASTING, FSDP, ZERO_STAGES
 from gen1_train.training.strategies.sharded import divided_layers
+
+BLOCK = 256  # elements of a moment of 8 bits with a common scale in float32 (torchao)
+LEAST = 4096  # elements of a weight whose moments take 8 bits
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class Layout:
     offload: str = "none"  # what ZeRO keeps in CPU memory: none, optimizer, all
     gloo: bool = False  # ranks on CPUs, where new weights are gathered into a copy first; NCCL needs no copy
     reduce: str = "fp32"  # strategy.reduce: in which ZeRO sums gradients, and DDP and FSDP send them
+    eight_bit: bool = False  # moments of 8 bits, see eight_bit.py
     copies: int = 1  # of the state, each divided among world / copies ranks; above 1 only under FSDP
 
     @property
@@ -154,10 +159,10 @@ class Planner:
     def resident(self) -> dict[str, int]:
         layout, zero = self.layout, self.layout.zero
         size, sums = layout.number_format.dtype.itemsize, layout.gradient_size
-        whole, part = self.trained, layout.part(self.trained)
+        whole, part, all_weights = self.trained, layout.part(self.trained), layout.part(self.weights)
         parts = {
             "weights": size * self.weights,
-            "moments": 8 * part,
+            "moments": self._quantized_moments() if layout.eight_bit else 8 * part,
             "EMA": 4 * part * layout.ema,
             "autoencoder": self.frozen,
         }
@@ -167,22 +172,32 @@ class Planner:
         if layout.strategy in ZERO_STAGES:
             assert zero is not None
             parts["masters"] = 4 * part
+            if layout.gloo:  # with GPUs they are in CPU memory
+                parts["frozen weights in float32"] = 4 * layout.part(self.weights - self.trained)
             bucket = size if layout.strategy == "zero2" else sums  # ZeRO-2 widens what it sends, not what waits for it
             parts["ZeRO's buckets"] = bucket * zero.buckets if layout.world > 1 else 0
         if layout.strategy == "zero3" and zero is not None:
             small = sum(elements for elements in self._tracer.sizes if elements < zero.persistent)
-            parts["weights"] = size * (part + small)
+            parts["weights"] = size * (all_weights + small)
             # in float32 the rank's part is also its master, but not on CPUs, whose devices DeepSpeed takes for unequal
             parts["masters"] = 4 * part if size == 2 or layout.gloo else 0
             parts["gradients"] = sums * part
             parts["ZeRO's buckets"] = sums * zero.bucket
         if layout.strategy == FSDP:
-            parts["weights"] = 4 * part
+            parts["weights"] = 4 * all_weights
         if layout.accumulate > 1:
             parts["gradients"] = sums * (part if layout.strategy in ("zero2", "zero3", FSDP) else whole)
         optimizer = ("moments", "masters", "EMA")
         offloaded = {"none": (), "optimizer": optimizer, "all": (*optimizer, "weights")}
         return {name: held for name, held in parts.items() if held and name not in offloaded[layout.offload]}
+
+    def _quantized_moments(self) -> int:
+        sizes = [weight.numel() for weight in trainable(self._tracer.unet).values()]
+        return round(sum(2 * size * (1 + 4 / BLOCK if size >= LEAST and size % BLOCK == 0 else 4) for size in sizes))
+
+    def trains(self, micro_batch: MicroBatch) -> bool:
+        """Whether any weight gets a gradient."""
+        return self._tracer.trains(micro_batch)
 
     def peak(self, micro_batch: MicroBatch) -> Peak:
         layout, size = self.layout, self.layout.number_format.dtype.itemsize

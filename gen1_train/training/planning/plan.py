@@ -50,8 +50,8 @@ def memory_line(planned: PlannedRun, run: Path) -> str:
 
 def check_checkpoint_space(config: TrainConfig, run: Path, planner: Planner) -> int:
     """Returns the bytes of one checkpoint. Raises UserError if those that a run keeps do not fit on its disk."""
-    adapter = planner.trained if config.customize.lora_rank is not None else 0
-    size = checkpoint_bytes(planner.weights, len(config.ema.decays), adapter)
+    adapted = config.customize.lora_rank is not None
+    size = checkpoint_bytes(planner.weights, planner.trained, len(config.ema.decays), adapted)
     check_disk(run, room_for_checkpoints(run, config.checkpoint.keep, size))
     return size
 

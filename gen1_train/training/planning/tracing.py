@@ -75,7 +75,7 @@ class Tracer:
     """A UNet without memory. Building one takes two seconds at the size of Stable Diffusion 1.5, as does a trace."""
 
     def __init__(self, config: UNetConfig, numbers: NumberFormat, adapt: Adapt | None = None) -> None:
-        """`adapt`: adds an adapter to the UNet and freezes everything else."""
+        """`adapt`: adds an adapter to the UNet and freezes everything else, or freezes some of its weights."""
         self.numbers = numbers
         with torch.device("meta"):
             self.unet = SpatioTemporalUNet(config)
@@ -125,6 +125,11 @@ class Tracer:
             del loss
             reducer.finish()
         return PassMemory(saved.bytes, live.peak, self.trained - reducer.taken, maps.widest)
+
+    def trains(self, micro_batch: MicroBatch) -> bool:
+        """Whether any weight would get a gradient."""
+        with self.mode, self._autocast():
+            return self._loss(micro_batch).requires_grad
 
     def _fill_gradients(self) -> list[Tensor]:
         """Creates gradients as the previous step leaves them, and returns them."""

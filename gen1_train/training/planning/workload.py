@@ -18,6 +18,8 @@ from gen1_train.training.checkpoints.checkpoint import Checkpoint
 from gen1_train.training.config import TrainConfig
 from gen1_train.training.customization.lora import add_lora
 from gen1_train.training.customization.subject import find_images
+from gen1_train.training.module import freeze
+from gen1_train.training.network import ADAMW8BIT
 from gen1_train.training.planning.data_order import choose_order
 from gen1_train.training.planning.memory import Layout, ZeroSettings
 from gen1_train.training.planning.throughput import Encoding
@@ -67,7 +69,7 @@ class Ranks:
     world: int
     layout: Layout
     unet: UNetConfig
-    adapt: Adapt | None = None  # adds an adapter to the UNet
+    adapt: Adapt  # adds an adapter to the UNet, or freezes what stage.trains leaves out
 
 
 def data_of(config: TrainConfig, schedule: Schedule, autoencoder: Autoencoder | None) -> PlannedData:
@@ -147,7 +149,8 @@ def on_cpus(config: TrainConfig) -> bool:
 def ranks_of(config: TrainConfig) -> Ranks:
     """Returns how the config is divided among its ranks, on any machine. `auto` is no strategy, see choice.py."""
     world, gloo = rank_count(config), on_cpus(config)
-    trainer, averages = config.trainer, len(config.ema.decays)
+    trainer = config.trainer
+    averages = len(config.ema.decays) if gloo or config.ema.device == "same" else 0  # on the device
     strategy = build_strategy(config.strategy, world, micro_clips(config, world), gpu=not gloo)
     zero = None
     if isinstance(strategy, ZeroStrategy):
@@ -164,7 +167,14 @@ def ranks_of(config: TrainConfig) -> Ranks:
         offload=offload,
         gloo=gloo,
         reduce=config.strategy.reduce,
+        eight_bit=config.optim.name == ADAMW8BIT,
         copies=trainer.nodes if config.strategy.shard_within == "node" else 1,
     )
-    adapt = None if config.customize.lora_rank is None else partial(add_lora, config=config.customize, seed=config.seed)
-    return Ranks(world, layout, stage_unet(config.model, config.stage), adapt)
+    return Ranks(world, layout, stage_unet(config.model, config.stage), adapt_of(config))
+
+
+def adapt_of(config: TrainConfig) -> Adapt:
+    """Returns what a run does to its UNet before it trains: see Tracer."""
+    if config.customize.lora_rank is not None:
+        return partial(add_lora, config=config.customize, seed=config.seed)
+    return partial(freeze, trains=config.stage.trains)

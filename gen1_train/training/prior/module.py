@@ -75,5 +75,4 @@ class PriorModule(NetworkModule):
 
     @override
     def configure_optimizers(self) -> Any:
-        trained = {name for name, parameter in self.network.named_parameters() if parameter.requires_grad}
-        return self.adamw(trained, self.optim, self.start, self.steps)
+        return self.adamw(self.optim, self.start, self.steps)

@@ -74,7 +74,7 @@ def prepare_and_fit(config: PriorTrainConfig, run: Path, claim: Claim) -> int:
         check_same_clip(config, clip, resume)
     network = new_network(config, clip["width"])
     weights = sum(weight.numel() for weight in network.parameters())
-    size = checkpoint_bytes(weights, len(config.ema.decays))
+    size = checkpoint_bytes(weights, weights, len(config.ema.decays))
     check_disk(run, room_for_checkpoints(run, config.checkpoint.keep, size))
     places = find_captioned(shards)
     samples = sum(pool.samples for pool in shards.manifest.pools.values())

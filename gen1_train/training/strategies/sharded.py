@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from gen1_train.model.layers import Downsample, Upsample
 from gen1_train.model.unet import ResidualBlock, SpatioTemporalTransformer
-from gen1_train.training.checkpoints.state import REPLICATE, SHARD
+from gen1_train.training.checkpoints.state import REPLICATE, SHARD, trainable
 from gen1_train.training.strategies.config import StrategyConfig
 from gen1_train.training.strategies.groups import limit_all_groups
 
@@ -40,7 +40,7 @@ class ShardedStrategy(ModelParallelStrategy):
         """`timeout`: of collectives, in all process groups."""
         super().__init__(timeout=timeout)
         self.config = config
-        self._shards: list[tuple[Parameter, Tensor, bool]] = []  # weight, this rank's part of it, whether it trains
+        self._shards: list[tuple[Parameter, Tensor]] = []  # a trained weight, this rank's part of it
 
     @property
     def ranks_of_a_copy(self) -> int:
@@ -67,14 +67,12 @@ class ShardedStrategy(ModelParallelStrategy):
         # about operations in place on the result of a layer, of which the UNet has none
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         network: Any = self.lightning_module.network
-        # FSDP2 replaces the weights, and hooks on their gradients, which keep weights from training, would be lost
-        fixed = {name for name, weight in network.named_parameters() if weight._backward_hooks}
         self._divide(network)
         self.lightning_module._device = self.root_device  # as `to` does, which would also move offloaded shards back
-        self._shards = [(weight, _own(weight), name not in fixed) for name, weight in network.named_parameters()]
+        self._shards = [(weight, _own(weight)) for weight in trainable(network).values()]
         self.barrier()
         self.setup_optimizers(trainer)
-        parts = {weight: part for weight, part, _ in self._shards}
+        parts = dict(self._shards)
         for group in self.optimizers[0].param_groups:
             group["params"] = [parts[weight] for weight in group["params"]]
         self.optimizers[0].register_step_post_hook(self.forget_gradients)
@@ -97,12 +95,12 @@ class ShardedStrategy(ModelParallelStrategy):
     @override
     def post_backward(self, closure_loss: Tensor) -> None:
         """Gives the optimizer's tensors the gradients that FSDP2 has left at the weights."""
-        for weight, part, trains in self._shards:
-            part.grad = _own(weight.grad) if trains and weight.grad is not None else None
+        for weight, part in self._shards:
+            part.grad = _own(weight.grad) if weight.grad is not None else None
 
     def forget_gradients(self, *optimizer: Any) -> None:
         """Frees the gradients after a step, or the next one would be added to them."""
-        for weight, part, _ in self._shards:
+        for weight, part in self._shards:
             weight.grad = part.grad = None
 
     def whole_norm(self, norm: Tensor) -> Tensor:

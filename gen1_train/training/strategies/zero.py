@@ -12,10 +12,11 @@ from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.strategies import DeepSpeedStrategy
 from torch import Tensor
 from torch.distributed.constants import default_pg_timeout
+from torch.nn import Parameter
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from gen1_train.training.checkpoints.state import state_of
+from gen1_train.training.checkpoints.state import assigned, saved, state_of
 from gen1_train.training.strategies.config import ZERO_STAGES, StrategyConfig
 from gen1_train.training.strategies.groups import limit_all_groups
 from gen1_train.training.strategies.host import norm_of, streams_wait
@@ -93,6 +94,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         # WARNING and up: its banners would bury the project's lines
         super().__init__(config=config, logging_level=30, timeout=timeout)
         self._collective_timeout = timeout
+        self.frozen: dict[Parameter, Tensor] = {}  # in float32, the frozen weights that this rank writes, see ZeroState
 
     @override
     def setup_environment(self) -> None:
@@ -115,9 +117,11 @@ class ZeroStrategy(DeepSpeedStrategy):
     def setup(self, trainer: Trainer) -> None:
         """Keeps the weights as loaded: DeepSpeed would create its float32 masters from their bfloat16 copy."""
         assert self.model is not None
-        loaded: dict[str, Tensor] = {}
-        if self.precision_plugin.precision == "bf16-mixed":
-            loaded = {name: weight.detach().cpu().clone() for name, weight in self.model.named_parameters()}
+        weights = saved(self.model)
+        frozen = {name: weight.numel() for name, weight in weights.items() if not weight.requires_grad}
+        mine = assigned(frozen, self.global_rank, self.world_size)
+        kept = {*weights} - {*frozen} if self.precision_plugin.precision == "bf16-mixed" else set()
+        loaded = {name: weights[name].detach().cpu().clone() for name in (*kept, *mine)}
         with _stage_1_as_stage_2():
             super().setup(trainer)
         limit_all_groups(self._collective_timeout)
@@ -126,7 +130,9 @@ class ZeroStrategy(DeepSpeedStrategy):
             zero.get_grad_norm_direct = partial(norm_of, zero)
         state = state_of(self)
         for name, weight in self.deepspeed_engine.module.named_parameters():
-            if name in loaded and weight.requires_grad:  # frozen weights have no master
+            if name in mine:  # it has no master
+                self.frozen[weight] = loaded[name]
+            elif name in loaded:
                 state.put(weight, None, loaded[name])
 
     @override

@@ -6,18 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from gen1_train.errors import UserError
 from gen1_train.training.callbacks.saving import Writer
 from gen1_train.training.checkpoints import writing
-from gen1_train.training.checkpoints.checkpoint import (
-    checkpoints_dir,
-    read_checkpoint,
-)
+from gen1_train.training.checkpoints.checkpoint import OPTIMIZER, UNET, checkpoints_dir, read_checkpoint
 from gen1_train.training.checkpoints.ema import rate
+from gen1_train.training.checkpoints.state import MOMENTS
 from gen1_train.training.config import TrainConfig
 from gen1_train.training.run import train
+from tests.made_checkpoint import edit_info
 from tests.training.alone import STAGE, config, last, make_start
 
 
@@ -178,4 +177,51 @@ def test_a_stage_trains_only_the_weights_that_it_names(root):
         name for name, weight in end.items() if name != "conv_in.weight" and not torch.equal(weight, start[name])
     }
     assert changed and all("temporal" in name or name == "conv_in.bias" for name in changed)
+    folder = at(root, "temporal", 2, "4")
+    trained = {name for name in end if "temporal" in name or name.startswith("conv_in.")}
+    assert {name.rpartition(".")[0] for name in load_file(folder / OPTIMIZER)} == trained
+    average = load_file(folder / "ema_0.9.safetensors")
+    assert all(torch.equal(average[name], start[name]) for name in end if name not in trained)
+    assert any(not torch.equal(average[name], start[name]) for name in trained - {"conv_in.weight"})
     assert last(root, "whole").name == "step-00000004"
+
+
+def frozen(root: Path, output: str, steps: int) -> TrainConfig:
+    """Stage 3 with frozen spatial layers, and without images, which would train nothing of it."""
+    made = every_step(root, output)
+    made.stage = replace(made.stage, steps=steps, trains=["*temporal*"], image_ratio=0.0)
+    return made
+
+
+@pytest.mark.slow
+def test_a_run_resumes_with_the_weights_that_it_trains(root):
+    train(frozen(root, "froze", 4))
+    train(frozen(root, "froze-resumed", 2))
+    older = at(root, "froze-resumed", 2)  # versions before kept moments of all weights
+    weights, moments = load_file(older / UNET), load_file(older / OPTIMIZER)
+    zeros = {f"{name}.{moment}": torch.zeros_like(weights[name]) for name in weights for moment in MOMENTS}
+    save_file({**zeros, **moments}, older / OPTIMIZER)
+    edit_info(older, lambda content: None)
+    other = frozen(root, "froze-resumed", 4)
+    other.stage.trains = ["*temporal*", "conv_in.*"]
+    with pytest.raises(UserError, match=r"stage\.trains=\['\*temporal\*', 'conv_in\.\*'\] cannot change within a run"):
+        train(other)
+    train(frozen(root, "froze-resumed", 4))
+    for file in (UNET, OPTIMIZER, "ema_0.9.safetensors"):
+        made, straight = (load_file(at(root, output, 4) / file) for output in ("froze-resumed", "froze"))
+        assert made.keys() == straight.keys() and all(torch.equal(made[name], straight[name]) for name in made)
+
+
+@pytest.mark.slow
+def test_steps_that_would_train_nothing_are_refused(root):
+    made = frozen(root, "nothing", 2)
+    made.data.image_ratio = 0.5
+    with pytest.raises(UserError, match=r"image steps would train none of .*, or set data\.image_ratio=0"):
+        train(made)
+    made.stage.trains = ["*.attn2.to_q.*"]  # a single content token needs no queries
+    with pytest.raises(UserError, match=r"video steps would train none of stage\.trains=.*: name others$"):
+        train(made)
+    kept = next_stage(root, "nothing")
+    kept.stage = replace(kept.stage, trains=["*temporal*"], resets=["optimizer"])
+    with pytest.raises(UserError, match=r"add ema to stage\.resets"):
+        train(kept)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from gen1_train.training.checkpoints.snapshot import Snapshot
-from gen1_train.training.checkpoints.state import MOMENTS, PlainState, moments_of, weights_of
+from gen1_train.training.checkpoints.state import MOMENTS, PlainState, averages_of, moments_of, weights_of
 
 
 def test_it_holds_what_was_there_and_is_kept() -> None:
@@ -27,6 +27,24 @@ def test_it_holds_what_was_there_and_is_kept() -> None:
     again = snapshot.take(held, files)
     assert [piece.values.data_ptr() for content in again.values() for piece in content] == addresses
     assert torch.equal(again["weights"][0].values, wanted["0.weight"].flatten() + 1)
+
+
+def test_frozen_weights_are_not_copied() -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2))
+    model[0].requires_grad_(False)
+    held = PlainState(torch.optim.AdamW(model[1].parameters()))
+    held.create_moments(0)
+    held.create_average("ema_0.9")
+    files = {"weights": weights_of(model), "moments": moments_of(model), "average": averages_of(model, "ema_0.9")}
+    snapshot = Snapshot()
+    snapshot.reserve(held, files)
+    taken = snapshot.take(held, files)
+    assert snapshot._buffer.numel() == 4 * 12  # the trained layer, its moments, its average
+    for file in ("weights", "average"):
+        values = {piece.name: piece.values for piece in taken[file]}
+        assert list(values) == list(model.state_dict())
+        assert all(torch.equal(values[name], weight.flatten()) for name, weight in model.state_dict().items())
+        assert values["0.weight"].data_ptr() == model[0].weight.data_ptr()
 
 
 def test_ranks_that_hold_everything_share_the_work(monkeypatch) -> None:

@@ -69,6 +69,17 @@ def test_the_memory_of_this_machines_gpus_is_taken_if_the_config_gives_none(made
     assert chosen(made)[0] == "zero1"
 
 
+def test_settings_for_whole_weights_are_respected(made):
+    made.optim.name = "adamw8bit"
+    assert chosen(made) == ("ddp", "strategy=ddp: optim.name=adamw8bit needs it")
+    made.optim.name, made.ema.device = "adamw", "cpu"
+    assert chosen(made) == ("ddp", "strategy=ddp: ema.device=cpu needs it")
+    plan = plan_run(made, planned_data(made, None)).memory
+    assert "EMA" not in plan.resident
+    made.ema.device = "same"
+    assert chosen(made)[0] == "zero2"
+
+
 def test_what_is_assumed_is_reported(made):
     assert chosen(made) == (
         "zero2",

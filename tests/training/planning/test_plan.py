@@ -244,7 +244,8 @@ def test_a_full_disk_is_reported_before_a_checkpoint_is_written(tmp_path, monkey
 
 
 def test_existing_checkpoints_need_no_more_space(tmp_path):
-    assert checkpoint_bytes(100) == 1200 and checkpoint_bytes(100, averages=2) == 2000
+    assert checkpoint_bytes(100, 100) == 1200 and checkpoint_bytes(100, 100, averages=2) == 2000
+    assert checkpoint_bytes(100, 10, averages=1) == 880 and checkpoint_bytes(100, 10, averages=1, adapted=True) == 960
     assert room_for_checkpoints(tmp_path, keep=2, size=10) == 30
     for step in (1, 2, 3):
         (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)

@@ -26,6 +26,7 @@ from gen1_train.training.run import train
 from gen1_train.training.stages import StageConfig, stage_unet
 from tests.made import WIDTH, make_shard_set
 
+TRAINS = ("*temporal*", "conv_in.*", "*mid_block*.norm*")  # of runs that freeze the other weights
 STAGE = StageConfig("3", "2", 2, temporal=True, structure=False, max_level=0, image_ratio=0.5)
 TINY = UNetConfig(
     channels=[16, 32],
@@ -47,6 +48,7 @@ class Cell:
     offload: str = "none"
     ema: bool = True
     reduce: str = "fp32"
+    frozen: bool = False  # the stage trains some weights and freezes the others
 
     @property
     def name(self) -> str:
@@ -55,6 +57,7 @@ class Cell:
         extras += [word for word in ("checkpointing", "compile") if getattr(self, word)]
         extras += [] if self.ema else ["no-ema"]
         extras += ["reduce-bf16"] if self.reduce == "bf16" else []
+        extras += ["frozen"] if self.frozen else []
         return "-".join([self.strategy, self.precision, *extras])
 
 
@@ -66,6 +69,8 @@ OFFLOADED += [Cell("zero3", offload="optimizer")]
 OFFLOADED += [
     Cell(name, precision, checkpointing=True, offload="all") for name in ("zero3", "fsdp") for precision in PRECISIONS
 ]
+FREEZING = [Cell(name, "bf16-mixed", frozen=True) for name in ("single", "ddp", "zero2", "zero3", "fsdp")]
+FREEZING += [Cell(name, frozen=True) for name in ("single", "zero3")]
 NARROW = [Cell(name, "bf16-mixed", reduce="bf16") for name in STRATEGIES if name != "single"]
 
 
@@ -90,7 +95,8 @@ def make_start(root: Path) -> None:
 def config(root: Path, cell: Cell) -> TrainConfig:
     """A run of a video step and an image step, which skips the temporal layers."""
     model = replace(TINY, checkpointing=[cell.checkpointing] * 2)
-    config = TrainConfig(STAGE, output=str(root), name=cell.name, model=model)
+    stage = replace(STAGE, trains=list(TRAINS) if cell.frozen else ["*"])
+    config = TrainConfig(stage, output=str(root), name=cell.name, model=model)
     config.data.root = str(root / "set")
     config.data.batch_clips = 4
     config.data.workers = 0
@@ -130,11 +136,12 @@ def run_all(rank: int, root: Path, which: list[Cell]) -> None:
         settings = config(root, cell)
         with recorded_inputs(root / cell.name / f"inputs-{rank}.jsonl"):
             train(settings)
-        if cell in OFFLOADED or cell in NARROW:
+        if cell in OFFLOADED or cell in NARROW or cell in FREEZING:
             if rank == 0:
                 copy_first_step(root, cell)
-            distributed.barrier()
-            # a run with offload is resumed as it was, and one that sums in bfloat16 continues in float32
+            if cell.strategy != "single":
+                distributed.barrier()
+            # one that sums in bfloat16 continues in float32, the others as they were
             strategy = replace(settings.strategy, reduce="fp32")
             train(replace(settings, name=resumed(cell), strategy=strategy))
         gc.collect()  # DeepSpeed's engines hold references to themselves

@@ -1,6 +1,7 @@
 """Strategies, and that all combinations of docs/strategies.md take the same steps."""
 
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,12 @@ from tests.running import REPOSITORY
 from tests.tensors_of import weights_of
 from tests.training.pair import run_pair
 from tests.training.strategies.table import (
+    FREEZING,
     NARROW,
     OFFLOADED,
     REFERENCE,
     STRATEGIES,
+    TRAINS,
     Cell,
     cells,
     folder,
@@ -86,7 +89,9 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_start(root)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DS_ACCELERATOR", "cpu")
-        codes, said = run_pair(run_all, root, root, CELLS, seconds=900)
+        # a run of one process comes before the others, which leave the two processes connected
+        ordered = sorted(CELLS + FREEZING, key=lambda cell: cell.strategy != "single")
+        codes, said = run_pair(run_all, root, root, ordered, seconds=900)
     assert codes == [0, 0], "\n".join(text[-3000:] for text in said)
     return root
 
@@ -170,8 +175,31 @@ def test_masters_and_moments_are_float32(table, cell):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1000)
-@pytest.mark.parametrize("cell", OFFLOADED, ids=lambda cell: cell.name)
-def test_resumed_equals_straight_to_the_bit_where_state_is_offloaded(table, cell):
+@pytest.mark.parametrize("cell", FREEZING, ids=lambda cell: cell.name)
+def test_frozen_weights_stay_and_the_others_are_trained_as_on_one_process(table, cell):
+    """Frozen weights keep every bit of float32 in all files, whatever the model computes in, and have no moments."""
+    checkpoint, reference = (
+        latest(folder(table, name)) for name in (cell.name, Cell("single", cell.precision, frozen=True).name)
+    )
+    assert checkpoint is not None and reference is not None
+    start, weights = weights_of(next(checkpoints_dir(table / "start").glob("step-*"))), checkpoint.weights("raw")
+    trained = {name for name in weights if any(fnmatch(name, glob) for glob in TRAINS)}
+    assert {name.rpartition(".")[0] for name in checkpoint.moments()} == trained and len(trained) < len(weights) / 2
+    for which in ("raw", "0.9", "0.25"):
+        made = checkpoint.weights(which)
+        assert made.keys() == weights.keys()
+        assert all(torch.equal(made[name], start[name]) for name in weights if name not in trained)
+    values, updates = ROUNDING[cell.precision]
+    before = {name: start[name] for name in trained if name in start}
+    state, wanted = (parts({**found.weights("raw"), **found.moments()}, before) for found in (checkpoint, reference))
+    for part, bound in (*((moment, values) for moment in MOMENTS), ("update", updates)):
+        assert wanted[part].any() and (state[part] - wanted[part]).norm() <= bound * wanted[part].norm(), part
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1000)
+@pytest.mark.parametrize("cell", OFFLOADED + FREEZING, ids=lambda cell: cell.name)
+def test_resumed_equals_straight_to_the_bit_where_state_is_offloaded_or_weights_are_frozen(table, cell):
     made, straight = saved(table, resumed(cell)), saved(table, cell.name)
     assert made.keys() == straight.keys() and all(torch.equal(made[name], straight[name]) for name in made)
     assert losses(table, resumed(cell)) == losses(table, cell.name)
