@@ -46,7 +46,7 @@ from data_tools.task import run_task
 from gen1_train.batch import Sample, encode_sample
 from gen1_train.frozen.autoencoder import AutoencoderConfig
 from gen1_train.frozen.clip import ClipConfig
-from gen1_train.frozen.depth import DepthConfig
+from gen1_train.frozen.structure.depth import DepthConfig
 from gen1_train.system.processes import cores
 
 WEIGHTS = ROOT / "miniature" / "weights"

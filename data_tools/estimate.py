@@ -10,25 +10,27 @@ import numpy as np
 from data_tools.recipe import RecipeConfig
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder
+from gen1_train.frozen.captions.captioner import build_captioner, clean_caption
 from gen1_train.frozen.clip import ClipEncoder
 from gen1_train.frozen.levels import with_levels
 from gen1_train.frozen.networks import Networks
-from gen1_train.frozen.structure import build_structure
-from gen1_train.system.device import pick_device
+from gen1_train.frozen.structure.kinds import build_structure
+from gen1_train.system.device import autocast, pick_device
 from gen1_train.video.geometry import parse_bucket
 
-LAYERS = ("structure", "clip", "latents")  # layers that gen1-data refresh can recompute
+LAYERS = ("structure", "clip", "latents", "caption")  # layers that gen1-data refresh can recompute
 
 
 class Estimators(Networks):
-    """The autoencoder, the structure estimator and CLIP, as one recipe names them."""
+    """The autoencoder, the structure estimator, CLIP, and perhaps a captioner, as one recipe names them."""
 
     def __init__(
         self, recipe: RecipeConfig, device: str, precision: str = "auto", recorded: Collection[str] = ()
     ) -> None:
-        """Loads all three. Raises UserError if one cannot be loaded or does not fit the buckets.
+        """Loads all of them. Raises UserError if one cannot be loaded or does not fit the buckets.
 
-        `recorded`: those that a manifest names, not the user, see `frozen.plain`.
+        `recorded`: those that a manifest names, not the user, see `frozen.plain`. The captions of a set are kept, so
+        that a recorded captioner is not loaded.
         """
         self.recipe = recipe
         torch_device = pick_device(device)
@@ -40,6 +42,9 @@ class Estimators(Networks):
             torch_device,
             precision,
         )
+        self.captioner = None
+        if recipe.caption_config is not None and "caption" not in recorded:
+            self.captioner = build_captioner(recipe.caption, recipe.caption_config, torch_device)
         factor = self.autoencoder.factor
         for bucket in (*recipe.video_buckets, *recipe.image_buckets):
             if any(side % factor for side in parse_bucket(bucket)):
@@ -60,11 +65,11 @@ class Estimators(Networks):
             "stored": self.recipe.latents,
             **common,
         }
-        return {
+        description = {
             "autoencoder": with_levels(autoencoder, self.recipe.stored_level),
             "structure": {
                 "kind": self.recipe.structure,
-                "config": asdict(self.recipe.structure_config),
+                "config": self.structure.record(),
                 "fingerprint": self.structure.fingerprint,
                 "architecture": self.structure.architecture,
                 "normalise": self.structure.normalisation,
@@ -78,6 +83,24 @@ class Estimators(Networks):
                 **common,
             },
         }
+        if self.captioner is not None:
+            description["caption"] = {
+                "kind": self.recipe.caption,
+                "config": asdict(self.recipe.caption_config),
+                "fingerprint": self.captioner.fingerprint,
+                "architecture": self.captioner.architecture,
+                "precision": "fp32",
+            }
+        return description
+
+    def captions(self, clips: np.ndarray) -> list[str | None]:
+        """(k, n, h, w, 3) -> a caption of the middle frame of each; None if the network has no words for it.
+
+        Always in float32, whatever the precision: rounding could lead to another word, and then to others after it.
+        """
+        assert self.captioner is not None
+        with autocast(self.device, "fp32"):
+            return [clean_caption(text) for text in self.captioner(clips[:, clips.shape[1] // 2])]
 
     @property
     def batch(self) -> int:

@@ -2,7 +2,7 @@
 
     reader threads -> structure ─┬─> encoder threads -> samples, in the order in which the clips came
                    -> latents  <─┘
-                   -> CLIP
+                   -> captions -> CLIP
 
 So the slowest of them sets the pace. No queue is long: memory is bounded by a few batches.
 """
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from data_tools.estimate import LAYERS, Estimators
+from data_tools.stats import CAPTIONED_BY
 from gen1_train.batch import Pool, Sample, SampleError, encode_sample, latent_level, validate
 from gen1_train.system.processes import cores
 
@@ -46,6 +47,7 @@ class ProcessedClip:
     members: dict[str, bytes] = field(default_factory=dict)
     error: SampleError | None = None
     empty_frames: int | None = None  # with a structure of only 0; None: not counted, see `StructureEstimator.subject`
+    made_caption: bool = False  # whether a network made the caption
 
 
 class Pipeline:
@@ -61,13 +63,15 @@ class Pipeline:
         """`layers`: what to compute; the rest is not touched. `encoders`: number of threads; None: up to four."""
         self.estimators = estimators
         self.jpeg_quality = jpeg_quality
-        self.layers = layers if estimators.recipe.latents else [name for name in layers if name != "latents"]
+        makes = {"latents": estimators.recipe.latents, "caption": estimators.captioner is not None}
+        self.layers = [name for name in layers if makes.get(name, True)]
         self._encoders = encoders or min(4, cores())
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         self._structure = self._threads(1)
         self._clip = self._threads(1)
+        self._captions = self._threads(1)
         self._latents = self._threads(1)
         self._encode = self._threads(self._encoders)
         return self
@@ -126,6 +130,8 @@ class Pipeline:
             shared["image_embedding"] = self._clip.submit(estimators.image_embeddings, frames)
             captions = sorted({clip.caption for clip in clips if clip.caption is not None})
             texts = {caption: self._clip.submit(estimators.text_embedding, caption) for caption in captions}
+        if "caption" in self.layers and (rows := [row for row, clip in enumerate(clips) if clip.caption is None]):
+            shared["captions"] = self._captions.submit(lambda: dict(zip(rows, estimators.captions(frames[rows]))))
         return [self._encode.submit(self._process, clip, row, shared, texts) for row, clip in enumerate(clips)]
 
     def _process(
@@ -139,7 +145,9 @@ class Pipeline:
             if sample.structure_latent is not None:  # of another structure or autoencoder, or at more t_s than now
                 kept = {name: data for name, data in kept.items() if latent_level(name.removesuffix(".npy")) is None}
             members = {**kept, **encode_sample(sample, self.jpeg_quality)}
-            return ProcessedClip(clip, members, empty_frames=(sample.meta or {}).get(EMPTY_FRAMES))
+            meta = sample.meta or {}
+            made_caption = clip.caption is None and CAPTIONED_BY in meta
+            return ProcessedClip(clip, members, empty_frames=meta.get(EMPTY_FRAMES), made_caption=made_caption)
         except SampleError as error:
             return ProcessedClip(clip, error=error)
 
@@ -170,4 +178,8 @@ class Pipeline:
                 setattr(sample, name, shared[name].result()[row])
         if clip.caption in texts:
             sample.text_embedding = texts[clip.caption].result()
+        if "captions" in shared and (caption := shared["captions"].result().get(row)):
+            sample.caption = caption
+            sample.text_embedding = self._clip.submit(estimators.text_embedding, caption).result()
+            sample.meta = {**(sample.meta or {}), CAPTIONED_BY: estimators.recipe.caption}
         return sample

@@ -44,6 +44,7 @@ FIRST = (
     "recipe.cut.frames",
     "recipe.cut.stride",
     "recipe.structure",
+    "recipe.caption",
     "recipe.latents",
     "step",
     "retry",
@@ -277,7 +278,10 @@ def finish(manifest: Manifest, plan: Plan, output: Path) -> int:
     if losses:
         logger.info(f"{len(failed)} failed, {len(losses) - len(failed)} dropped; all in {output / FAILURES}")
     log_failures(failed)
-    if empty := Stats.load(output).empty_structure(manifest.estimators):
+    stats = Stats.load(output)
+    if made := stats.made_by_network(manifest.estimators):
+        logger.info(made)
+    if empty := stats.empty_structure(manifest.estimators):
         logger.warning(empty)
     if transient := sum(failure.transient for failure in failed):
         logger.info(

@@ -7,11 +7,15 @@ from data_tools.clips.cut import CutConfig
 from gen1_train.diffusion.structure import MAX_LEVEL
 from gen1_train.errors import UserError, check_choice, check_positive
 from gen1_train.frozen.autoencoder import AutoencoderConfig
+from gen1_train.frozen.captions.blip import BlipConfig
+from gen1_train.frozen.captions.captioner import CAPTIONERS, NONE
+from gen1_train.frozen.captions.coca import CocaConfig
 from gen1_train.frozen.clip import ClipConfig
-from gen1_train.frozen.depth import DepthConfig
-from gen1_train.frozen.edges import EdgesConfig
-from gen1_train.frozen.face import FaceConfig
-from gen1_train.frozen.structure import STRUCTURES
+from gen1_train.frozen.structure.depth import DepthConfig
+from gen1_train.frozen.structure.edges import EdgesConfig
+from gen1_train.frozen.structure.face import FaceConfig
+from gen1_train.frozen.structure.kinds import STRUCTURES
+from gen1_train.frozen.structure.soft_edges import SoftEdgesConfig
 from gen1_train.system.records import make_record
 from gen1_train.video.decoding.frames import DECODERS
 from gen1_train.video.geometry import enlargement, nearest_bucket, parse_bucket
@@ -29,7 +33,8 @@ class RecipeConfig:
     max_enlargement: float = 2.0  # a file that would have to be enlarged more than this is dropped
     # decord takes damaged frames for good ones, PyAV notices most of them; their good frames are equal
     decoders: list[str] = field(default_factory=lambda: list(DECODERS))  # tried in this order until one can read it
-    structure: str = "depth"  # structure of a clip that the model is conditioned on: depth, edges or face
+    structure: str = "depth"  # of a clip, what the model is conditioned on: depth, edges, soft_edges or face
+    caption: str = NONE  # network that captions samples without a caption: coca, blip, or none
     latents: bool = True  # store the autoencoder's latents; without them training encodes in every step
     structure_levels: int = MAX_LEVEL  # highest t_s of stored structure latents; 0: stage 5 encodes in every step
     jpeg_quality: int = 95  # of the stored frames, 1..100
@@ -39,8 +44,11 @@ class RecipeConfig:
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)  # the network that encodes latents
     depth: DepthConfig = field(default_factory=DepthConfig)  # the network that estimates depth
     edges: EdgesConfig = field(default_factory=EdgesConfig)  # thresholds of Canny edges, for recipe.structure=edges
+    soft_edges: SoftEdgesConfig = field(default_factory=SoftEdgesConfig)  # for recipe.structure=soft_edges
     face: FaceConfig = field(default_factory=FaceConfig)  # contours of faces, for recipe.structure=face
     clip: ClipConfig = field(default_factory=ClipConfig)  # the network of the content's embeddings
+    coca: CocaConfig = field(default_factory=CocaConfig)  # the network of captions, for recipe.caption=coca
+    blip: BlipConfig = field(default_factory=BlipConfig)  # the network of captions, for recipe.caption=blip
 
     @property
     def stored_level(self) -> int:
@@ -52,12 +60,18 @@ class RecipeConfig:
         """The section of the chosen structure estimator."""
         return getattr(self, self.structure)
 
+    @property
+    def caption_config(self) -> Any:
+        """The section of the network that captions; None without one."""
+        return None if self.caption == NONE else getattr(self, self.caption)
+
     def check(self) -> None:
         """Raises UserError for a setting that cannot be; the message names it and the remedy."""
-        for section in (self.cut, self.autoencoder, self.depth, self.edges, self.face, self.clip):
+        for section in (self.cut, self.autoencoder, self.clip, *(getattr(self, kind) for kind in STRUCTURES)):
             section.check()
         check_choice("recipe.stills", self.stills, STILLS)
         check_choice("recipe.structure", self.structure, tuple(STRUCTURES))
+        check_choice("recipe.caption", self.caption, (NONE, *CAPTIONERS))
         if not self.decoders or not set(self.decoders) <= set(DECODERS):
             raise UserError(f"recipe.decoders={self.decoders} must be a list of some of: {', '.join(DECODERS)}")
         if not 0 <= self.structure_levels <= MAX_LEVEL:

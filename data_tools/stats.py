@@ -19,8 +19,9 @@ from gen1_train.system.files import write_atomically
 from gen1_train.system.records import read_json
 
 STATS = "stats.json"
-FORMAT = 2
-ADDED = {"structure_frames": 0, "empty_frames": 0}  # fields that format 1 lacks
+FORMAT = 3
+ADDED = {"structure_frames": 2, "empty_frames": 2, "made_captions": 3}  # count -> the format that brought it
+CAPTIONED_BY = "captioned_by"  # in a sample's meta: the kind of network that made its caption; absent for a given one
 MEMBER_KINDS = (
     "frame",
     "structure",
@@ -79,6 +80,7 @@ class Stats:
     images: int = 0  # files used
     milliseconds: int = 0  # of video decoded
     captioned: int = 0  # samples with a caption
+    made_captions: int = 0  # those of them whose caption a network made
     structure_frames: int = 0  # frames of which it was counted whether their structure is empty
     empty_frames: int = 0  # those without any structure: in face, frames without a face
     samples: Counter[str] = field(default_factory=Counter)  # clips or images, by pool
@@ -103,10 +105,18 @@ class Stats:
         """Counts an image file that was used."""
         self.images += 1
 
-    def add_clip(self, pool: str, motion: float | None, member_bytes: dict[str, int], captioned: bool) -> None:
+    def add_clip(
+        self,
+        pool: str,
+        motion: float | None,
+        member_bytes: dict[str, int],
+        captioned: bool,
+        made_caption: bool = False,
+    ) -> None:
         """Counts a sample; the keys of `member_bytes` are names in the tar (frame00.jpg) or kinds (frame)."""
         self.samples[pool] += 1
         self.captioned += captioned
+        self.made_captions += made_caption
         if motion is not None:
             self.motions.add(motion)
         for name, size in member_bytes.items():
@@ -131,6 +141,13 @@ class Stats:
             f"{self.empty_frames:,} of {self.structure_frames:,} frames ({share:.0%}) have no {kind}: their structure "
             "is empty, and the model learns nothing from it"
         )
+
+    def made_by_network(self, estimators: Mapping[str, Mapping[str, Any]]) -> str | None:
+        """Returns a clause about the captions that a network made, or None if there are none; `estimators` as above."""
+        if not self.made_captions:
+            return None
+        kind = estimators.get("caption", {}).get("kind", "a network")
+        return f"{self.made_captions:,} of {self.captioned:,} captions were made by {kind}, from one frame each"
 
     def add_failure(self, failure: Failure) -> None:
         """Counts a lost file or span: as a failure, or as a drop if nothing was wrong with it."""
@@ -173,8 +190,9 @@ class Stats:
         stats = cls()
         expected = {"format", *vars(stats)}
         version = content.get("format") if isinstance(content, dict) else None
-        if version == 1:
-            content, version = {**ADDED, **content}, FORMAT
+        if type(version) is int and 0 < version < FORMAT:
+            content = {**{name: 0 for name, since in ADDED.items() if since > version}, **content}
+            version = FORMAT
         if type(version) is int and version > FORMAT:
             raise ValueError(f"made by a newer gen1-train, format {version}: update gen1-train")
         if not isinstance(content, dict) or set(content) != expected or version != FORMAT:

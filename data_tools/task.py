@@ -231,13 +231,14 @@ def make_samples(
         items = stack.enter_context(closing(readers.read(files)))  # a full disk must stop the readers too
         for item in pipeline.run(items):
             match item:
-                case ProcessedClip(clip, members, None, empty):
+                case ProcessedClip(clip, members, None, empty, made):
                     tars.write(clip.pool.name, clip.key, members)
                     sizes = {name: len(data) for name, data in members.items()}
-                    result.stats.add_clip(clip.pool.name, clip.meta.get("motion"), sizes, clip.caption is not None)
+                    captioned = made or clip.caption is not None
+                    result.stats.add_clip(clip.pool.name, clip.meta.get("motion"), sizes, captioned, made)
                     result.stats.add_structure(clip.pool.frames, empty)
                     counter.sample(clip.pool.kind, clip.meta.get("decoder"))
-                case ProcessedClip(clip, _, error, _):
+                case ProcessedClip(clip, _, error):
                     span = clip.meta.get("seconds", (None, None))
                     failure = Failure(
                         clip.meta["source"], "bad sample", f"{clip.key}: {error}", start=span[0], end=span[1]

@@ -14,7 +14,7 @@ an autoencoder with c latent channels and factor f, and CLIP width d:
 | `structure_latent.npy` | float16 (n, c, h/f, w/f): latent of the structure at t_s = 0, times the latent scale |
 | `image_embedding.npy` | float16 (n, d): CLIP image embedding of every frame, as CLIP returns it |
 | `text_embedding.npy` | float16 (d,): CLIP text embedding of the caption; only with a caption |
-| `caption.txt` | UTF-8; only with a caption |
+| `caption.txt` | UTF-8; only with a caption; `captioned_by` in `meta.json` names the kind of network that made it |
 | `meta.json` | where the sample comes from and how it was made |
 | `structure_latent1.npy` ... | as `structure_latent.npy`, at t_s = 1, 2, …; optional, and only the drawn one is read |
 """

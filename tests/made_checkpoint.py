@@ -1,7 +1,7 @@
 """Checkpoints without training: a tiny UNet or prior with random weights, and the miniature's estimators."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ from gen1_train.cli.app import conf_dir
 from gen1_train.diffusion.prior import PriorSamplingConfig
 from gen1_train.frozen.autoencoder import Autoencoder, AutoencoderConfig
 from gen1_train.frozen.clip import ClipConfig, ClipEncoder
-from gen1_train.frozen.depth import DepthConfig, DepthEstimator
+from gen1_train.frozen.structure.depth import DepthConfig, DepthEstimator
 from gen1_train.model.prior import PriorConfig, PriorNetwork
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training.checkpoints.checkpoint import INFO, PRIOR, UNET, CheckpointConfig, CheckpointInfo, sha256
@@ -51,15 +51,16 @@ def write_checkpoint(
     buckets: tuple[str, ...] = ("112x64",),
     stage: str = "5",
     frames: int = 0,
+    model: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes a finished checkpoint of a stage to a run folder; returns the checkpoint's folder.
 
     `temporal`: how far its temporal layers are from identity. No weight is zero, so that every input has an effect.
-    `frames`: of the clips that it was trained on; 0: not recorded.
+    `frames`: of the clips that it was trained on; 0: not recorded. `model`: what differs from model=tiny.
     """
     names = (f"stage/{stage}", "model/tiny")
-    recorded, model = (yaml.safe_load((conf_dir() / f"{name}.yaml").read_text()) for name in names)
-    config = TrainConfig(stage=StageConfig(**recorded), model=UNetConfig(**model))
+    recorded, tiny = (yaml.safe_load((conf_dir() / f"{name}.yaml").read_text()) for name in names)
+    config = TrainConfig(stage=StageConfig(**recorded), model=UNetConfig(**{**tiny, **(model or {})}))
     torch.manual_seed(seed)
     weights = SpatioTemporalUNet(stage_unet(config.model, config.stage)).state_dict()
     weights = {k: v + temporal * torch.randn_like(v) if ".temporal_" in k else v for k, v in weights.items()}

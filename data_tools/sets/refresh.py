@@ -1,8 +1,8 @@
 """The command `gen1-data refresh`: recomputes one layer of a frozen set from its stored frames, into a new set.
 
-The layer may come from another depth network, another CLIP or another autoencoder, or be the latents of a set that has
-none; no video is decoded. All other members are copied byte for byte, and every sample keeps its position. A killed run
-resumes with the next shard.
+The layer may come from another depth network, another CLIP or another autoencoder, or be the latents or the captions of
+a set that has none; no video is decoded. All other members are copied byte for byte, a given caption is never
+replaced, and every sample keeps its position. A killed run resumes with the next shard.
 """
 
 import json
@@ -20,8 +20,8 @@ from data_tools.failures import FAILURES, read_failures, to_lines
 from data_tools.pipeline import EMPTY_FRAMES, Clip, Pipeline, ProcessedClip
 from data_tools.recipe import RecipeConfig, recipe_from_dict
 from data_tools.sets.report import write_report
-from data_tools.stats import Stats, member_kind
-from gen1_train.batch import Pool, SampleError, decode_sample, validate
+from data_tools.stats import CAPTIONED_BY, Stats, member_kind
+from gen1_train.batch import Pool, SampleError, decode_sample, members_of, validate
 from gen1_train.cli.app import run_app
 from gen1_train.data.index import read_index
 from gen1_train.data.manifest import MANIFEST, Manifest, PoolShards, Shard
@@ -29,18 +29,25 @@ from gen1_train.data.open_files import OpenFile
 from gen1_train.data.pack import open_tar, seal, sealed_shard
 from gen1_train.data.shards import read_members
 from gen1_train.errors import UserError, check_choice
+from gen1_train.frozen.captions.captioner import CAPTIONERS, NONE
 from gen1_train.frozen.levels import with_levels
-from gen1_train.frozen.structure import STRUCTURES
+from gen1_train.frozen.structure.kinds import STRUCTURES
 from gen1_train.system.console import ConsoleConfig, progress
 from gen1_train.system.files import own_folder, write_atomically
 
 STARTED = "refresh.json"  # in the output until it is finished: which layer of which set is being recomputed
 SECTIONS = {  # layer -> sections of the recipe that the new set takes from the given recipe
-    "structure": ("structure", "depth", "edges", "face"),
+    "structure": ("structure", *STRUCTURES),
     "clip": ("clip",),
     "latents": ("autoencoder", "latents", "structure_levels"),
+    "caption": ("caption", *CAPTIONERS),
 }
-ESTIMATORS = {"structure": ("structure",), "clip": ("clip",), "latents": ("autoencoder",)}
+ESTIMATORS = {
+    "structure": ("structure",),
+    "clip": ("clip",),
+    "latents": ("autoencoder",),
+    "caption": ("caption",),
+}
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +56,7 @@ logger = logging.getLogger(__name__)
 class RefreshConfig:
     source: str = MISSING  # the frozen set
     output: str = MISSING  # folder of the new set
-    layer: str = MISSING  # structure (and its latent; or its kind: depth, edges, face), clip (images, texts), latents
+    layer: str = MISSING  # structure (or its kind: depth, edges, soft_edges, face), clip, latents, or caption
     recipe: RecipeConfig = field(default_factory=RecipeConfig)  # only the sections of the layer are used
     device: str = "auto"  # of the networks: cpu, cuda, or auto: a GPU if there is one
     precision: str = "auto"  # of the networks: fp32, fp16, bf16, or auto: fp16 on a GPU, else fp32
@@ -66,6 +73,8 @@ class RefreshConfig:
             raise UserError("source and output are the same folder: a frozen set is never changed, name another output")
         if self.layer == "latents" and not self.recipe.latents:
             raise UserError("layer=latents with recipe.latents=false makes nothing: leave recipe.latents out")
+        if self.layer == "caption" and self.recipe.caption == NONE:
+            raise UserError(f"layer=caption needs a network: add recipe.caption={' or '.join(CAPTIONERS)}")
 
 
 def main() -> None:
@@ -92,7 +101,7 @@ def run(config: RefreshConfig) -> int:
     try:
         begin_output(output, {"source": old.hash, "layer": config.layer, "estimators": description})
         pools = refresh(source, output, old, estimators, config.layer)
-        write_statistics(source, output, pools, new_structure=config.layer == "structure")
+        write_statistics(source, output, pools, config.layer)
         Manifest(pools, asdict(recipe), description, old.plan, old.versions, refreshed).save(output)
         (output / STARTED).unlink(missing_ok=True)
     except SampleError as error:
@@ -103,7 +112,10 @@ def run(config: RefreshConfig) -> int:
         ) from error
     logger.info(f"frozen: {output / MANIFEST} (layer {config.layer} recomputed from {source})")
     with suppress(UserError):  # a set that was made elsewhere has no statistics
-        if empty := Stats.load(output).empty_structure(description):
+        stats = Stats.load(output)
+        if config.layer == "caption" and (made := stats.made_by_network(description)):
+            logger.info(made)
+        if empty := stats.empty_structure(description):
             logger.warning(empty)
     logger.info(f"report: {write_report(output)}")
     return 0
@@ -116,10 +128,10 @@ def check_finished(output: Path, old: Manifest, recipe: RecipeConfig, layer: str
         raise UserError(f"output={output} holds another set: name another output, or remove it")
 
 
-def write_statistics(source: Path, output: Path, pools: dict[str, PoolShards], new_structure: bool) -> None:
-    """Writes failures.jsonl and stats.json: those of the old set, with the bytes counted again.
+def write_statistics(source: Path, output: Path, pools: dict[str, PoolShards], layer: str) -> None:
+    """Writes failures.jsonl and stats.json: those of the old set, with the bytes and the new layer counted again.
 
-    With a `new_structure`, so are the frames without any. Raises OSError, and SampleError for a damaged sample.
+    Raises OSError, and SampleError for a damaged sample.
     """
     if (source / FAILURES).exists():  # not a copy of the file, which may be a link to any other one
         try:
@@ -129,23 +141,29 @@ def write_statistics(source: Path, output: Path, pools: dict[str, PoolShards], n
     with suppress(UserError):  # a set that was made elsewhere has no statistics
         stats = Stats.load(source)
         stats.bytes.clear()
-        if new_structure:
+        if layer == "structure":
             stats.structure_frames = stats.empty_frames = 0
+        if layer == "caption":
+            stats.captioned = stats.made_captions = 0
         for pool in pools.values():
             for shard in pool.shards:
-                count_members(output / "shards" / shard.name, pool.pool, stats, new_structure)
+                count_members(output / "shards" / shard.name, pool.pool, stats, layer)
         stats.save(output)
 
 
-def count_members(tar: Path, pool: Pool, stats: Stats, new_structure: bool) -> None:
-    """Counts the bytes of a shard's members and, with a `new_structure`, its frames without any. Raises as above."""
+def count_members(tar: Path, pool: Pool, stats: Stats, layer: str) -> None:
+    """Counts the bytes of a shard's members and what its samples say about the new layer. Raises as above."""
     with OpenFile(tar) as file:
         for entry in read_index(tar):
             for name, (_, size, _) in entry.members.items():
                 stats.bytes[member_kind(name)] += size
-            if new_structure:
-                meta = decode_sample(entry.key, read_members(file, entry, ["meta.json"]), pool).meta
-                stats.add_structure(pool.frames, (meta or {}).get(EMPTY_FRAMES))
+            if layer in ("structure", "caption"):
+                meta = decode_sample(entry.key, read_members(file, entry, ["meta.json"]), pool).meta or {}
+            if layer == "structure":
+                stats.add_structure(pool.frames, meta.get(EMPTY_FRAMES))
+            if layer == "caption":
+                stats.captioned += "caption.txt" in entry.members
+                stats.made_captions += CAPTIONED_BY in meta
 
 
 def new_recipe(old: Manifest, config: RefreshConfig) -> RecipeConfig:
@@ -161,16 +179,24 @@ def new_description(old: Manifest, estimators: Estimators, layer: str) -> dict[s
     description = {**old.estimators}
     for name in ESTIMATORS[layer]:
         description[name] = estimators.description[name]
-    fingerprint = estimators.description["autoencoder"]["fingerprint"]
-    encoded_by = old.estimators["autoencoder"]["fingerprint"]
-    if layer == "structure" and estimators.recipe.latents and fingerprint != encoded_by:
+    if layer == "structure" and estimators.recipe.latents and changed(old, estimators, "autoencoder"):
         raise UserError(
             f"the autoencoder at {estimators.recipe.autoencoder.path} is not the one that encoded the set (its "
             "fingerprint differs): restore it, or run layer=latents first"
         )
+    if layer == "caption" and changed(old, estimators, "clip"):
+        raise UserError(
+            f"the CLIP at {estimators.recipe.clip.model} is not the one that embedded the set (its fingerprint "
+            "differs): restore it, or run layer=clip first"
+        )
     if layer == "structure":  # its latents are made again
         description["autoencoder"] = with_levels(description["autoencoder"], estimators.recipe.stored_level)
     return description
+
+
+def changed(old: Manifest, estimators: Estimators, name: str) -> bool:
+    """Whether a network differs from the one that made the old set."""
+    return bool(estimators.description[name]["fingerprint"] != old.estimators[name]["fingerprint"])
 
 
 def begin_output(output: Path, content: dict[str, Any]) -> None:
@@ -212,7 +238,10 @@ def refresh_shard(source: Path, output: Path, pool: Pool, shard: Shard, pipeline
     if (done := sealed_shard(tar)) is not None:
         return done
     with open_tar(tar) as packer:
-        for clip in pipeline.run(stored_clips(source / "shards" / shard.name, pool, shard)):
+        clips = stored_clips(source / "shards" / shard.name, pool, shard)
+        if "caption" in pipeline.layers:
+            clips = map(without_made_caption, clips)
+        for clip in pipeline.run(clips):
             assert isinstance(clip, ProcessedClip)
             if clip.error is not None:
                 raise UserError(f"{shard.name}: {clip.clip.key}: {clip.error}")
@@ -230,6 +259,16 @@ def stored_clips(tar: Path, pool: Pool, shard: Shard) -> Iterator[Clip]:
             if sample.frames is None:
                 raise SampleError(f"{tar.name}: sample {entry.key} has no frames", "missing")
             yield Clip(entry.key, pool, sample.frames, sample.caption, sample.meta or {}, sample.structure, members)
+
+
+def without_made_caption(clip: Clip) -> Clip:
+    """Returns a stored clip without a caption that a network made, and without what follows from it."""
+    if CAPTIONED_BY not in clip.meta:
+        return clip
+    meta = {name: value for name, value in clip.meta.items() if name != CAPTIONED_BY}
+    gone = [*members_of("caption", 1), *members_of("text_embedding", 1)]
+    kept = {name: data for name, data in clip.kept.items() if name not in gone}
+    return replace(clip, caption=None, meta=meta, kept=kept)
 
 
 if __name__ == "__main__":

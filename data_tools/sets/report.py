@@ -96,6 +96,8 @@ def sections(shards: ShardSet, name: str, sheet: Html) -> Iterator[Html]:
     yield pools_section(manifest)
     yield epochs_section(manifest)
     yield sheet
+    if stats and (made := stats.made_by_network(manifest.estimators)):
+        yield note(f"{made}.")
     if stats and (empty := stats.empty_structure(manifest.estimators)):
         yield warning(f"{empty}.")
     if stats:

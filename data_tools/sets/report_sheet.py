@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data_tools.stats import CAPTIONED_BY
 from gen1_train.batch import Sample, SampleError
 from gen1_train.data.shards import ShardSet
 from gen1_train.errors import UserError
@@ -80,7 +81,11 @@ def describe(sample: Sample) -> list[Child]:
     if isinstance(meta.get("motion"), int | float) and math.isfinite(meta["motion"]):
         facts.append(f"motion {number(meta['motion'])}")
     lines: list[Child] = [element("code", sample.key), element("br"), " · ".join(filter(None, facts))]
-    return [*lines, element("q", shorten(sample.caption))] if sample.caption else lines
+    if sample.caption:
+        lines.append(element("q", shorten(sample.caption)))
+        if kind := meta.get(CAPTIONED_BY):
+            lines.append(f" by {shorten(kind)}")
+    return lines
 
 
 def span(meta: dict[str, Any]) -> str:

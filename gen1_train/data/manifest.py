@@ -158,7 +158,7 @@ class Manifest:
     the latents), `factor` (pixels per latent), `channels` (of a latent; not in older sets), `stored` (whether the
     samples hold latents) and `levels` (the `highest` t_s of the structure's latents, and the `degradation` that made
     those above 0; absent if there are none); the structure has its `kind` and `normalise` (the meaning of 0 and 1);
-    clip has `width` (of an embedding).
+    clip has `width` (of an embedding). "caption" is there if a network made captions; it has its `kind`.
     """
 
     pools: dict[str, PoolShards]

@@ -88,7 +88,8 @@ def find_captioned(shards: ShardSet) -> list[tuple[str, int]]:
     if not captioned:
         raise UserError(
             f"no sample of {shards.root} has a caption, but a prior needs captions: add them to the source (clip.txt "
-            "next to clip.mp4, or a list with a caption column) and make the set again with gen1-data"
+            "next to clip.mp4, or a list with a caption column) and make the set again with gen1-data, or let a "
+            "network make them: gen1-data refresh layer=caption recipe.caption=blip"
         )
     return captioned
 

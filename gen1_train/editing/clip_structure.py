@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gen1_train.diffusion.structure import degrade
 from gen1_train.editing.spool import Spool
-from gen1_train.frozen.structure import Span, StructureEstimator
+from gen1_train.frozen.structure.kinds import Span, StructureEstimator
 
 CHUNK = 16  # frames that are estimated, encoded or decoded together: bounds memory, changes values by rounding only
 

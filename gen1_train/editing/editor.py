@@ -32,7 +32,7 @@ from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder
 from gen1_train.frozen.clip import ClipEncoder
 from gen1_train.frozen.networks import Networks
-from gen1_train.frozen.structure import StructureEstimator
+from gen1_train.frozen.structure.kinds import StructureEstimator
 from gen1_train.model.compiling import compile_layers
 from gen1_train.model.unet import SpatioTemporalUNet
 from gen1_train.system.console import progress

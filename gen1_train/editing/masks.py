@@ -7,7 +7,7 @@ import torch
 
 from gen1_train.editing.clip_structure import ClipStructure
 from gen1_train.errors import UserError
-from gen1_train.frozen.depth import DepthEstimator
+from gen1_train.frozen.structure.depth import DepthEstimator
 
 BY_DEPTH = ("foreground", "background")
 BINS = 256

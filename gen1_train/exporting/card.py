@@ -19,7 +19,8 @@ sqrt({content}); the zero token means no content."""
 
 UNTRAINED = """\
 Stage 1 trains nothing: these are the weights of the Stable Diffusion model that it starts from, which defines the
-output and the content (Stable Diffusion 1.x: eps, and the tokens of CLIP's text encoder)."""
+output (1.x and the base models of 2.x: eps, as in the code below; models of 2.x for 768 pixels: v_prediction) and
+the content (the tokens of CLIP's text encoder)."""
 
 
 WITH_PRIOR = """\

@@ -87,6 +87,7 @@ MODEL = {
     "init_logit_bias",
     "nonscalar_logit_scale",
 }
+MULTIMODAL = TEXT | {"dim_head", "n_queries", "attn_pooler_heads"}  # the decoder of captions in a CoCa
 PREPROCESSING = {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"}
 
 # of `tokenizer_print` for open_clip 3.3; fingerprints name only another tokenizer, so that older ones stay valid
@@ -138,12 +139,7 @@ class ClipEncoder:
             with warnings.catch_warnings():
                 # open_clip only warns if the weights were trained with another activation
                 warnings.filterwarnings("error", message="QuickGELU mismatch")
-                if config.model.startswith((SCHEME, HUB)):
-                    model, self._own_preprocess, self._settings = _load_folder(config.model, recorded)
-                else:
-                    model, self._own_preprocess, self._settings = _load_listed(
-                        config.model, config.pretrained, recorded
-                    )
+                model, self._own_preprocess, self._settings = load_open_clip(config.model, config.pretrained, recorded)
             return model
 
         remedy = "a model that open_clip lists with a pretrained tag or file, or local-dir:FOLDER"
@@ -172,15 +168,7 @@ class ClipEncoder:
     @property
     def architecture(self) -> str:
         """The hash of the settings of both towers, see `architecture`."""
-        from open_clip.model import CLIPTextCfg, CLIPVisionCfg
-
-        vision = CLIPVisionCfg(**self._settings["vision_cfg"])
-        text = CLIPTextCfg(**self._settings["text_cfg"])
-        return architecture(
-            vision={name: getattr(vision, name) for name in VISION - {"timm_model_pretrained"}},
-            text={name: getattr(text, name) for name in TEXT},
-            quick_gelu=bool(self._settings.get("quick_gelu")),
-        )
+        return architecture(**tower_settings(self._settings))
 
     @torch.no_grad()
     def images(self, frames: np.ndarray, own: bool = False) -> Tensor:
@@ -214,15 +202,43 @@ def tokenizer_print(tokenizer: Any) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def _load_folder(model: str, recorded: bool) -> tuple[torch.nn.Module, Any, dict[str, Any]]:
+def tower_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings of both towers, with open_clip's defaults for those that are not given."""
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    vision = CLIPVisionCfg(**settings["vision_cfg"])
+    text = CLIPTextCfg(**settings["text_cfg"])
+    return {
+        "vision": {name: getattr(vision, name) for name in VISION - {"timm_model_pretrained"}},
+        "text": {name: getattr(text, name) for name in TEXT},
+        "quick_gelu": bool(settings.get("quick_gelu")),
+    }
+
+
+def load_open_clip(
+    model: str, pretrained: str | None, recorded: bool, captions: bool = False
+) -> tuple[torch.nn.Module, Any, dict[str, Any]]:
+    """Loads a model of open_clip with its preprocessing and settings: from a folder, by a tag, or from a file.
+
+    `captions`: a folder's config may have a decoder of captions. Raises ValueError, OSError, and errors of open_clip.
+    """
+    if model.startswith((SCHEME, HUB)):
+        return _load_folder(model, recorded, captions)
+    return _load_listed(model, pretrained, recorded)
+
+
+def _load_folder(model: str, recorded: bool, captions: bool) -> tuple[torch.nn.Module, Any, dict[str, Any]]:
     """Loads a model in open_clip's format with its preprocessing and settings, see `find_source`."""
     import open_clip
 
     source = find_source(model, CONFIG, WEIGHTS, recorded)
     config = only(read_config(source.config), ("model_cfg", "preprocess_cfg"), CONFIG)
-    settings = only(config.get("model_cfg"), MODEL, "model_cfg")
+    decoder = {"multimodal_cfg": MULTIMODAL} if captions else {}
+    settings = only(config.get("model_cfg"), MODEL | decoder.keys(), "model_cfg")
     only(settings.get("vision_cfg"), VISION, "vision_cfg")
     only(settings.get("text_cfg"), TEXT, "text_cfg")
+    for section, allowed in decoder.items():
+        only(settings.get(section), allowed, section)
     only(config.setdefault("preprocess_cfg", {}), PREPROCESSING, "preprocess_cfg")
     with plain_folder(source, plain(config, CONFIG)) as folder:
         network, preprocess = open_clip.create_model_from_pretrained(f"{SCHEME}{folder}", weights_only=True)

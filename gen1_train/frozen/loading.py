@@ -31,14 +31,14 @@ def load_frozen(name: str, path: str, remedy: str, load: Callable[[], Network]) 
     return network.eval().requires_grad_(False)
 
 
-def require_complete(loaded: tuple[Network, dict[str, Any]], unused: str = "") -> Network:
+def require_complete(loaded: tuple[Network, dict[str, Any]], unused: str | tuple[str, ...] = ()) -> Network:
     """Returns a network that a library loaded with `output_loading_info`. Raises ValueError if weights are missing.
 
-    diffusers and transformers only warn of missing weights and leave them random. `unused` is the prefix of weights
-    that may be missing because they are never used.
+    diffusers and transformers only warn of missing weights and leave them random. `unused`: prefixes of weights that
+    may be missing because they are never used.
     """
     network, info = loaded
-    missing = sorted(name for name in info["missing_keys"] if not unused or not name.startswith(unused))
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith(unused))
     if missing:
         raise ValueError(f"{len(missing)} weights are missing, e.g. {missing[0]}")
     return network

@@ -13,7 +13,7 @@ from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder, AutoencoderConfig, to_signed
 from gen1_train.frozen.clip import ClipConfig, ClipEncoder
 from gen1_train.frozen.loading import check_fingerprint
-from gen1_train.frozen.structure import StructureEstimator, build_structure, structure_class
+from gen1_train.frozen.structure.kinds import StructureEstimator, build_structure, structure_class
 from gen1_train.system.device import autocast, resolve_precision
 
 Config = TypeVar("Config")

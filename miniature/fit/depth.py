@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import DPTForDepthEstimation
 
-from gen1_train.frozen.depth import dpt_inverse_depth
+from gen1_train.frozen.structure.dpt import dpt_inverse_depth
 from miniature.data import FIT_SEED, HELD_OUT_SEED, rendered_frames
 from miniature.fit.loop import minimize
 from miniature.tiny import depth_estimator

@@ -170,7 +170,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "not a choice": (["--cfg", "jobs", "stage=4"], "invalid choice: 'jobs'"),
     "a sweep without --multirun": (["stage=2,3"], "To sweep over it, add --multirun"),
     "unknown stage": (["stage=9"], "there is no stage=9; choose from: 1, 2, 3, 4, 5"),
-    "unknown model": (["stage=4", "model=sd16"], "there is no model=sd16; choose from: miniature, sd15, small, tiny"),
+    "unknown model": (["stage=4", "model=sd16"], "there is no model=sd16; choose from: miniature, sd15, sd21"),
     "unknown strategy": (["stage=4", "strategy=zero9"], "choose from: auto, ddp, fsdp, single, zero1, zero2, zero3"),
     "unknown experiment": (["stage=4", "experiment=nosuch"], "there is no experiment=nosuch"),
     "no stage": ([], "You must specify 'stage'"),

@@ -62,7 +62,7 @@ def test_commands_of_gen1_data_are_completed(complete: Complete) -> None:
     assert complete("gen1-data ver") == ["verify "]
     assert complete("gen1-data verify wor") == ["workers="]
     assert complete("gen1-data source=x ver") == [""]
-    assert complete("gen1-data recipe=") == ["paper ", "tiny "]
+    assert complete("gen1-data recipe=") == ["paper ", "sd21 ", "tiny "]
     assert complete("gen1-data recipe.cut.st") == ["recipe.cut.stride="]
 
 

@@ -68,4 +68,4 @@ def test_no_setting_is_answered_with_another() -> None:
 
 def test_groups_are_those_of_the_command() -> None:
     assert set(groups("train")) == {"stage", "model", "strategy", "experiment"}
-    assert groups("data") == {"recipe": ["paper", "tiny"]} and groups("edit") == {}
+    assert groups("data") == {"recipe": ["paper", "sd21", "tiny"]} and groups("edit") == {}

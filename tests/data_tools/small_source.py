@@ -16,7 +16,7 @@ from data_tools.prepare import DataToolsConfig
 from data_tools.recipe import RecipeConfig
 from gen1_train.frozen.autoencoder import AutoencoderConfig
 from gen1_train.frozen.clip import ClipConfig
-from gen1_train.frozen.depth import DepthConfig
+from gen1_train.frozen.structure.depth import DepthConfig
 from tests.running import WEIGHTS
 from tests.video.files import make_video, picture
 

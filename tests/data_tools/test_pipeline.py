@@ -9,6 +9,7 @@ import pytest
 
 from data_tools.estimate import Estimators, load_estimators
 from data_tools.pipeline import AHEAD, Clip, Pipeline, ProcessedClip
+from data_tools.stats import CAPTIONED_BY
 from gen1_train.batch import Pool, SampleError, decode_sample
 from tests.data_tools.small_source import quick_recipe
 from tests.video.files import picture
@@ -19,9 +20,10 @@ VIDEO, IMAGE = Pool("video", 64, 48, 2), Pool("image", 64, 48, 1)
 class FakeEstimators:
     """Networks whose results show which clip they were made from."""
 
-    def __init__(self, batch: int = 1, latents: bool = True) -> None:
+    def __init__(self, batch: int = 1, latents: bool = True, captioner: object = None) -> None:
         self.batch = batch
-        self.recipe = SimpleNamespace(latents=latents, structure="fake", stored_level=2)
+        self.captioner = captioner
+        self.recipe = SimpleNamespace(latents=latents, structure="fake", stored_level=2, caption="fake")
         self.structure = SimpleNamespace(normalisation="none", subject=None)
         self.batches: list[int] = []  # the batch sizes of all calls
 
@@ -40,6 +42,9 @@ class FakeEstimators:
 
     def image_embeddings(self, clips: np.ndarray) -> np.ndarray:
         return clips[:, :, 0, :4, 0].astype(np.float16)
+
+    def captions(self, clips: np.ndarray) -> list[str | None]:
+        return [f"made of {clip[0, 0, 0, 0]}" if clip[0, 0, 0, 0] != 5 else None for clip in clips]
 
     def text_embedding(self, caption: str) -> np.ndarray:
         return np.full(4, len(caption), np.float16)
@@ -97,6 +102,22 @@ def test_captions_stay_with_their_clips() -> None:
     samples = [decode_sample(item.clip.key, item.members) for item in results]
     assert [sample.caption for sample in samples] == ["ball", None, "a box"]
     assert [sample.text_embedding is not None and sample.text_embedding[0] for sample in samples] == [4, False, 5]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_captions_are_made_for_clips_without_one_and_marked(batch: int) -> None:
+    clips = [clip(1, caption="ball"), clip(2), clip(3, IMAGE, "a box"), clip(4, IMAGE), clip(5)]
+    results = run(FakeEstimators(batch, captioner="one"), clips)
+    samples = [decode_sample(item.clip.key, item.members) for item in results]
+    assert [sample.caption for sample in samples] == ["ball", "made of 2", "a box", "made of 4", None]
+    made = [False, True, False, True, False]
+    marked = [(sample.meta or {}).get(CAPTIONED_BY) == "fake" for sample in samples]
+    assert [item.made_caption for item in results] == marked == made
+    lengths = [None if sample.text_embedding is None else sample.text_embedding[0] for sample in samples]
+    assert lengths == [4, 9, 5, 9, None]
+    unmade = run(FakeEstimators(batch), clips)
+    for item, other in zip(results, unmade):
+        assert item.made_caption or item.members == other.members
 
 
 def test_a_bad_clip_spoils_no_other() -> None:

@@ -94,14 +94,16 @@ def test_another_plan_in_the_same_output_is_refused(tmp_path: Path) -> None:
     assert load_fitting(tmp_path / "out", quick_recipe()).files == 1  # the plan itself can still be used
 
 
-def test_an_unfinished_plan_of_a_version_without_structure_levels_and_fits_continues(tmp_path: Path) -> None:
+def test_an_unfinished_plan_of_a_version_with_fewer_settings_continues(tmp_path: Path) -> None:
     source, output = tmp_path / "source", tmp_path / "out"
     source.mkdir()
     make_video(source / "a.mp4", frames=20)
     recipe = quick_recipe(structure_levels=0)
     plan = plan_of(source, output, recipe)
-    older = {name: value for name, value in plan.recipe.items() if name != "structure_levels"}
+    later = ("structure_levels", "soft_edges", "caption", "coca", "blip")
+    older = {name: value for name, value in plan.recipe.items() if name not in later}
     older["clip"] = {name: value for name, value in older["clip"].items() if name != "fit"}
+    older["depth"] = {name: value for name, value in older["depth"].items() if name != "resize"}
     old = replace(plan, recipe=older, inputs=hash_inputs(older, open_source(str(source)).scan(output)))
     (output / "plan.json").write_text(json.dumps({**asdict(old), "hash": old.hash}))
     assert plan_of(source, output, recipe).hash == old.hash
@@ -109,6 +111,9 @@ def test_an_unfinished_plan_of_a_version_without_structure_levels_and_fits_conti
         plan_of(source, output)
     recipe.clip.fit = "squash"
     with pytest.raises(UserError, match=r"with another recipe \(clip=.*'fit': None"):
+        plan_of(source, output, recipe)
+    recipe.depth.resize = "minimal"
+    with pytest.raises(UserError, match=r"with another recipe \(depth=.*'resize': 'lower_bound'"):
         plan_of(source, output, recipe)
 
 

@@ -28,6 +28,8 @@ from gen1_train.errors import UserError
         ("cut.trim", -1),
         ("structure", "normals"),
         ("clip.fit", "stretch"),
+        ("caption", "gpt"),
+        ("depth.resize", "upper_bound"),
         ("decoders", []),
         ("decoders", ["vlc"]),
         ("video_buckets", []),
@@ -43,7 +45,9 @@ def test_an_impossible_setting_is_refused_by_name(name: str, value: object) -> N
         recipe.check()
 
 
-@pytest.mark.parametrize(("section", "name"), [("depth", "size"), ("edges", "blur"), ("face", "line")])
+@pytest.mark.parametrize(
+    ("section", "name"), [("depth", "size"), ("edges", "blur"), ("soft_edges", "blur"), ("face", "line")]
+)
 def test_the_settings_of_every_structure_are_checked(section: str, name: str) -> None:
     recipe = RecipeConfig()
     setattr(getattr(recipe, section), name, -1)
@@ -62,6 +66,8 @@ def test_the_recipes_in_conf_are_complete_and_valid(recipe: str) -> None:
     assert (config.recipe.cut.frames, config.recipe.cut.stride) == (8, 4)
     if recipe == "paper":
         assert config.recipe.video_buckets == ["448x256"]
+    # as MiDaS runs it; the miniature's network was fitted by the other rule, and the released model on its depth
+    assert config.recipe.depth.resize == {"paper": "minimal", "tiny": "lower_bound"}[recipe]
     assert recipe_from_dict(json.loads(json.dumps(asdict(config.recipe))), "here") == config.recipe
 
 

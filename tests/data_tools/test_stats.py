@@ -115,7 +115,7 @@ def broken() -> list[Any]:
         {},
         {**good, "format": 0},
         {**good, "format": 1, "more": 1},
-        {**good, "format": 3},
+        {**good, "format": 4},
         {**good, "empty_frames": None},
         {**good, "more": 1},
         {**good, "videos": 1.5},
@@ -127,13 +127,25 @@ def broken() -> list[Any]:
     ]
 
 
-def test_statistics_of_format_1_count_no_empty_frames() -> None:
+def test_statistics_of_older_formats_count_nothing_that_they_lack() -> None:
     stats = part(3)
     older = {**stats.to_json(), "format": 1}
-    del older["structure_frames"], older["empty_frames"]
+    del older["structure_frames"], older["empty_frames"], older["made_captions"]
     read = Stats.from_json(json.loads(json.dumps(older)))
     assert (read.structure_frames, read.empty_frames) == (0, 0) and read.videos == stats.videos
-    assert read.empty_structure({}) is None
+    assert read.empty_structure({}) is None and read.made_by_network({}) is None
+    with pytest.raises(ValueError, match="not the statistics"):  # format 2 has the first two
+        Stats.from_json({**older, "format": 2})
+    assert Stats.from_json({**older, "format": 2, "structure_frames": 9, "empty_frames": 2}).empty_frames == 2
+
+
+def test_captions_of_a_network_are_counted() -> None:
+    stats = Stats()
+    for captioned, made in [(True, False), (True, True), (False, False)]:
+        stats.add_clip("video-1x1", None, {}, captioned, made)
+    assert (
+        stats.made_by_network({"caption": {"kind": "blip"}}) == "1 of 2 captions were made by blip, from one frame each"
+    )
 
 
 def test_frames_without_any_structure_are_reported() -> None:

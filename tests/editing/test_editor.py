@@ -16,18 +16,20 @@ from gen1_train.editing.precision import Formats
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder, AutoencoderConfig
 from gen1_train.frozen.clip import ClipConfig, ClipEncoder
-from gen1_train.frozen.depth import DepthConfig
-from gen1_train.frozen.edges import EdgesConfig
-from gen1_train.frozen.face import FaceConfig
-from gen1_train.frozen.structure import build_structure
+from gen1_train.frozen.structure.depth import DepthConfig
+from gen1_train.frozen.structure.edges import EdgesConfig
+from gen1_train.frozen.structure.face import FaceConfig
+from gen1_train.frozen.structure.kinds import build_structure
+from gen1_train.frozen.structure.soft_edges import SoftEdgesConfig
 from gen1_train.training.checkpoints.checkpoint import Checkpoint, CheckpointInfo
-from tests.frozen.faces import faces
+from tests.frozen.structure.faces import faces
 from tests.running import WEIGHTS
 
 CPU = torch.device("cpu")
 KINDS = {
     "depth": DepthConfig(str(WEIGHTS / "depth"), size=64, multiple=16),
     "edges": EdgesConfig(low=10.0),
+    "soft_edges": SoftEdgesConfig(contrast=30.0),
     "face": FaceConfig(line=0.03),
 }
 
@@ -82,7 +84,7 @@ def test_a_checkpoint_that_does_not_name_its_estimators_is_refused(networks, mis
 def test_an_unknown_kind_of_structure_is_refused(networks):
     recorded = checkpoint(networks)
     recorded.info.estimators["structure"]["kind"] = "pose"
-    with pytest.raises(UserError, match="no structure 'pose'; choose from depth, edges, face"):
+    with pytest.raises(UserError, match="no structure 'pose'; choose from depth, edges, soft_edges, face"):
         load_estimators(recorded, CPU)
 
 

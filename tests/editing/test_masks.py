@@ -8,9 +8,9 @@ from gen1_train.editing.clip_structure import ClipStructure
 from gen1_train.editing.masks import BY_DEPTH, mask_by_depth, otsu
 from gen1_train.editing.spool import Spool
 from gen1_train.errors import UserError
-from gen1_train.frozen.depth import DepthEstimator, normalise_clip
-from gen1_train.frozen.edges import EdgesConfig, EdgesEstimator
-from gen1_train.frozen.structure import StructureEstimator
+from gen1_train.frozen.structure.depth import DepthEstimator, normalise_clip
+from gen1_train.frozen.structure.edges import EdgesConfig, EdgesEstimator
+from gen1_train.frozen.structure.kinds import StructureEstimator
 
 
 def structure_of(raw: np.ndarray, estimator: StructureEstimator | None = None) -> ClipStructure:

@@ -12,7 +12,7 @@ from gen1_train.evaluation.metrics import (
     warp_error,
 )
 from gen1_train.frozen.clip import ClipConfig, ClipEncoder
-from gen1_train.frozen.depth import DepthConfig, DepthEstimator
+from gen1_train.frozen.structure.depth import DepthConfig, DepthEstimator
 from tests.evaluation.fake import moving
 from tests.made_checkpoint import WEIGHTS
 

@@ -25,6 +25,7 @@ from gen1_train.diffusion.structure import level_channels
 from gen1_train.errors import UserError
 from gen1_train.export import ExportConfig, export
 from gen1_train.exporting import folder
+from gen1_train.model.stable_diffusion import read_stable_diffusion
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.system.console import console
 from gen1_train.training.checkpoints.checkpoint import (
@@ -42,11 +43,12 @@ from gen1_train.training.config import TrainConfig
 from gen1_train.training.stages import InitConfig, StageConfig, build_unet, predecessor, stage_unet
 from tests.digests import digests
 from tests.made_checkpoint import edit_info
-from tests.model.reference import SD1, frame_by_frame, inputs
+from tests.model.reference import SD1, SD2, frame_by_frame, inputs
 from tests.tensors_of import assert_same_tensors, split
 
 CPU = torch.device("cpu")
 MODEL = UNetConfig(**{**SD1, "layers": 1, "max_frames": 4})
+LIKE_SD2 = replace(MODEL, **SD2)
 ESTIMATORS = {
     "autoencoder": {"config": {"path": "none"}, "fingerprint": "tests", "scale": 0.5, "factor": 8},
     "structure": {"kind": "depth", "config": {"path": "none"}, "fingerprint": "tests", "normalise": "1 is nearest"},
@@ -102,12 +104,12 @@ def refusal(checkpoint: Path, output: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", "12345")
-@pytest.mark.parametrize("content_dim", [24, 40])
+@pytest.mark.parametrize("model", [MODEL, replace(MODEL, content_dim=40), LIKE_SD2], ids=["SD 1", "projected", "SD 2"])
 def test_both_forms_equal_the_model_of_every_stage(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content_dim: int
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, model: UNetConfig
 ) -> None:
     """`unet/` in diffusers equals the model frame by frame, also in float64; `gen1/` has the same weights exactly."""
-    source = write_checkpoint(tmp_path / "run", name, replace(MODEL, content_dim=content_dim))
+    source = write_checkpoint(tmp_path / "run", name, model)
     with console("gen1-export"):
         export(ExportConfig(str(tmp_path / "run"), str(tmp_path / "a" / "out")))
     out = tmp_path / "a" / "out"
@@ -122,7 +124,7 @@ def test_both_forms_equal_the_model_of_every_stage(
     ]
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["out"]  # no hidden folder is left
     config = UNetConfig(**json.loads((out / "gen1" / "config.json").read_text()))
-    assert config == stage_unet(replace(MODEL, content_dim=content_dim), stage(name))
+    assert config == stage_unet(model, stage(name))
     ours = SpatioTemporalUNet(config)
     file = source / ("unet.safetensors" if name == "1" else "ema_0.5.safetensors")
     ours.load_state_dict(load_file(file))
@@ -131,6 +133,8 @@ def test_both_forms_equal_the_model_of_every_stage(
     assert all(torch.equal(v, exported[k]) for k, v in ours.state_dict().items())
     theirs = UNet2DConditionModel.from_pretrained(out / "unet").double().eval()
     assert theirs.config.in_channels == (12 if name in "45" else 4)
+    again = read_stable_diffusion(out)
+    assert again.config == replace(config, temporal=False, max_frames=UNetConfig.max_frames) and not again.assumed
     with torch.no_grad():
         batch = inputs(config, tokens=2)
         expected = ours.double()(*batch, temporal=False)
@@ -197,11 +201,12 @@ def test_the_next_stage_starts_from_an_export(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_export_and_a_checkpoint_in_parts_edit_as_the_whole_one_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{}, {"linear_projection": True, "heads": [1, 2, 2, 2]}], ids=["SD 1", "SD 2"])
+def test_an_export_and_a_checkpoint_in_parts_edit_as_the_whole_one_does(tmp_path: Path, changes: dict) -> None:
     from gen1_train import Gen1Editor  # imports open_clip, which takes seconds
     from tests import made_checkpoint
 
-    source = made_checkpoint.write_checkpoint(tmp_path / "run")
+    source = made_checkpoint.write_checkpoint(tmp_path / "run", model=changes)
     export(ExportConfig(str(source), str(tmp_path / "out")))
     shutil.copytree(source, tmp_path / "parts")
     split(tmp_path / "parts", 3)

@@ -13,8 +13,8 @@ import torch
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder, AutoencoderConfig
 from gen1_train.frozen.clip import ClipConfig, ClipEncoder
-from gen1_train.frozen.depth import DepthConfig, DepthEstimator
 from gen1_train.frozen.networks import Networks, recorded_config
+from gen1_train.frozen.structure.depth import DepthConfig, DepthEstimator
 from tests.frozen.hostile import change_json, hostile_clip, remote_tokenizer
 from tests.made_checkpoint import miniature_estimators
 from tests.running import WEIGHTS

@@ -17,9 +17,12 @@ from gen1_train.data.index import CHECK, HEADER, IndexDamage, check_index
 from gen1_train.data.manifest import Manifest
 from gen1_train.data.shards import ShardSet
 from gen1_train.frozen.autoencoder import Autoencoder, AutoencoderConfig
+from gen1_train.frozen.captions.blip import BlipCaptioner, BlipConfig
+from gen1_train.frozen.captions.captioner import CAPTIONERS
+from gen1_train.frozen.captions.coca import CocaCaptioner, CocaConfig
 from gen1_train.frozen.clip import ClipConfig, ClipEncoder
-from gen1_train.frozen.depth import DepthConfig, DepthEstimator
-from gen1_train.frozen.face_models import FaceModel, read_model
+from gen1_train.frozen.structure.depth import DepthConfig, DepthEstimator
+from gen1_train.frozen.structure.face_models import FaceModel, read_model
 from gen1_train.model.pretrained import load_safetensors, load_weights
 from gen1_train.model.stable_diffusion import read_stable_diffusion
 from gen1_train.training.checkpoints.checkpoint import PRIOR, UNET
@@ -231,16 +234,26 @@ def load_pickle(folder: Path, data: bytes) -> Any:
     return module._load_checkpoint(write(folder, "x.ckpt", data))
 
 
+def network_folder(kind: str) -> Path:
+    if kind == "depth-anything":
+        return material.depth_anything()
+    return material.captioner(kind) if kind in CAPTIONERS else WEIGHTS / kind
+
+
 def load_network(kind: str, name: str, folder: Path, data: bytes) -> Any:
     """Loads a network from a folder with a changed config, or with changed weights, as a file that names it does."""
-    for path in (WEIGHTS / kind).iterdir():
+    for path in network_folder(kind).iterdir():
         if path.name != name:
             (folder / path.name).symlink_to(path)
     write(folder, name, data)
+    if kind == "blip":
+        return BlipCaptioner(BlipConfig(str(folder))).fingerprint
+    if kind == "coca":
+        return CocaCaptioner(CocaConfig(f"local-dir:{folder}", None)).fingerprint
     if kind == "clip":
         return ClipEncoder(ClipConfig(f"local-dir:{folder}", None), recorded=True).fingerprint
-    if kind == "depth":
-        return DepthEstimator(DepthConfig(str(folder), 64, 16), recorded=True).fingerprint
+    if kind.startswith("depth"):
+        return DepthEstimator(DepthConfig(str(folder)), recorded=True).fingerprint
     return Autoencoder(AutoencoderConfig(str(folder)), recorded=True).fingerprint
 
 
@@ -337,11 +350,18 @@ BINARIES = [
     *(
         Target(
             f"{kind}-config",
-            bytes_of(lambda kind=kind: WEIGHTS / kind, name),
+            bytes_of(lambda kind=kind: network_folder(kind), name),
             json_files(),
             partial(load_network, kind, name),
             examples=15,
         )
-        for kind, name in (("clip", "open_clip_config.json"), ("depth", "config.json"), ("autoencoder", "config.json"))
+        for kind, name in (
+            ("clip", "open_clip_config.json"),
+            ("coca", "open_clip_config.json"),
+            ("blip", "config.json"),
+            ("depth", "config.json"),
+            ("depth-anything", "config.json"),
+            ("autoencoder", "config.json"),
+        )
     ),
 ]

@@ -37,6 +37,23 @@ def prior() -> Path:
     return write_prior(folder("prior"))
 
 
+@cache
+def depth_anything() -> Path:
+    """A small random Depth Anything."""
+    from tests.frozen.structure.tiny_depth import depth_anything, lively
+
+    lively(depth_anything()).save_pretrained(folder("depth-anything"))
+    return folder("depth-anything")
+
+
+@cache
+def captioner(kind: str) -> Path:
+    """A small random BLIP or CoCa."""
+    from tests.frozen.captions.published import make_blip, make_coca
+
+    return make_blip(folder(kind)) if kind == "blip" else make_coca(folder(kind))
+
+
 def data_state() -> dict[str, object]:
     """The state of the data at step 10, as a checkpoint records it."""
     from dataclasses import asdict

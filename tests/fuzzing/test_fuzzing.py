@@ -29,6 +29,9 @@ def whole_files() -> None:
     material.shard_set()
     material.checkpoint()
     material.prior()
+    material.depth_anything()
+    material.captioner("blip")
+    material.captioner("coca")
 
 
 def check(target: Target, data: bytes) -> None:

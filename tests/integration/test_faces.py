@@ -11,9 +11,9 @@ from data_tools.stats import Stats
 from gen1_train.batch import Sample
 from gen1_train.data.manifest import Manifest
 from gen1_train.data.shards import ShardSet
-from gen1_train.frozen.face import FaceConfig
+from gen1_train.frozen.structure.face import FaceConfig
 from gen1_train.reporting.rows import read_metrics
-from tests.frozen.test_face_mesh import CLIP
+from tests.frozen.structure.test_face_mesh import CLIP
 from tests.made_checkpoint import edit_info, write_checkpoint
 from tests.running import REPOSITORY, TRAIN, run, run_well
 from tests.video.files import make_video

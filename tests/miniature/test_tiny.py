@@ -5,7 +5,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 
-from gen1_train.frozen.depth import dpt_inverse_depth
+from gen1_train.frozen.structure.dpt import dpt_inverse_depth
 from miniature.tiny import (
     CLIP_CONFIG,
     clip_model,

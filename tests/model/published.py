@@ -94,8 +94,12 @@ def bare_compvis(config: UNetConfig, unet: UNet2DConditionModel) -> dict[str, Te
 
 
 def complete_checkpoint(config: UNetConfig, unet: UNet2DConditionModel) -> dict[str, Tensor]:
-    """The UNet, and tensors of autoencoder, text encoder, averaged UNet and noise schedule, as in published files."""
+    """The UNet, and tensors of autoencoder, text encoder, averaged UNet and noise schedule, as in published files.
+
+    The text encoder of SD 2.x is open_clip's.
+    """
     bare = bare_compvis(config, unet)
+    text = f"cond_stage_model.{'model.transformer.resblocks' if config.linear_projection else 'transformer'}"
     return {
         "betas": torch.rand(10),
         "alphas_cumprod": torch.rand(10),
@@ -103,7 +107,7 @@ def complete_checkpoint(config: UNetConfig, unet: UNet2DConditionModel) -> dict[
         **{f"model_ema.{name.replace('.', '')}": torch.rand(2) for name in bare},
         "model_ema.num_updates": torch.tensor(7),
         **{f"first_stage_model.decoder.{name}.weight": torch.rand(2) for name in ("conv_in", "conv_out")},
-        **{f"cond_stage_model.transformer.{i}": torch.zeros(1, dtype=torch.int64) for i in range(3)},
+        **{f"{text}.{i}": torch.zeros(1, dtype=torch.int64) for i in range(3)},
     }
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder, AutoencoderConfig, to_signed
 from gen1_train.frozen.clip import ClipConfig, ClipEncoder
-from gen1_train.frozen.depth import DepthConfig, DepthEstimator
 from gen1_train.frozen.loading import finite
+from gen1_train.frozen.structure.depth import DepthConfig, DepthEstimator
 from gen1_train.system import device
 from gen1_train.system.device import (
     ALLOCATOR_SETTINGS,

@@ -23,9 +23,9 @@ from gen1_train.data.open_files import OpenFile
 from gen1_train.data.shards import ShardSet, read_members
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import AutoencoderConfig
-from gen1_train.frozen.depth import DepthConfig
 from gen1_train.frozen.levels import stored_level
-from gen1_train.frozen.structure import STRUCTURES
+from gen1_train.frozen.structure.depth import DepthConfig
+from gen1_train.frozen.structure.kinds import STRUCTURES
 from tests.data_tools.small_source import WEIGHTS, config, make_source, quick_recipe
 
 POOL = "video-64x48"
@@ -67,6 +67,7 @@ ALL = ("frame", "structure0", "structure_latent", "moments", "image_embedding", 
     ("layer", "changes", "changed"),
     [
         ("edges", {}, {"structure0", "structure_latent"}),
+        ("soft_edges", {}, {"structure0", "structure_latent"}),
         ("face", {}, {"structure0", "structure_latent"}),
         ("structure", {"depth": DepthConfig(str(WEIGHTS / "depth"), 64, 16)}, {"structure0", "structure_latent"}),
         ("clip", {}, {"image_embedding"}),
@@ -172,7 +173,7 @@ def test_a_killed_refresh_resumes_and_a_finished_one_returns_at_once(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layer": "color"}, "layer=color is not one of structure, clip, latents, depth, edges, face"),
+        ({"layer": "color"}, "layer=color is not one of structure, clip, latents, caption, depth, edges"),
         ({"source": "nowhere"}, "no shard set at"),
         ({"layer": "latents", "recipe": replace(quick_recipe(), latents=False)}, "makes nothing"),
         (

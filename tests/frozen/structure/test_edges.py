@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gen1_train.errors import UserError
-from gen1_train.frozen.edges import EdgesConfig, EdgesEstimator
+from gen1_train.frozen.structure.edges import EdgesConfig, EdgesEstimator
 
 SETTINGS = {"blur": 2.0, "low": 30.0, "high": 70.0}
 
@@ -72,7 +72,7 @@ def test_the_fingerprint_covers_every_setting(estimator, name):
 
 def test_the_fingerprint_covers_the_version(estimator, monkeypatch):
     before = estimator.fingerprint
-    monkeypatch.setattr("gen1_train.frozen.edges.VERSION", "edges 2")
+    monkeypatch.setattr("gen1_train.frozen.structure.edges.VERSION", "edges 2")
     assert estimator.fingerprint != before
 
 

@@ -5,10 +5,11 @@ from statistics import NormalDist
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gen1_train.errors import UserError
-from gen1_train.frozen.loading import architecture, fingerprint
+from gen1_train.frozen.loading import fingerprint
+from gen1_train.frozen.structure.per_frame import PerFrameEstimator
 
 NORMALISATION = "Canny edges, 1 is an edge and 0 is none, the same in every clip"
 VERSION = "edges 1"  # of the algorithm; a change that moves an edge needs a new version
@@ -32,11 +33,10 @@ class EdgesConfig:
             )
 
 
-class EdgesEstimator:
+class EdgesEstimator(PerFrameEstimator):
     """Detects edges in each uint8 frame alone: 1 on edges, 0 elsewhere."""
 
     normalisation = NORMALISATION
-    subject: str | None = None
 
     def __init__(self, config: EdgesConfig, device: str | torch.device = "cpu", recorded: bool = False) -> None:
         """`device` and `recorded` are not used: OpenCV runs on the CPU, and no file is read.
@@ -50,20 +50,7 @@ class EdgesEstimator:
     def fingerprint(self) -> str:
         return fingerprint(nn.Identity(), VERSION, sorted(asdict(self.config).items()))
 
-    @property
-    def architecture(self) -> str:
-        """The same for all edges: the fingerprint covers their settings."""
-        return architecture()
-
-    def __call__(self, frames: Tensor) -> Tensor:
-        """uint8 frames (n, h, w, 3) -> edges (n, h, w), float32, 0 or 1."""
-        return torch.from_numpy(np.stack([self._edges(frame) for frame in frames.cpu().numpy()]))
-
-    def normalise(self, raw: Tensor, span: tuple[float, float] | None = None) -> tuple[Tensor, tuple[float, float]]:
-        """Returns the edges (n, h, w) of one clip unchanged, with their range."""
-        return raw, (0.0, 1.0)
-
-    def _edges(self, frame: np.ndarray) -> np.ndarray:
+    def map_of(self, frame: np.ndarray) -> np.ndarray:
         import cv2
 
         blur = self.config.blur * min(frame.shape[:2]) / REFERENCE

@@ -4,8 +4,8 @@ import av
 import numpy as np
 import pytest
 
-from gen1_train.frozen.face_contours import face_size
-from gen1_train.frozen.face_mesh import (
+from gen1_train.frozen.structure.face_contours import face_size
+from gen1_train.frozen.structure.face_mesh import (
     DETECTORS,
     MESH_SIDE,
     POINTS,
@@ -17,7 +17,7 @@ from gen1_train.frozen.face_mesh import (
     merge,
     overlaps,
 )
-from tests.frozen.faces import faces, moved
+from tests.frozen.structure.faces import faces, moved
 from tests.running import REPOSITORY
 
 CLIP = REPOSITORY.parent / "shared" / "media" / "carphone_pristine.mp4"

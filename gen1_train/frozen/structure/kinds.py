@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from gen1_train.errors import UserError
-from gen1_train.frozen.depth import DepthConfig, DepthEstimator
-from gen1_train.frozen.edges import EdgesConfig, EdgesEstimator
-from gen1_train.frozen.face import FaceConfig, FaceEstimator
+from gen1_train.frozen.structure.depth import DepthConfig, DepthEstimator
+from gen1_train.frozen.structure.edges import EdgesConfig, EdgesEstimator
+from gen1_train.frozen.structure.face import FaceConfig, FaceEstimator
+from gen1_train.frozen.structure.soft_edges import SoftEdgesConfig, SoftEdgesEstimator
 
 Span = tuple[float, float]
 
@@ -29,6 +30,9 @@ class StructureEstimator(Protocol):
     def architecture(self) -> str:
         """The sha256 of the network's settings that its weights do not show."""
 
+    def record(self) -> dict[str, Any]:
+        """The settings for a manifest, from which `structure_config` and `build_structure` make an equal estimator."""
+
     def __call__(self, frames: Tensor) -> Tensor:
         """uint8 frames (m, h, w, 3), from any number of clips -> float32 (m, h, w) on the CPU, in any range."""
 
@@ -43,6 +47,7 @@ class StructureEstimator(Protocol):
 STRUCTURES: dict[str, tuple[type, Callable[[Any, str | torch.device, bool], StructureEstimator]]] = {
     "depth": (DepthConfig, DepthEstimator),
     "edges": (EdgesConfig, EdgesEstimator),
+    "soft_edges": (SoftEdgesConfig, SoftEdgesEstimator),
     "face": (FaceConfig, FaceEstimator),
 }
 

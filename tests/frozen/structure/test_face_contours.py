@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from gen1_train.frozen import face_contours
-from gen1_train.frozen.face_contours import CONTOURS, OVAL, SEGMENTS, draw_face, face_size
+from gen1_train.frozen.structure import face_contours
+from gen1_train.frozen.structure.face_contours import CONTOURS, OVAL, SEGMENTS, draw_face, face_size
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 
 from gen1_train.errors import UserError
-from gen1_train.frozen.face_models import MODELS, FaceModel, read_model
-from gen1_train.frozen.structure import build_structure, structure_config
-from tests.frozen.test_face import copy_models
+from gen1_train.frozen.structure.face_models import MODELS, FaceModel, read_model
+from gen1_train.frozen.structure.kinds import build_structure, structure_config
+from tests.frozen.structure.test_face import copy_models
 
 MESH = "face_landmark"
 

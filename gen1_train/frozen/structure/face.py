@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gen1_train.errors import UserError
-from gen1_train.frozen.face_contours import draw_face
-from gen1_train.frozen.face_mesh import FaceFinder
-from gen1_train.frozen.loading import architecture, fingerprint
+from gen1_train.frozen.loading import fingerprint
+from gen1_train.frozen.structure.face_contours import draw_face
+from gen1_train.frozen.structure.face_mesh import FaceFinder
+from gen1_train.frozen.structure.per_frame import PerFrameEstimator
 
 NORMALISATION = "contours of faces, 1 is a line and 0 is none, the same in every clip"
 VERSION = "face 1"  # of the algorithm; a change that moves a line needs a new version
@@ -34,7 +35,7 @@ class FaceConfig:
             )
 
 
-class FaceEstimator:
+class FaceEstimator(PerFrameEstimator):
     """Draws the contours of all faces in each uint8 frame alone; a frame without a face is all 0."""
 
     normalisation = NORMALISATION
@@ -55,21 +56,8 @@ class FaceEstimator:
         del settings["path"]  # the files' bytes count, not where they are
         return fingerprint(nn.Identity(), VERSION, self.finder.sha256, sorted(settings.items()))
 
-    @property
-    def architecture(self) -> str:
-        """The same for all: the fingerprint covers the models and the settings."""
-        return architecture()
-
-    def __call__(self, frames: Tensor) -> Tensor:
-        """uint8 frames (n, h, w, 3) -> the lines of the faces (n, h, w), float32 in [0, 1]."""
-        return torch.from_numpy(np.stack([self._lines(frame) for frame in frames.cpu().numpy()]))
-
-    def normalise(self, raw: Tensor, span: tuple[float, float] | None = None) -> tuple[Tensor, tuple[float, float]]:
-        """Returns the lines (n, h, w) of one clip unchanged, with their range."""
-        return raw, (0.0, 1.0)
-
-    def _lines(self, frame: np.ndarray) -> np.ndarray:
+    def map_of(self, frame: np.ndarray) -> np.ndarray:
         plane = np.zeros(frame.shape[:2], np.float32)
-        for points in self.finder(np.ascontiguousarray(frame)):
+        for points in self.finder(frame):
             draw_face(plane, points, self.config.line)
         return plane

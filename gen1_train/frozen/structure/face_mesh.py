@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 
-from gen1_train.frozen.face_models import FaceModel
+from gen1_train.frozen.structure.face_models import FaceModel
 
 OVERLAP = 0.3  # intersection over union above which two detections are of one face
 SAME = 0.5  # the same for two meshes
