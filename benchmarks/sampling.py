@@ -6,7 +6,9 @@
 - solvers: distance between the results of a sampler with few steps and one with many, for random weights or those of a
   checkpoint.
 - precision: PSNR of edits of the miniature in half precision against those in fp32, in a GPU's number formats.
-- tiles: PSNR of a large frame that the miniature's autoencoder decodes in tiles, as diffusers does, against it whole.
+- tiles: PSNR of a large frame that the miniature's autoencoder decodes in tiles, as diffusers and as we do, against
+  the whole one.
+- sizes: seconds per frame of edits of the miniature in windows, against those at the size of its bucket.
 
 JSON lines on stdout, a table on stderr.
 """
@@ -35,12 +37,14 @@ from gen1_train.diffusion.windows import window_starts, window_weights
 from gen1_train.editing.editor import Gen1Editor
 from gen1_train.editing.networks import FrameCoder
 from gen1_train.editing.precision import Formats
+from gen1_train.frozen import tiles as our_tiles
 from gen1_train.frozen.autoencoder import to_pixels, to_signed
 from gen1_train.model.pretrained import load_weights
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training.checkpoints.checkpoint import find_checkpoint
 from gen1_train.training.planning.throughput import unet_flops
 from gen1_train.training.stages import read_recorded, stage_unet
+from gen1_train.video.stream import Selection, read_selected
 from miniature.cases import FIRST_SEED, draw_case, render_case
 
 # name -> (omega, omega_t)
@@ -49,7 +53,8 @@ GUIDANCE = {"none": (1.0, 1.0), "plain guidance": (7.5, 1.0), "all three": (7.5,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["passes", "seconds", "solvers", "precision", "tiles"])
+    parser.add_argument("--only", choices=["passes", "seconds", "solvers", "precision", "tiles", "sizes"])
+    parser.add_argument("--video", help="sizes: the video that is edited")
     parser.add_argument("--model", default="small", help="of conf/model")
     parser.add_argument("--checkpoint", help="solvers: the weights of this checkpoint instead of random ones")
     parser.add_argument("--device", default="cpu")
@@ -66,6 +71,7 @@ def main() -> None:
         "solvers": ask_solvers,
         "precision": ask_precision,
         "tiles": ask_tiles,
+        "sizes": ask_sizes,
     }
     common = {
         "model": arguments.model,
@@ -224,6 +230,12 @@ def ask_tiles(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
     def decoded(latents: Tensor) -> np.ndarray:
         return to_pixels(autoencoder.decode(latents)).cpu().numpy()
 
+    def compared(tiled: np.ndarray, from_tiles: Tensor) -> Row:
+        shares = {"decoded_psnr": psnr(tiled, whole), "encoded_psnr": psnr(decoded(from_tiles), whole)}
+        changed = np.abs(tiled.astype(int) - whole).max(-1) > 3
+        rounded = {name: round(value, 1) for name, value in shares.items()}
+        return {**rounded, "changed_pixels": round(float(changed.mean()), 3)}
+
     encoded = latents()
     whole = decoded(encoded)
     for tile in (256, 384, 512):
@@ -234,10 +246,34 @@ def ask_tiles(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
             autoencoder.kl.tile_overlap_factor = overlap
             tiled, from_tiles = decoded(encoded), latents()
             autoencoder.kl.disable_tiling()
-            shares = {"decoded_psnr": psnr(tiled, whole), "encoded_psnr": psnr(decoded(from_tiles), whole)}
-            changed = np.abs(tiled.astype(int) - whole).max(-1) > 3
-            rounded = {name: round(value, 1) for name, value in shares.items()}
-            yield {"tile": tile, "overlap": overlap, **rounded, "changed_pixels": round(float(changed.mean()), 3)}
+            yield {"tile": tile, "overlap": overlap, **compared(tiled, from_tiles)}
+        for passes in (1, 2, 3, 6):
+            with torch.no_grad():
+                frames = to_pixels(our_tiles.decode(autoencoder.kl, encoded / autoencoder.scale, tile**2, passes))
+                moments = our_tiles.encode(autoencoder.kl, signed, tile**2, passes)
+            from_tiles = moments.chunk(2, dim=1)[0] * autoencoder.scale
+            yield {"tile": tile, "passes": passes, **compared(frames.cpu().numpy(), from_tiles)}
+
+
+def ask_sizes(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
+    """Yields the seconds per frame of edits of 8 frames of a video, and the ratio to those of the bucket, by size.
+
+    On a CPU, the seconds are those of its threads together, so that other work on the machine does not count.
+    """
+    clock = time.process_time if arguments.device == "cpu" else time.perf_counter
+    editor = Gen1Editor.from_pretrained("miniature", arguments.device, precision="fp32")
+    plain = 0.0
+    for width, height in ((112, 64), (224, 128), (320, 136), (448, 256)):
+        read = read_selected(arguments.video, Selection(frames=8), width, height)
+        frames = np.stack([frame.pixels for frame in read])
+        for overlap in (0.5, 0.25) if plain else (0.5,):
+            settings: Any = {"prompt": "a striped red ball on green ground", "steps": 4, "space_overlap": overlap}
+            call = partial(editor, frames, window_size="112x64", **settings)
+            seconds = min(timed(call, arguments, clock) for _ in range(arguments.rounds)) / 8
+            plain = plain or seconds
+            pixels = width * height / (112 * 64)
+            ratios = {"per_bucket": round(seconds / plain, 2), "per_pixel": round(seconds / plain / pixels, 2)}
+            yield {"size": f"{width}x{height}", "overlap": overlap, "seconds_per_frame": round(seconds, 3), **ratios}
 
 
 def psnr(edit: np.ndarray, other: np.ndarray) -> float:
@@ -271,16 +307,18 @@ def random_scene(frames: int, window: int, height: int, width: int, device: str)
     return Scene(shared_noise(frames, window, shape, 0).to(device), structure.to(device))
 
 
-def timed(run: Callable[[], object], arguments: argparse.Namespace) -> float:
+def timed(
+    run: Callable[[], object], arguments: argparse.Namespace, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Runs a function and returns its seconds."""
     cuda = torch.device(arguments.device).type == "cuda"
     if cuda:
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     run()
     if cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ class Estimators(Networks):
             **common,
         }
         description = {
-            "autoencoder": with_levels(autoencoder, self.recipe.stored_level),
+            "autoencoder": with_levels(autoencoder, self.recipe.stored_level, self.recipe.degradation),
             "structure": {
                 "kind": self.recipe.structure,
                 "config": self.structure.record(),

@@ -169,8 +169,11 @@ class Pipeline:
                 sample.meta[EMPTY_FRAMES] = int((~structure.any(axis=(1, 2))).sum())
             sample.structure = structure
         if structure is not None and estimators.recipe.latents and {"structure", "latents"} & set(self.layers):
-            levels = range(estimators.recipe.stored_level + 1)
-            encoded = [self._latents.submit(estimators.structure_latents, structure, level) for level in levels]
+            recipe = estimators.recipe
+            encoded = [
+                self._latents.submit(estimators.structure_latents, structure, level, recipe.degradation)
+                for level in range(recipe.stored_level + 1)
+            ]
             sample.structure_latent, *degraded = (future.result() for future in encoded)
             sample.degraded_latents = dict(enumerate(degraded, start=1))
         for name in ("moments", "image_embedding"):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_tools.clips.cut import CutConfig
-from gen1_train.diffusion.structure import MAX_LEVEL
+from gen1_train.diffusion.structure import DEGRADATIONS, MAX_LEVEL, PIXELS
 from gen1_train.errors import UserError, check_choice, check_positive
 from gen1_train.frozen.autoencoder import AutoencoderConfig
 from gen1_train.frozen.captions.blip import BlipConfig
@@ -37,6 +37,7 @@ class RecipeConfig:
     caption: str = NONE  # network that captions samples without a caption: coca, blip, or none
     latents: bool = True  # store the autoencoder's latents; without them training encodes in every step
     structure_levels: int = MAX_LEVEL  # highest t_s of stored structure latents; 0: stage 5 encodes in every step
+    degradation: str = PIXELS  # what t_s above 0 does: the same blur in pixels at every size, or relative to the frame
     jpeg_quality: int = 95  # of the stored frames, 1..100
     shard_megabytes: int = 512  # a shard is closed once it has this size
     task_seconds: float = 600.0  # video in one task: what is lost when a task is killed
@@ -76,6 +77,7 @@ class RecipeConfig:
             raise UserError(f"recipe.decoders={self.decoders} must be a list of some of: {', '.join(DECODERS)}")
         if not 0 <= self.structure_levels <= MAX_LEVEL:
             raise UserError(f"recipe.structure_levels={self.structure_levels} is not in 0..{MAX_LEVEL}")
+        check_choice("recipe.degradation", self.degradation, tuple(DEGRADATIONS))
         if not 1 <= self.jpeg_quality <= 100:
             raise UserError(f"recipe.jpeg_quality={self.jpeg_quality} is not in 1..100")
         check_positive(

@@ -52,19 +52,21 @@ def write_checkpoint(
     stage: str = "5",
     frames: int = 0,
     model: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> Path:
     """Writes a finished checkpoint of a stage to a run folder; returns the checkpoint's folder.
 
     `temporal`: how far its temporal layers are from identity. No weight is zero, so that every input has an effect.
-    `frames`: of the clips that it was trained on; 0: not recorded. `model`: what differs from model=tiny.
+    `frames`: of the clips that it was trained on; 0: not recorded. `model`: what differs from model=tiny;
+    `settings`: from conf/stage.
     """
     names = (f"stage/{stage}", "model/tiny")
     recorded, tiny = (yaml.safe_load((conf_dir() / f"{name}.yaml").read_text()) for name in names)
-    config = TrainConfig(stage=StageConfig(**recorded), model=UNetConfig(**{**tiny, **(model or {})}))
+    config = TrainConfig(stage=StageConfig(**{**recorded, **settings}), model=UNetConfig(**{**tiny, **(model or {})}))
     torch.manual_seed(seed)
     weights = SpatioTemporalUNet(stage_unet(config.model, config.stage)).state_dict()
     weights = {k: v + temporal * torch.randn_like(v) if ".temporal_" in k else v for k, v in weights.items()}
-    info = CheckpointInfo(stage, 10, True, {"step": 10}, miniature_estimators(), list(buckets), frames)
+    info = CheckpointInfo(stage, 10, True, {"step": 10}, miniature_estimators(), list(buckets), frames=frames)
     return commit(begin(run, 10), {UNET: weights}, config.to_yaml(), info, CheckpointConfig())
 
 

@@ -15,6 +15,7 @@ from data_tools.clips.shots import Lookahead, MarkedFrame, ShotDetector, check_s
 from gen1_train.errors import UserError, check_not_negative, check_positive
 from gen1_train.video.decoding.frames import Frame
 from gen1_train.video.errors import VideoError
+from gen1_train.video.selection import nearest_stride
 
 Crop = Callable[[np.ndarray], np.ndarray]  # uint8 RGB (h, w, 3) of a frame -> the pixels to keep
 
@@ -33,6 +34,7 @@ INTERLACED = "interlaced"
 class CutConfig:
     frames: int = 8  # number of frames in a clip
     stride: int = 4  # frames of the video from one frame of the clip to the next
+    fps: float | None = None  # about as many frames a second instead, by the stride that fits each video; null: stride
     clips_per_video: int | None = None  # at most this many, spread over the video; null: all that do not overlap
     shots: bool = True  # find the cuts between shots, which no clip may cross; false: treat the video as one shot
     shot_ratio: float = 3.0  # at a cut the picture changes this many times as much as around it (PySceneDetect's)
@@ -41,6 +43,13 @@ class CutConfig:
     min_motion: float = 0.5  # mean change of luma (0..255) between frames of a clip; below it is static (ours)
     drop_interlaced: bool = False  # drop clips of interlaced footage; otherwise they are deinterlaced with bwdif (ours)
     drop_black: bool = True  # drop clips whose frames are all 98 % black pixels, as in ffmpeg's blackdetect (ours)
+
+    def of_video(self, fps: float) -> "CutConfig":
+        """Returns the settings for a video of `fps` frames a second: `self.fps` gives way to the nearest stride.
+
+        A whole stride keeps the frames of a clip equally far apart (ours).
+        """
+        return self if self.fps is None else replace(self, stride=nearest_stride(fps, self.fps), fps=None)
 
     @property
     def span(self) -> int:
@@ -59,6 +68,7 @@ class CutConfig:
             raise UserError(f"recipe.cut.frames={self.frames} is not in {low}..{high}")
         check_positive(
             recipe__cut__stride=self.stride,
+            recipe__cut__fps=self.fps,
             recipe__cut__clips_per_video=self.clips_per_video,
             recipe__cut__shot_ratio=self.shot_ratio,
             recipe__cut__shot_change=self.shot_change,

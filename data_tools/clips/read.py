@@ -90,7 +90,7 @@ class FileReader:
             "do": "clips",
             "path": str(path),
             "decoders": self.recipe.decoders,
-            "cut": asdict(self.recipe.cut),
+            "cut": asdict(self.recipe.cut.of_video(file.fps)),
             "frames": file.frames,
             "size": parse_bucket(file.bucket),
             "still_size": parse_bucket(still) if still else None,
@@ -107,7 +107,8 @@ class FileReader:
         seconds: Any = header.get("seconds")
         match header["is"]:
             case "clip":
-                facts = {"stride": self.recipe.cut.stride, "seconds": seconds, "motion": header["motion"]}
+                stride = self.recipe.cut.of_video(file.fps).stride
+                facts = {"stride": stride, "seconds": seconds, "motion": header["motion"]}
                 yield self.make_clip(file, "video", header, frames, facts)
                 yield Progress(seconds[1])
             case "still":
@@ -128,7 +129,7 @@ class FileReader:
         key = f"{file_key(file)}-{first:06d}"
         if kind == "image":
             key = f"{key}-still"
-            first_shown += self.recipe.cut.frames // 2 * self.recipe.cut.stride
+            first_shown += self.recipe.cut.frames // 2 * self.recipe.cut.of_video(file.fps).stride
         pool = Pool(kind, frames.shape[2], frames.shape[1], len(frames))
         common = {"kind": kind, "fps": file.fps, "first_frame": first_shown, "decoder": header["decoder"]}
         if header["interlaced"]:

@@ -39,7 +39,7 @@ STARTED = "refresh.json"  # in the output until it is finished: which layer of w
 SECTIONS = {  # layer -> sections of the recipe that the new set takes from the given recipe
     "structure": ("structure", *STRUCTURES),
     "clip": ("clip",),
-    "latents": ("autoencoder", "latents", "structure_levels"),
+    "latents": ("autoencoder", "latents", "structure_levels", "degradation"),
     "caption": ("caption", *CAPTIONERS),
 }
 ESTIMATORS = {
@@ -190,7 +190,8 @@ def new_description(old: Manifest, estimators: Estimators, layer: str) -> dict[s
             "differs): restore it, or run layer=clip first"
         )
     if layer == "structure":  # its latents are made again
-        description["autoencoder"] = with_levels(description["autoencoder"], estimators.recipe.stored_level)
+        recipe = estimators.recipe
+        description["autoencoder"] = with_levels(description["autoencoder"], recipe.stored_level, recipe.degradation)
     return description
 
 

@@ -64,7 +64,7 @@ def describe(source: Source, recipe: RecipeConfig, media: MediaFile) -> MediaFil
     if info.is_image:
         media = replace(media, kind="image", width=info.width, height=info.height, frames=1)
     else:
-        span = recipe.cut.span
+        span = recipe.cut.of_video(info.fps).span
         if info.frames is not None and info.frames < span:
             reason = f"it has {info.frames} of the {span} frames that a clip needs"
             return Failure(media.path, "too short", reason, failed=False)

@@ -156,8 +156,8 @@ class Manifest:
     `estimators` has, for each of "autoencoder", "structure" and "clip", the section of the recipe that loads it (path,
     size, ...) as `config`, its `fingerprint`, and the `precision` that it ran in. The autoencoder also has `scale` (of
     the latents), `factor` (pixels per latent), `channels` (of a latent; not in older sets), `stored` (whether the
-    samples hold latents) and `levels` (the `highest` t_s of the structure's latents, and the `degradation` that made
-    those above 0; absent if there are none); the structure has its `kind` and `normalise` (the meaning of 0 and 1);
+    samples hold latents) and `levels` (the `highest` t_s of the structure's latents, and the `degradation` of those
+    above 0; see frozen.levels); the structure has its `kind` and `normalise` (the meaning of 0 and 1);
     clip has `width` (of an embedding). "caption" is there if a network made captions; it has its `kind`.
     """
 
@@ -223,4 +223,4 @@ def _check_estimators(estimators: dict[str, dict[str, Any]]) -> None:
             require(not is_count or value > 0, f"estimators.{name}.{fact} must be above 0")
     if levels := estimators["autoencoder"].get("levels"):
         stored = make_record(_StoredLevels, levels, "estimators.autoencoder.levels")
-        require(0 < stored.highest < 10, "estimators.autoencoder.levels.highest is not in 1..9")
+        require(0 <= stored.highest < 10, "estimators.autoencoder.levels.highest is not in 0..9")

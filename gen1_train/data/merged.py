@@ -42,6 +42,12 @@ class MergedShards(ShardSet):
         """The buckets that the model was trained on before, including those without any image or clip here."""
         return list(self.images.manifest.recipe["buckets"])
 
+    @property
+    @override
+    def image_buckets(self) -> list[str]:
+        recipe = self.images.manifest.recipe
+        return list(recipe.get("image_buckets") or recipe["buckets"])
+
     @override
     def entry(self, shard: Shard, row: int) -> Entry:
         return self._set_of(shard).entry(shard, row)
@@ -61,6 +67,7 @@ def _common_estimators(
 ) -> dict[str, dict[str, Any]]:
     """Returns the networks of the clips, with the structure levels only if the samples of both sets hold them."""
     autoencoder = dict(clips["autoencoder"])
-    if autoencoder.get("levels") != images["autoencoder"].get("levels"):
-        autoencoder.pop("levels", None)
+    levels, other = autoencoder.pop("levels", None), images["autoencoder"].get("levels")
+    if levels and other and levels["degradation"] == other["degradation"]:
+        autoencoder["levels"] = {**levels, "highest": min(levels["highest"], other["highest"])}
     return {**clips, "autoencoder": autoencoder}

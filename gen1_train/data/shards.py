@@ -98,6 +98,11 @@ class ShardSet:
         """The sizes of the clips, as WIDTHxHEIGHT."""
         return [f"{pool.width}x{pool.height}" for pool in self.pools("video")]
 
+    @property
+    def image_buckets(self) -> list[str]:
+        """The sizes of the images, as WIDTHxHEIGHT."""
+        return [f"{pool.width}x{pool.height}" for pool in self.pools("image")]
+
     def locate(self, pool: str, index: int) -> tuple[Shard, int]:
         """Returns the shard that holds sample `index` of a pool, and its row in the shard."""
         pool_shards = self.manifest.pools[pool]

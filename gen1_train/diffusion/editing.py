@@ -14,7 +14,7 @@ from gen1_train.diffusion.sampler import SOLVERS, timesteps
 from gen1_train.diffusion.sampling import SamplingConfig
 from gen1_train.diffusion.schedule import NoiseSchedule, with_common_noise
 from gen1_train.diffusion.structure import level_channels
-from gen1_train.diffusion.windows import window_starts, window_weights
+from gen1_train.diffusion.windows import Window, consecutive, overlapping, windows_over
 
 # network(latents (b, n, c, h, w), timesteps (b,), content (b, 1, d), temporal) -> prediction (b, n, c, h, w)
 Network = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
@@ -51,13 +51,15 @@ def sample_video(
     negative: Tensor | None = None,
     on_step: Callable[[], object] = lambda: None,
     on_frames: Callable[[int], object] = lambda frames: None,
+    area: tuple[int, int] | None = None,
 ) -> Tensor:
     """Samples k videos with the scene's structure: contents (k, d) -> latents (k, n, c, h, w).
 
-    The network takes `window` frames at once. `negative`, an embedding (d,), replaces the missing content in Eq. 8.
+    The network takes `window` frames at once, and of each the rows and columns of latents in `area` (None: all).
+    `negative`, an embedding (d,), replaces the missing content in Eq. 8.
     `on_step` is called once per step, `on_frames` after each call of the network with the number of frames in it.
     """
-    predict = GuidedPrediction(network, scene, contents, config, window, negative, on_frames)
+    predict = GuidedPrediction(network, scene, contents, config, window, negative, on_frames, area)
     times = timesteps(schedule, config.steps, config.init_strength)
     k, noise = len(contents), scene.noise
 
@@ -80,10 +82,10 @@ def sample_video(
 
 
 class GuidedPrediction:
-    """The guided prediction (paper Eq. 8) for videos of any length, in as few passes as possible.
+    """The guided prediction (paper Eq. 8) for videos of any length and size, in as few passes as possible.
 
-    Passes with the temporal layers run window by window and are blended. Passes without them treat each frame alone,
-    so they need no windows and process each frame once. `frames` counts the frames that went through the network.
+    Passes run window by window and are blended. Those without the temporal layers treat each frame alone, so their
+    windows do not overlap in time. `frames` counts the frames, or parts of frames, that went through the network.
     """
 
     def __init__(
@@ -95,17 +97,23 @@ class GuidedPrediction:
         window: int,
         negative: Tensor | None = None,
         on_frames: Callable[[int], object] = lambda frames: None,
+        area: tuple[int, int] | None = None,
     ) -> None:
+        """`window`, `area`: frames, and rows and columns of latents, that the network takes at once; None: all."""
         self.network = network
         self.batch = config.batch
         self.rescale = config.guidance.rescale
-        self.window = window
         self.on_frames = on_frames
-        n = len(scene.noise)
+        n, _, height, width = scene.noise.shape
         self.terms = terms(config.guidance, config.temporal and n > 1)  # an image is a single frame: no temporal layers
         self.structure = structure_input(scene.structure, config.t_s)
-        self.starts = window_starts(n, window, config.overlap)
-        self.weights = window_weights(self.starts, window, n).to(scene.noise.device)
+        self.windows = {
+            temporal: [
+                Window(each.part, each.weights.to(scene.noise.device))
+                for each in windows_of((n, height, width), window, area, config, temporal)
+            ]
+            for temporal in {term.temporal for term in self.terms}
+        }
         self.tokens = content_tokens(contents)  # k 1 d
         empty = torch.zeros_like(self.tokens[:1]) if negative is None else content_tokens(negative[None])
         self.empty = empty.expand_as(self.tokens)
@@ -117,44 +125,74 @@ class GuidedPrediction:
         positive = torch.zeros_like(z) if self.rescale and any(term.content for term in self.terms) else None
         for temporal in (True, False):
             chosen = [term for term in self.terms if term.temporal == temporal]
-            jobs = list(self._jobs(chosen, temporal, z.shape[1]))
+            jobs = list(self._jobs(chosen, temporal))
             for part in _equal_parts(jobs, self.batch):
                 self._run(part, temporal, z, times, guided, positive)
         return guided if positive is None else rescaled(guided, positive, self.rescale)
 
-    def _jobs(self, chosen: list[Term], temporal: bool, n: int) -> Iterator["_Job"]:
+    def _jobs(self, chosen: list[Term], temporal: bool) -> Iterator["_Job"]:
         for video in range(len(self.tokens)):
-            if temporal:
-                for start, weights in zip(self.starts, self.weights):
-                    for term in chosen:
-                        yield _Job(term, video, slice(start, min(start + self.window, n)), weights)
-            else:
-                for start in range(0, n, self.window):
-                    for term in chosen:
-                        part = slice(start, min(start + self.window, n))
-                        yield _Job(term, video, part, torch.ones_like(self.weights[0])[: part.stop - part.start])
+            for window in self.windows.get(temporal, []):
+                for term in chosen:
+                    yield _Job(term, video, window)
 
     def _run(
         self, jobs: list["_Job"], temporal: bool, z: Tensor, times: Tensor, guided: Tensor, positive: Tensor | None
     ) -> None:
         """Runs the jobs as one batch and adds their weighted predictions: all to `guided`, mu(z, c) to `positive`."""
-        inputs = torch.stack([z[job.video, job.part] for job in jobs])
+        inputs = torch.stack([part_of(z[job.video], job.window) for job in jobs])
         if self.structure is not None:
-            inputs = torch.cat([inputs, torch.stack([self.structure[job.part] for job in jobs])], dim=2)
+            structure = torch.stack([part_of(self.structure, job.window) for job in jobs])
+            inputs = torch.cat([inputs, structure], dim=2)
         tokens = torch.stack([(self.tokens if job.term.content else self.empty)[job.video] for job in jobs])
         predictions = self.network(inputs, times[:1].expand(len(jobs)), tokens, temporal)
         self.frames[temporal] += inputs.shape[0] * inputs.shape[1]
         self.on_frames(inputs.shape[0] * inputs.shape[1])
         for job, prediction in zip(jobs, predictions):
-            guided[job.video, job.part] += job.term.weight * job.weights[:, None, None, None] * prediction
+            part_of(guided[job.video], job.window).add_(job.term.weight * job.window.weights * prediction)
             if positive is not None and job.term.content:
-                positive[job.video, job.part] += job.weights[:, None, None, None] * prediction
+                part_of(positive[job.video], job.window).add_(job.window.weights * prediction)
 
 
-def frames_per_step(n: int, videos: int, config: SamplingConfig, window: int) -> int:
-    """Returns how many frames go through the network in a step, over all terms, windows and videos of n frames."""
-    windowed = len(window_starts(n, window, config.overlap)) * min(window, n)
-    return videos * sum(windowed if term.temporal else n for term in terms(config.guidance, config.temporal and n > 1))
+def part_of(video: Tensor, window: Window) -> Tensor:
+    """Returns the view of a video (n, c, h, w) in a window."""
+    frames, rows, columns = window.part
+    return video[frames, :, rows, columns]
+
+
+def windows_of(
+    shape: tuple[int, int, int],
+    window: int,
+    area: tuple[int, int] | None,
+    config: SamplingConfig,
+    temporal: bool,
+) -> Iterator[Window]:
+    """Yields the windows over a video of `shape`: frames, rows and columns of latents.
+
+    `window`, `area`: see `sample_video`. Without the `temporal` layers, frames do not see each other, so windows do not
+    overlap in time.
+    """
+    time = overlapping(shape[0], window, config.overlap) if temporal else consecutive(shape[0], window)
+    rows, columns = (
+        overlapping(length, side, min(side - 1, round(config.space_overlap * side)))
+        for length, side in zip(shape[1:], area or shape[1:])
+    )
+    return windows_over(time, rows, columns)
+
+
+def frames_per_step(
+    shape: tuple[int, int, int], videos: int, config: SamplingConfig, window: int, area: tuple[int, int] | None = None
+) -> int:
+    """Returns how many frames go through the network in a step, over all terms, windows and videos of a shape.
+
+    `shape`: frames, rows and columns of latents. Parts of a frame in several windows count as frames of their own.
+    """
+    chosen = terms(config.guidance, config.temporal and shape[0] > 1)
+    counts = {
+        temporal: sum(len(window.weights) for window in windows_of(shape, window, area, config, temporal))
+        for temporal in {term.temporal for term in chosen}
+    }
+    return videos * sum(counts[term.temporal] for term in chosen)
 
 
 @dataclass(frozen=True)
@@ -163,8 +201,7 @@ class _Job:
 
     term: Term  # of Eq. 8
     video: int  # index among the k videos
-    part: slice  # its frames
-    weights: Tensor  # (frames,)
+    window: Window
 
 
 def structure_input(structure: Tensor | None, level: int) -> Tensor | None:
@@ -183,7 +220,7 @@ def _equal_parts(jobs: list[_Job], most: int) -> Iterator[list[_Job]]:
     """Splits the jobs, in order, into batches of at most `most` clips that all have the same length."""
     part: list[_Job] = []
     for job in jobs:
-        if part and (len(part) == most or len(job.weights) != len(part[0].weights)):
+        if part and (len(part) == most or len(job.window.weights) != len(part[0].window.weights)):
             yield part
             part = []
         part.append(job)

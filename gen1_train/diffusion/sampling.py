@@ -10,6 +10,7 @@ from typing import Any
 from gen1_train.diffusion.guidance import GuidanceConfig
 from gen1_train.errors import UserError, check_choice, check_not_negative
 
+MAX_SPACE_OVERLAP = 0.75  # bounds the number of windows; ours
 MAX_STEPS = 1000  # the timesteps of Stable Diffusion's noise schedule
 
 
@@ -24,6 +25,7 @@ class SamplingConfig:
     init_strength: float = 1.0  # 1: from pure noise; less: from the input, noised for that share of the steps
     temporal: bool = True  # false: each frame alone, with the temporal layers off in all terms
     overlap: int | None = None  # frames that neighboring windows share in videos longer than one; null: half a window
+    space_overlap: float = 0.5  # share of its sides that a window has in common with the next, in larger frames
     batch: int = 4  # windows that go through the UNet together: bounds memory, changes pixels by rounding only
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
 
@@ -43,6 +45,10 @@ class SamplingConfig:
             raise UserError(f"batch={self.batch} must be 1 or more")
         if self.overlap is not None:
             check_not_negative(overlap=self.overlap)
+        if not 0 <= self.space_overlap <= MAX_SPACE_OVERLAP:
+            raise UserError(
+                f"space_overlap={self.space_overlap} is out of range: give a share from 0 to {MAX_SPACE_OVERLAP}"
+            )
         self.guidance.check()
 
     def check_model(self, highest_level: int, window: int, timesteps: int) -> None:

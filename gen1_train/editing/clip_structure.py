@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gen1_train.diffusion.structure import degrade
+from gen1_train.diffusion.structure import PIXELS, degrade
 from gen1_train.editing.spool import Spool
 from gen1_train.frozen.structure.kinds import Span, StructureEstimator
 
@@ -25,10 +25,23 @@ class Frames(Protocol):
 class ClipStructure:
     """The estimated structure of a video: raw on disk, normalized over all frames as one clip when it is read."""
 
-    def __init__(self, raw_frames: Spool, span: Span, estimator: StructureEstimator, empty_frames: int = 0) -> None:
-        """`empty_frames`: how many frames lack the `subject` of the estimator."""
+    def __init__(
+        self,
+        raw_frames: Spool,
+        span: Span,
+        estimator: StructureEstimator,
+        empty_frames: int = 0,
+        degradation: str = PIXELS,
+        shorter_side: int | None = None,
+    ) -> None:
+        """`empty_frames`: how many frames lack the `subject` of the estimator.
+
+        `degradation`, `shorter_side`: what t_s above 0 does, see `degrade`.
+        """
         self.estimator = estimator
         self.empty_frames = empty_frames
+        self._degradation = degradation
+        self._shorter_side = shorter_side
         self._raw_frames = raw_frames
         self._span = span
 
@@ -36,7 +49,7 @@ class ClipStructure:
         """Yields the structure as the model sees it at a level: chunks (m, h, w) in [0, 1]."""
         for part in chunks(len(self._raw_frames)):
             structure, _ = self.estimator.normalise(torch.from_numpy(self._raw_frames[part]), self._span)
-            yield degrade(structure[None], [t_s])[0]
+            yield degrade(structure[None], [t_s], self._degradation, self._shorter_side)[0]
 
     def __enter__(self) -> Self:
         return self

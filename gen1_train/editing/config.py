@@ -1,6 +1,6 @@
 """The settings of `gen1-edit`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,11 @@ from gen1_train.diffusion.sampling import SamplingConfig
 from gen1_train.editing.compute import ComputeConfig
 from gen1_train.errors import UserError, check_share
 from gen1_train.system.console import ConsoleConfig
+from gen1_train.video.selection import Selection, nearest_stride
 
 NO_CONTENT = "the content is not given: add prompt=TEXT or image=FILE"
 MAX_FPS = 1000
+INPUT_SIZE = "input"  # the value of size= that means the input's own
 
 
 @dataclass
@@ -30,9 +32,10 @@ class EditConfig:
     structure_output: str | None = None  # also write the structure as the model sees it, as a gray video
     sweep: str | None = None  # a labeled comparison over a dial: omega_t, omega_t=0.5,1,1.5, t_s=0,3,7, prompt=a|b, …
     bucket: str | None = None  # WIDTHxHEIGHT to edit at; null: the trained bucket with the nearest aspect
+    size: str | None = None  # of the output: input (its own), or WIDTHxHEIGHT, in windows of a bucket; null: the bucket
     start: int = 0  # first frame of the input
     frames: int | None = None  # how many frames to edit; null: to the end
-    stride: int = 1  # frames of the input from one edited frame to the next; the output keeps the input's pace
+    stride: int | None = None  # frames of the input from one edited frame to the next; null: as learned, or 1
     fps: float | None = None  # edited frames a second, picked by time; null: all of the input's, or by stride
     audio: bool = True  # the output keeps the input's sound
     mask: str | None = None  # limits the edit: an image or a video, white is edited; or foreground, background by depth
@@ -46,6 +49,7 @@ class EditConfig:
     steps: int | None = None  # of the sampler; null: as recommended, else 50
     solver: str | None = None  # ddim, or dpm++: as good in fewer steps; null: as recommended, else ddim
     seed: int = SamplingConfig.seed  # of all noise: same seed, same frames
+    space_overlap: float = SamplingConfig.space_overlap  # size=: share of a window's sides in common with the next
     batch: int = SamplingConfig.batch  # clips that go through the UNet together: bounds memory, changes rounding only
     device: str = "auto"  # cpu, cuda, or auto: a GPU if there is one
     precision: str = ComputeConfig.precision  # fp32, bf16, fp16, or auto: bf16 or fp16 on GPUs, fp32 on CPUs
@@ -66,6 +70,8 @@ class EditConfig:
 
     def check(self) -> None:
         """Raises UserError for files and frames that are missing or cannot be. Variants are checked one by one."""
+        from gen1_train.video.geometry import parse_bucket  # not needed for --help
+
         for name in ("checkpoint", "input", "output"):
             if getattr(self, name) is None:
                 raise UserError(f"{name} is not given: add {name}=…")
@@ -74,13 +80,17 @@ class EditConfig:
             path = getattr(self, name)
             if path is not None and Path(path).suffix != ".mp4":
                 raise UserError(f"{name}={path} must end with .mp4")
-        if self.start < 0 or self.stride < 1 or (self.frames is not None and self.frames < 1):
-            raise UserError(
-                f"start={self.start}, frames={self.frames}, stride={self.stride}: must be at least 0, 1 and 1"
-            )
+        if self.size not in (None, INPUT_SIZE):
+            try:
+                parse_bucket(str(self.size))
+            except ValueError:
+                raise UserError(f"size={self.size}: give size=input, or WIDTHxHEIGHT in pixels") from None
+        stride = 1 if self.stride is None else self.stride
+        if self.start < 0 or stride < 1 or (self.frames is not None and self.frames < 1):
+            raise UserError(f"start={self.start}, frames={self.frames}, stride={stride}: must be at least 0, 1 and 1")
         if self.fps is not None and not 0 < self.fps <= MAX_FPS:
             raise UserError(f"fps={self.fps:g} is out of range: give frames a second, above 0 and up to {MAX_FPS}")
-        if self.fps is not None and self.stride > 1:
+        if self.fps is not None and stride > 1:
             raise UserError("fps= and stride= both choose the frames to edit: give only one of them")
 
     def check_variant(self) -> None:
@@ -93,6 +103,20 @@ class EditConfig:
             text = getattr(self, name)
             if text is not None and not text.strip():
                 raise UserError(f"{name}= is empty: describe the video, or leave it out and give image=FILE")
+
+    def at_pace(self, learned: float | None, source: float) -> "EditConfig":
+        """Returns the settings for an input of `source` frames a second, with the stride of clips of `learned` ones.
+
+        A stride or fps= that is given stays. Without a pace that was learned, all frames are edited.
+        """
+        if self.stride is not None or self.fps is not None:
+            return self
+        return replace(self, stride=1 if learned is None else nearest_stride(source, learned))
+
+    @property
+    def selection(self) -> Selection:
+        """The frames of the input that are edited; raises UserError for invalid ones."""
+        return Selection(self.start, self.frames, self.stride or 1, self.fps)
 
     @property
     def compute(self) -> ComputeConfig:
@@ -110,5 +134,7 @@ class EditConfig:
 
     def sampling_from(self, recommended: Recommended) -> SamplingConfig:
         """Returns the settings of the sampler; dials that are not given are as recommended."""
-        sampling = SamplingConfig(seed=self.seed, temporal=self.temporal, batch=self.batch)
+        sampling = SamplingConfig(
+            seed=self.seed, temporal=self.temporal, batch=self.batch, space_overlap=self.space_overlap
+        )
         return with_dials(sampling, {**recommended.dials, **self.given})

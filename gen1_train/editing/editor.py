@@ -19,7 +19,7 @@ from gen1_train.diffusion.recommended import Recommended, read_recommended
 from gen1_train.diffusion.sampler import timesteps
 from gen1_train.diffusion.sampling import SamplingConfig, with_dials
 from gen1_train.diffusion.schedule import NoiseConfig, NoiseSchedule
-from gen1_train.diffusion.structure import MAX_LEVEL
+from gen1_train.diffusion.structure import MAX_LEVEL, PIXELS
 from gen1_train.editing.clip_structure import ClipStructure, Frames, chunks
 from gen1_train.editing.compute import ComputeConfig
 from gen1_train.editing.config import NO_CONTENT, EditConfig
@@ -27,6 +27,7 @@ from gen1_train.editing.inputs import FramesLike, PictureLike, padded, to_frames
 from gen1_train.editing.masks import BY_DEPTH, mask_by_depth
 from gen1_train.editing.networks import Denoiser, FrameCoder, place
 from gen1_train.editing.precision import Formats, formats_on
+from gen1_train.editing.sizes import EditSize, choose_window
 from gen1_train.editing.spool import Spool
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder
@@ -61,13 +62,16 @@ class Gen1Editor:
         prior: TrainedPrior | None = None,
         window: int | None = None,
         highest_level: int = MAX_LEVEL,
+        degradation: str = PIXELS,
+        fps: float | None = None,
         recommended: Recommended = Recommended(),  # noqa: B008 (it is frozen)
         formats: Formats = Formats(),  # noqa: B008 (it is frozen)
     ) -> None:
         """`unet`: on the device, with weights of the dtype `formats.unet`.
 
         `window`: frames that the model takes at once; None: as many as it has positions for. `highest_level`: of the
-        t_s that the model has learned. `recommended`: the dials that edits start from.
+        t_s that the model has learned. `degradation`: what they do, see `degrade`. `fps`: about as many frames a second
+        had its clips, if that is known. `recommended`: the dials that edits start from.
         """
         self.unet = unet
         self.formats = formats
@@ -81,6 +85,8 @@ class Gen1Editor:
         self.prior = prior
         self.window = window or unet.config.max_frames
         self.highest_level = highest_level
+        self.degradation = degradation
+        self.fps = fps
         self.recommended = recommended
 
     @classmethod
@@ -128,6 +134,8 @@ class Gen1Editor:
             prior=open_prior(source, prior, torch_device),
             window=recorded.window,
             highest_level=recorded.stage.highest_level,
+            degradation=recorded.stage.degradation,
+            fps=source.info.fps,
             recommended=recommended,
             formats=formats,
         )
@@ -165,6 +173,7 @@ class Gen1Editor:
         image_share: float = EditConfig.image_share,
         negative_prompt: str | None = None,
         mask: FramesLike | None = None,
+        window_size: str | None = None,
         sampling: SamplingConfig | None = None,
         on_step: Callable[[], object] = lambda: None,
         **dials: Any,
@@ -172,12 +181,13 @@ class Gen1Editor:
         """Edits frames at their own size: uint8 (n, h, w, 3), or (k, n, h, w, 3) for k prompts.
 
         `frames`: uint8 (n, h, w, 3), or whatever else `to_frames` takes: floats in [0, 1], tensors, PIL images, a
-        file. The model is at its best at the sizes of its `buckets`. `prompt`, `image` (any size) or both give the
-        content, see `content`. `mask`, see `to_mask`, is 1 where the video is edited; elsewhere the input stays; or
-        it is "foreground" or "background", by depth. `sampling` holds the settings of the sampler, by default those
-        that the checkpoint recommends, see `recommended`; `dials` change single ones: omega, omega_t, rescale, t_s,
-        steps, solver, seed, init_strength, temporal, batch, overlap. `on_step` is called after each step of the
-        sampler; a terminal shows a bar.
+        file. The model is at its best at the sizes of its `buckets`; `window_size` edits larger frames in overlapping
+        windows: WIDTHxHEIGHT, or "nearest" for the bucket with the nearest aspect. `prompt`, `image` (any size) or
+        both give the content, see `content`. `mask`, see `to_mask`, is 1 where the video is edited; elsewhere the input
+        stays; or it is "foreground" or "background", by depth. `sampling` holds the settings of the sampler, by
+        default those that the checkpoint recommends, see `recommended`; `dials` change single ones: omega, omega_t,
+        rescale, t_s, steps, solver, seed, init_strength, temporal, batch, overlap, space_overlap. `on_step` is called
+        after each step of the sampler; a terminal shows a bar.
 
         Sides that are no multiples of the autoencoder's factor are extended by their last row or column meanwhile.
 
@@ -188,13 +198,14 @@ class Gen1Editor:
         self.check(sampling)
         pixels = to_frames(frames)
         n, h, w, _ = pixels.shape
+        area = self.area(window_size, w, h)
         pixels = padded(pixels, self.autoencoder.factor, height_axis=1)
         prompts = [prompt] if prompt is None or isinstance(prompt, str) else list(prompt)
         if not prompts:
             raise UserError("prompt is an empty list: give at least one")
         contents = torch.stack([self.content(text, image, image_share, sampling.seed) for text in prompts])
         negative = self.content(negative_prompt, seed=sampling.seed) if negative_prompt is not None else None
-        with self.structure(pixels) as structure:
+        with self.structure(pixels, area=area) as structure:
             where: np.ndarray | None = None
             if isinstance(mask, str) and mask in BY_DEPTH:
                 where = np.stack(list(mask_by_depth(structure, mask)))
@@ -208,10 +219,21 @@ class Gen1Editor:
                 bar.update()
                 on_step()
 
-            latents = self.sample(scene, contents, sampling, negative, step_done)
+            latents = self.sample(scene, contents, sampling, negative, step_done, area=area)
         edited = np.stack([np.concatenate(list(self.pictures(video, pixels, where))) for video in latents])
         edited = edited[..., :h, :w, :]
         return edited[0] if prompt is None or isinstance(prompt, str) else edited
+
+    def area(self, window_size: str | None, width: int, height: int) -> tuple[int, int] | None:
+        """Returns rows and columns of latents that go through the UNet at once. Raises UserError, see `__call__`."""
+        if window_size is None:
+            return None
+        bucket = None if window_size == "nearest" else window_size
+        factor = self.autoencoder.factor
+        try:
+            return EditSize((width, height), choose_window(bucket, self.buckets, factor, width, height), factor).area
+        except UserError as error:
+            raise UserError(str(error).replace("bucket=", "window_size=", 1)) from error
 
     def content(
         self,
@@ -247,10 +269,16 @@ class Gen1Editor:
             )
         return self.prior(self.clip.texts([prompt]), seed)[0].cpu()
 
-    def structure(self, frames: Frames, on_frames: Callable[[int], object] = lambda frames: None) -> "ClipStructure":
+    def structure(
+        self,
+        frames: Frames,
+        on_frames: Callable[[int], object] = lambda frames: None,
+        area: tuple[int, int] | None = None,
+    ) -> "ClipStructure":
         """Estimates the structure of uint8 frames (n, h, w, 3), once for all t_s. The caller closes the result.
 
-        `on_frames` is called with the number of frames whose structure has been estimated since the last call.
+        `on_frames` is called with the number of frames whose structure has been estimated since the last call. `area`:
+        see `sample`; a t_s relative to the frame is relative to what the model sees of it at once.
         """
         raw_frames = Spool()
         spans = []
@@ -265,7 +293,14 @@ class Gen1Editor:
                 raw_frames.append(frame)
             on_frames(len(raw))
         lows, highs = zip(*spans)
-        return ClipStructure(raw_frames, (min(lows), max(highs)), self.structure_estimator, empty_frames)
+        return ClipStructure(
+            raw_frames,
+            (min(lows), max(highs)),
+            self.structure_estimator,
+            empty_frames,
+            self.degradation,
+            None if area is None else min(area) * self.autoencoder.factor,
+        )
 
     def scene(
         self, frames: Frames, structure: "ClipStructure", sampling: SamplingConfig, mask: Frames | None = None
@@ -298,9 +333,11 @@ class Gen1Editor:
         negative: Tensor | None = None,
         on_step: Callable[[], object] = lambda: None,
         on_frames: Callable[[int], object] = lambda frames: None,
+        area: tuple[int, int] | None = None,
     ) -> Tensor:
         """Samples a video for each content: contents (k, d) -> latents (k, n, c, h, w).
 
+        `area`: rows and columns of the latents that go through the UNet at once, in windows; None: all.
         `on_step` is called after each step. `on_frames` is called more often, with the number of frames that went
         through the UNet. Raises UserError for a setting that is out of its range or not learned, see `check`, and
         for values that are not finite, see `Denoiser.check`.
@@ -322,6 +359,7 @@ class Gen1Editor:
             negative=None if negative is None else negative.to(self.device),
             on_step=step_done,
             on_frames=on_frames,
+            area=area,
         )
 
     def pictures(self, latents: Tensor, frames: Frames, mask: Frames | None = None) -> Iterator[np.ndarray]:

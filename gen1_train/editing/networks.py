@@ -14,8 +14,8 @@ from gen1_train.model.compiling import release_layers
 from gen1_train.model.unet import MEMORY_FORMAT, SpatioTemporalUNet
 from gen1_train.system.device import autocast
 
-# Of one call of the autoencoder: 16 frames of 448x256. Larger frames come in fewer at a time, since Stable Diffusion's
-# needs about PIXEL_BYTES for each pixel. Not in tiles: they change colors, see benchmarks/RESULTS.md.
+# Of one call of the autoencoder: 16 frames of 448x256, 6 GB with Stable Diffusion's in fp32. Larger frames come in
+# fewer at a time, and those with more pixels in tiles, see frozen/tiles.py.
 PIXELS = 16 * 448 * 256
 
 logger = logging.getLogger(__name__)
@@ -95,9 +95,9 @@ class FrameCoder:
 
     def encode(self, frames: np.ndarray) -> Tensor:
         """Encodes uint8 frames (m, h, w, 3) to their scaled mean latents (m, c, h/f, w/f)."""
-        signed = to_signed(torch.from_numpy(frames).to(self.device))
+        parts = self._parts(torch.from_numpy(frames).to(self.device), *frames.shape[1:3])
         with self.formats.estimators(self.device):
-            moments = [self.autoencoder.encode_moments(part) for part in self._parts(signed, *frames.shape[1:3])]
+            moments = [self.autoencoder.encode_moments(to_signed(part), most=PIXELS) for part in parts]
         return torch.cat(moments).chunk(2, dim=1)[0] * self.autoencoder.scale
 
     def encode_structure(self, structure: Tensor) -> Tensor:
@@ -105,15 +105,18 @@ class FrameCoder:
         structure = structure.to(self.device)
         with self.formats.estimators(self.device):
             parts = self._parts(structure, *structure.shape[1:])
-            return torch.cat([self.autoencoder.encode_structure(part) for part in parts])
+            return torch.cat([self.autoencoder.encode_structure(part, most=PIXELS) for part in parts])
 
     def decode(self, latents: Tensor) -> np.ndarray:
         """Decodes scaled latents (m, c, h/f, w/f) to uint8 frames (m, h, w, 3). Raises UserError if it cannot."""
         factor = self.autoencoder.factor
         height, width = (side * factor for side in latents.shape[-2:])
         with self.formats.estimators(self.device):
-            parts = [self.autoencoder.decode(part) for part in self._parts(latents, height, width)]
-        frames = torch.cat(parts)
+            parts = [self._decode(part) for part in self._parts(latents, height, width)]
+        return np.concatenate(parts)
+
+    def _decode(self, latents: Tensor) -> np.ndarray:
+        frames = self.autoencoder.decode(latents, most=PIXELS)
         if frames.isnan().any():
             raise UserError(
                 "the autoencoder returned frames that are not finite: use precision=fp32, or another checkpoint"

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from gen1_train.editing.counting import OnProgress, frame_counter, step_counter
 from gen1_train.editing.editor import Gen1Editor
 from gen1_train.editing.masks import BY_DEPTH, mask_by_depth
 from gen1_train.editing.outputs import check_folder, output_paths, refuse_existing
+from gen1_train.editing.sizes import EditSize, choose_size
 from gen1_train.editing.spool import Spool
 from gen1_train.editing.variants import Variant, variants
 from gen1_train.errors import UserError
@@ -27,7 +28,6 @@ from gen1_train.video.contact_sheet import contact_sheet
 from gen1_train.video.decoding.probe import VideoInfo
 from gen1_train.video.encode import VideoWriter
 from gen1_train.video.errors import VideoError
-from gen1_train.video.geometry import NAMED_CROP, kept_share, nearest_bucket, parse_bucket, similar_bucket
 from gen1_train.video.image import read_image
 from gen1_train.video.mask import read_mask
 from gen1_train.video.stream import Selection, expected_frames, output_fps, probe_input, read_selected
@@ -49,11 +49,16 @@ class Footage:
     """The frames that are edited."""
 
     source: Source
-    size: tuple[int, int]  # width and height: the bucket's
-    frames: Spool  # uint8 (n, h, w, 3)
+    size: EditSize
+    frames: Spool  # uint8 (n, h, w, 3), padded to sides that the autoencoder takes
     seconds: list[float]  # when each is shown, since the first
     fps: float  # of the output, if the seconds are even
     audio: AudioSource | None  # the input's sound, if the output keeps it
+
+    def pictures(self) -> Iterator[np.ndarray]:
+        """Yields the frames, uint8 (h, w, 3) of the output's size; they are read in chunks."""
+        for start in range(0, len(self.frames), CHUNK):
+            yield from map(self.size.cropped, self.frames[start : start + CHUNK])
 
 
 def edit_files(
@@ -78,20 +83,25 @@ def edit_files(
         check_folder(path.parent)
     if editor is None:
         editor = Gen1Editor.of(config)
+    paced = config.at_pace(editor.fps, source.info.fps)
+    if paced.selection != source.selection and not source.info.is_image:
+        learned = f"the model learned about {editor.fps:g} frames a second"
+        logger.info(f"{learned}: every {paced.stride} frames of {config.input} are edited; stride=1 edits all")
+        source = replace(source, selection=paced.selection)
     edits = [edit.with_recommended(editor.recommended) for edit in edits]
     for edit in edits:
         editor.check(edit.sampling)
     contents = [editor.content(edit.prompt, example, edit.image_share, edit.sampling.seed) for edit in edits]
     seeds = {edit.sampling.seed for edit in edits} if config.negative_prompt is not None else set()
     negatives = {seed: editor.content(config.negative_prompt, seed=seed) for seed in seeds}
-    size = choose_bucket(config, editor, source.info)
+    size = choose_size(config, editor.buckets, editor.autoencoder.factor, source.info)
     with ExitStack() as stack:
         frames = stack.enter_context(Spool())
         footage = read_footage(source, size, frames, config.audio, on_progress)
         if input_output is not None:
-            write(input_output, one_by_one(frames), footage, on_progress)
+            write(input_output, footage.pictures(), footage, on_progress)
         with frame_counter("estimating structure", len(frames), on_progress, keep=False) as count:
-            structure = stack.enter_context(editor.structure(frames, on_frames=count))
+            structure = stack.enter_context(editor.structure(frames, count, size.area))
         if structure.empty_frames:
             empty = f"{structure.empty_frames} of {len(frames)} frames have no {structure.estimator.subject}"
             logger.warning(f"input={config.input}: {empty}: the model sees no structure there")
@@ -102,13 +112,13 @@ def edit_files(
         run = Run(editor, footage, structure, mask)
         latents = run.sample(edits, contents, negatives, outputs[0].name, on_progress)
         if config.structure_output is not None:
-            seen = structure_pictures(structure, edits[0].sampling.t_s)
+            seen = map(size.cropped, structure_pictures(structure, edits[0].sampling.t_s))
             write(Path(config.structure_output), seen, footage, on_progress)
         if config.sweep is None:
             for path, video in zip(outputs, latents):
                 write(path, run.pictures(video), footage, on_progress)
         else:
-            write(outputs[0], run.comparison(edits, latents), footage, on_progress)
+            write(outputs[0], run.comparison(edits, latents), footage, on_progress, keep_odd=False)
 
 
 def read_example(config: EditConfig) -> np.ndarray | None:
@@ -123,7 +133,7 @@ def read_example(config: EditConfig) -> np.ndarray | None:
 def open_source(config: EditConfig) -> Source:
     """Reads the header of the input. Raises UserError."""
     path = str(config.input)
-    selection = Selection(config.start, config.frames, config.stride, config.fps)
+    selection = config.selection
     if not Path(path).is_file():
         raise UserError(f"input={path} does not exist: give a video file")
     try:
@@ -135,39 +145,18 @@ def open_source(config: EditConfig) -> Source:
     return Source(path, info, selection)
 
 
-def choose_bucket(config: EditConfig, editor: Gen1Editor, info: VideoInfo) -> tuple[int, int]:
-    """Returns the width and height to edit at. Raises UserError for a bucket that the model cannot take."""
-    buckets = [config.bucket] if config.bucket else editor.buckets
-    try:
-        width, height = parse_bucket(nearest_bucket(info.width, info.height, buckets))
-    except ValueError as error:
-        raise UserError(f"bucket={config.bucket}: {error}") from error
-    factor = editor.autoencoder.factor
-    if width % factor or height % factor:
-        raise UserError(f"bucket={config.bucket}: both sides must be multiples of {factor} pixels")
-    lost = 1 - kept_share(info.width, info.height, width, height)
-    if lost > NAMED_CROP:
-        logger.warning(
-            "only the center of input=%s (%dx%d) is edited: %.0f %% of the picture is cropped to fit %dx%d; "
-            "bucket=WIDTHxHEIGHT chooses another shape, as in bucket=%s",
-            config.input, info.width, info.height, 100 * lost, width, height,
-            similar_bucket(info.width, info.height, width * height, factor),
-        )  # fmt: skip
-    return width, height
-
-
 def read_footage(
-    source: Source, size: tuple[int, int], frames: Spool, audio: bool, on_progress: OnProgress | None = None
+    source: Source, size: EditSize, frames: Spool, audio: bool, on_progress: OnProgress | None = None
 ) -> Footage:
-    """Reads the selected frames into a spool, at width and height `size`. Raises UserError."""
+    """Reads the selected frames at the size of the output, padded, into a spool. Raises UserError."""
     seconds: list[float] = []
     first_source_seconds = 0.0
     last_source_seconds = 0.0
     total = expected_frames(source.info, source.selection)
     try:
         with frame_counter("reading", total, on_progress, keep=False) as count:
-            for frame in read_selected(source.path, source.selection, *size):
-                frames.append(frame.pixels)
+            for frame in read_selected(source.path, source.selection, *size.output):
+                frames.append(size.padded(frame.pixels))
                 if not seconds:
                     first_source_seconds = frame.source_seconds
                 last_source_seconds = frame.source_seconds
@@ -202,8 +191,8 @@ def fill_mask(mask: Spool, setting: str, structure: ClipStructure, footage: Foot
     source = footage.source
     input_size = source.info.width, source.info.height
     try:
-        for frame in read_mask(setting, source.selection, len(footage.frames), *footage.size, input_size):
-            mask.append(frame)
+        for frame in read_mask(setting, source.selection, len(footage.frames), *footage.size.output, input_size):
+            mask.append(footage.size.padded(frame))
     except VideoError as error:
         raise UserError(f"mask={setting} cannot be used: {error}") from error
 
@@ -229,13 +218,15 @@ class Run:
 
         `negatives`: seed -> the content (d,) that edits of that seed lead away from; empty without a negative prompt.
         """
-        n = len(self.footage.frames)
+        size = self.footage.size
+        n, height, width, _ = self.footage.frames.shape
+        shape = n, height // size.factor, width // size.factor
         groups = [list(group) for _, group in groupby(zip(edits, contents), lambda pair: pair[0].sampling)]
         step_frames: list[int] = []  # that go through the network, in each step of each group
         for group in groups:
             sampling = group[0][0].sampling
             steps = len(timesteps(self.editor.schedule, sampling.steps, sampling.init_strength))
-            step_frames += [frames_per_step(n, len(group), sampling, self.editor.window)] * steps
+            step_frames += [frames_per_step(shape, len(group), sampling, self.editor.window, size.area)] * steps
         videos: list[Tensor] = []
         with step_counter(title, step_frames, on_progress) as count:
             for group in groups:
@@ -243,25 +234,19 @@ class Run:
                 scene = self.editor.scene(self.footage.frames, self.structure, sampling, self.mask)
                 together = torch.stack([content for _, content in group])
                 negative = negatives.get(sampling.seed)
-                videos += self.editor.sample(scene, together, sampling, negative, on_frames=count)
+                videos += self.editor.sample(scene, together, sampling, negative, on_frames=count, area=size.area)
         return videos
 
     def pictures(self, latents: Tensor) -> Iterator[np.ndarray]:
-        """Yields an edit's frames, uint8 (h, w, 3)."""
+        """Yields an edit's frames, uint8 (h, w, 3) of the output's size."""
         for part in self.editor.pictures(latents, self.footage.frames, self.mask):
-            yield from part
+            yield from map(self.footage.size.cropped, part)
 
     def comparison(self, edits: list[Variant], videos: list[Tensor]) -> Iterator[np.ndarray]:
         """Yields frames of the input and of all edits side by side, each under its label."""
         labels = ["input", *(edit.label for edit in edits)]
-        for pictures in zip(one_by_one(self.footage.frames), *(self.pictures(video) for video in videos)):
+        for pictures in zip(self.footage.pictures(), *(self.pictures(video) for video in videos)):
             yield contact_sheet(pictures, labels)
-
-
-def one_by_one(frames: Spool) -> Iterator[np.ndarray]:
-    """Yields the frames of a spool, which is read in chunks."""
-    for start in range(0, len(frames), CHUNK):
-        yield from frames[start : start + CHUNK]
 
 
 def structure_pictures(structure: ClipStructure, t_s: int) -> Iterator[np.ndarray]:
@@ -270,12 +255,21 @@ def structure_pictures(structure: ClipStructure, t_s: int) -> Iterator[np.ndarra
         yield from (part.numpy() * 255).round().astype(np.uint8)[..., None].repeat(3, axis=-1)
 
 
-def write(path: Path, pictures: Iterator[np.ndarray], footage: Footage, on_progress: OnProgress | None = None) -> None:
-    """Writes a video at the input's pace, with its sound. Raises UserError; the file is whole or does not exist."""
+def write(
+    path: Path,
+    pictures: Iterator[np.ndarray],
+    footage: Footage,
+    on_progress: OnProgress | None = None,
+    keep_odd: bool = True,
+) -> None:
+    """Writes a video at the input's pace, with its sound. Raises UserError; the file is whole or does not exist.
+
+    `keep_odd`: see VideoWriter.
+    """
     check_folder(path.parent)
     try:
         with (
-            VideoWriter(path, footage.fps, audio_from=footage.audio) as writer,
+            VideoWriter(path, footage.fps, audio_from=footage.audio, keep_odd=keep_odd) as writer,
             frame_counter(f"writing {path.name}", len(footage.seconds), on_progress, keep=False) as count,
         ):
             for picture, seconds in zip(pictures, footage.seconds):

@@ -47,6 +47,11 @@ class Spool:
             raise UserError(f"{self._folder}: {reason}: {self._remedy}, or edit fewer frames") from error
         self._count += 1
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The number of arrays, and the shape of each."""
+        return (self._count, *self._shape)
+
     def __len__(self) -> int:
         return self._count
 

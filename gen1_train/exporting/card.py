@@ -4,6 +4,7 @@ import json
 import re
 from importlib.metadata import version
 
+from gen1_train.diffusion.structure import PIXELS, REFERENCE, RELATIVE
 from gen1_train.errors import one_line
 from gen1_train.exporting.folder import Difference, Source
 from gen1_train.training.stages import read_recorded
@@ -30,6 +31,7 @@ WITH_PRIOR = """\
 
 OUTPUTS = {"v": "v = alpha_t eps - sigma_t x", "eps": "eps", "x0": "x"}
 DIFFUSERS = {"v": "v_prediction", "eps": "epsilon", "x0": "sample"}  # its names of prediction.FORMS
+ROUNDS = {PIXELS: "of the frame itself", RELATIVE: f"of the frame at a shorter side of {REFERENCE}"}
 RESCALED = "; then alpha_t is shifted and\nscaled so that the last step has no signal (arXiv 2305.08891, Algorithm 1)"
 TEMPLATE = """\
 # Gen-1 UNet, stage {stage}
@@ -157,8 +159,8 @@ def input_rows(source: Source) -> list[str]:
         recorded = source.checkpoint.info.estimators.get("structure", {})
         kind = f"{plain(recorded.get('kind'))} in 0..1 ({plain(recorded.get('normalise'))})"
         structure = (
-            f"the structure: {kind}, after t_s rounds of blurring and downsampling, encoded as a gray frame in -1..1 "
-            "by the autoencoder (the mean, scaled like the latents)"
+            f"the structure: {kind}, after t_s rounds of blurring and downsampling {ROUNDS[stage.degradation]}, "
+            "encoded as a gray frame in -1..1 by the autoencoder (the mean, scaled like the latents)"
         )
         level = f"sin(t_s), sin(t_s / 3), cos(t_s), cos(t_s / 3) at every pixel; t_s is 0 to {stage.max_level}"
         rows += [f"| {latent}-{2 * latent - 1} | {structure} |", f"| {2 * latent}-{config.in_channels - 1} | {level} |"]

@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from gen1_train.errors import check_positive
+from gen1_train.frozen import tiles
 from gen1_train.frozen.loading import architecture, fingerprint, finite, load_frozen, require_complete
 from gen1_train.frozen.plain import find_source, plain_folder, read_config, selected
 from gen1_train.system.device import MAX_MAP
@@ -77,27 +78,30 @@ class Autoencoder(nn.Module):
         """The hash of the settings that its weights do not show, see `architecture`."""
         return architecture(**{name: self.kl.config[name] for name in NETWORK})
 
-    def encode_moments(self, frames: Tensor, check: bool = True) -> Tensor:
+    def encode_moments(self, frames: Tensor, check: bool = True, most: int | None = None) -> Tensor:
         """Frames (..., 3, h, w) in [-1, 1] -> moments (..., 2c, h/f, w/f): mean and log-variance, unscaled, float32.
 
-        Without `check`, values that overflow in fp16 are returned, and the host does not wait for the device.
+        Without `check`, values that overflow in fp16 are returned, and the host does not wait for the device. Frames of
+        more pixels than `most` go through the layers in tiles of about that many, see `tiles`.
         """
         flat = frames.flatten(0, -4).float()  # the dtype of the weights, under every strategy
-        moments = finite(lambda: self._encode(flat), flat.device) if check else self._encode(flat).float()
+        moments = finite(lambda: self._encode(flat, most), flat.device) if check else self._encode(flat, most).float()
         return moments.view(*frames.shape[:-3], *moments.shape[1:])
 
     @torch.no_grad()
-    def _encode(self, frames: Tensor) -> Tensor:
+    def _encode(self, frames: Tensor, most: int | None) -> Tensor:
+        if most is not None and frames.shape[-2] * frames.shape[-1] > most:
+            return torch.cat([tiles.encode(self.kl, frame, most) for frame in frames.split(1)])
         parts = frames.split(self._frames_per_call(*frames.shape[-2:]))
         return torch.cat([self.kl.encode(part).latent_dist.parameters for part in parts])
 
-    def encode_structure(self, structure: Tensor, check: bool = True) -> Tensor:
+    def encode_structure(self, structure: Tensor, check: bool = True, most: int | None = None) -> Tensor:
         """Structure (..., h, w) in [0, 1] -> scaled mean latents (..., c, h/f, w/f) of it as a gray frame.
 
-        `check`: see `encode_moments`.
+        `check`, `most`: see `encode_moments`.
         """
         frames = (structure * 2 - 1).unsqueeze(-3).expand(*structure.shape[:-2], 3, *structure.shape[-2:])
-        return self.encode_moments(frames, check).chunk(2, dim=-3)[0] * self.scale
+        return self.encode_moments(frames, check, most).chunk(2, dim=-3)[0] * self.scale
 
     def overflows(self) -> bool:
         """Whether black, white, striped or random frames overflow in the number format of the current autocast.
@@ -120,15 +124,20 @@ class Autoencoder(nn.Module):
             self.kl.encode(torch.empty(1, 3, height, width, device=device))
         return counter.get_total_flops()
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents (..., c, h/f, w/f) -> frames (..., 3, h, w) in [-1, 1], float32."""
+    def decode(self, latents: Tensor, most: int | None = None) -> Tensor:
+        """Scaled latents (..., c, h/f, w/f) -> frames (..., 3, h, w) in [-1, 1], float32.
+
+        `most`: see `encode_moments`.
+        """
         flat = latents.flatten(0, -4) / self.scale
-        frames = finite(lambda: self._decode(flat), flat.device)
+        frames = finite(lambda: self._decode(flat, most), flat.device)
         return frames.clamp(-1, 1).view(*latents.shape[:-3], *frames.shape[1:])
 
     @torch.no_grad()
-    def _decode(self, latents: Tensor) -> Tensor:
+    def _decode(self, latents: Tensor, most: int | None) -> Tensor:
         h, w = latents.shape[-2:]
+        if most is not None and h * w * self.factor**2 > most:
+            return torch.cat([tiles.decode(self.kl, frame, most) for frame in latents.split(1)])
         parts = latents.split(self._frames_per_call(self.factor * h, self.factor * w))
         return torch.cat([self.kl.decode(part).sample for part in parts])
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from gen1_train.batch import STRUCTURE_MAX, SampleError
-from gen1_train.diffusion.structure import degrade
+from gen1_train.diffusion.structure import PIXELS, degrade
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder, AutoencoderConfig, to_signed
 from gen1_train.frozen.clip import ClipConfig, ClipEncoder
@@ -86,14 +86,14 @@ class Networks:
         return results
 
     @torch.no_grad()
-    def structure_latents(self, structure: np.ndarray, level: int = 0) -> np.ndarray:
+    def structure_latents(self, structure: np.ndarray, level: int = 0, degradation: str = PIXELS) -> np.ndarray:
         """Stored structure, uint16 (n, h, w), at t_s = level -> latents, float16 (n, c, h/f, w/f).
 
         The latents are computed from the 16-bit values, as training does that degrades and encodes in every step.
         """
         stored = (torch.from_numpy(structure.astype(np.float32)) / STRUCTURE_MAX).to(self.device)
         with autocast(self.device, "fp32"):  # half precision would blur away the 16 bits
-            degraded = degrade(stored[None], [level])[0]
+            degraded = degrade(stored[None], [level], degradation)[0]
         with autocast(self.device, self.precision):
             return _half(self.autoencoder.encode_structure(degraded))
 

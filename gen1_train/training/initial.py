@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gen1_train.data.manifest import Manifest
+from gen1_train.diffusion.structure import PIXELS
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder
 from gen1_train.frozen.levels import stored_level
@@ -26,7 +27,7 @@ from gen1_train.training.module import Gen1Module, StageSpec, freeze
 from gen1_train.training.preflight import encodes
 from gen1_train.training.ready import Ready
 from gen1_train.training.session import is_rank_zero
-from gen1_train.training.stages import build_unet, read_recorded, stage_unet
+from gen1_train.training.stages import build_unet, read_recorded, stage_unet, with_degradation
 
 logger = logging.getLogger(__name__)
 
@@ -110,14 +111,16 @@ def make_module(
     start: int,
 ) -> Gen1Module:
     """Returns the module around a UNet. `seed`: of the stage's noise; `start`: optimizer steps done."""
-    stage, encoding = config.stage, manifest.estimators["autoencoder"]
+    stage = with_degradation(config.stage, PIXELS)  # in records of older versions
+    encoding = manifest.estimators["autoencoder"]
     spec = StageSpec(
         seed=seed,
         latent_scale=encoding["scale"],
         structure=stage.structure,
         max_level=stage.max_level,
+        degradation=stage.degradation,
         cached=encoding.get("stored", True),
-        stored_level=stored_level(encoding),
+        stored_level=stored_level(encoding, stage.degradation),
         trains=stage.trains,
         start=start,
         steps=stage.steps,

@@ -17,7 +17,7 @@ from gen1_train.diffusion.content import content_tokens
 from gen1_train.diffusion.loss import LossConfig, per_sample_loss
 from gen1_train.diffusion.prediction import as_v, target, v_from
 from gen1_train.diffusion.schedule import NoiseConfig, NoiseSchedule
-from gen1_train.diffusion.structure import degrade, level_channels
+from gen1_train.diffusion.structure import PIXELS, degrade, level_channels
 from gen1_train.errors import check_share
 from gen1_train.frozen.autoencoder import Autoencoder, sample_latents, to_signed
 from gen1_train.model.unet import SpatioTemporalUNet
@@ -52,6 +52,7 @@ class StageSpec:
     latent_scale: float  # the autoencoder's factor of latents (0.18215 in Stable Diffusion)
     structure: bool = False  # the UNet sees the structure: from stage 4 on
     max_level: int = 0  # t_s is uniform over 0..max_level
+    degradation: str = PIXELS  # what t_s above 0 does
     cached: bool = True  # the shards hold latents
     stored_level: int = 0  # they hold those of the structure at t_s = 0..stored_level
     trains: Sequence[str] = ("*",)  # globs over the names of the weights that change
@@ -255,7 +256,7 @@ class Gen1Module(NetworkModule):
             return batch.structure_latents
         assert batch.structure is not None
         with autocast(self.device, "fp32"):  # half precision would blur away the 16 bits
-            structure = degrade(batch.structure, levels)
+            structure = degrade(batch.structure, levels, self.stage.degradation)
         return self._encode(lambda autoencoder: autoencoder.encode_structure(structure, check=False))
 
     def _encode(self, encode: Callable[[Autoencoder], Tensor]) -> Tensor:

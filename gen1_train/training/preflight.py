@@ -4,6 +4,7 @@ import atexit
 import logging
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from gen1_train.data.merged import MergedShards
 from gen1_train.data.schedule import Schedule, Settings, stage_seed
 from gen1_train.data.shards import ShardSet
 from gen1_train.data.state import AUTO, DataState, resume
+from gen1_train.diffusion.structure import PIXELS
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder
-from gen1_train.frozen.levels import stored_level
+from gen1_train.frozen.levels import set_degradation, stored_level
 from gen1_train.frozen.networks import recorded_autoencoder
 from gen1_train.system.remote import is_url, without_secrets
 from gen1_train.training.checkpoints.checkpoint import Checkpoint, checkpoints_dir
@@ -62,6 +64,7 @@ def open_subject(config: TrainConfig, start: Checkpoint) -> MergedShards:
     """
     assert config.images is not None
     root = config.data.root
+    encoding: dict[str, Any] = {}  # of its set
     if root is None:
         logger.warning(
             "without data.root= all steps read the images: nothing guards against forgetting; give the set that the "
@@ -73,11 +76,13 @@ def open_subject(config: TrainConfig, start: Checkpoint) -> MergedShards:
         prior = ShardSet(root).manifest
         check_data(config, prior)
         check_estimators(config, prior, start, structure=True)
+        encoding = prior.estimators["autoencoder"]
     subject = prepare_subject(
         folder=Path(config.images),
         run=_folder_without_traces() if config.check_only else run_folder(config.tree, config.stage.name),
         start=start,
         config=config.customize,
+        degradation=choose_degradation(config, encoding, start),
         accelerator=config.trainer.accelerator,
         writes=getattr(rank_zero_only, "rank", 0) == 0,
         patience=config.data.stall_seconds,
@@ -181,6 +186,42 @@ def check_estimators(config: TrainConfig, manifest: Manifest, start: Checkpoint,
             )
 
 
+def choose_degradation(config: TrainConfig, autoencoder: Mapping[str, Any], start: Checkpoint | None) -> str:
+    """Returns what t_s above 0 does in a run, see diffusion.structure.DEGRADATIONS.
+
+    It is that of the latents that the set holds (`autoencoder`: the set's entry), or else what the checkpoint has
+    learned that the run starts from or resumes, or else what the set records. Raises UserError if they disagree.
+    """
+    stage, recorded = config.stage, set_degradation(autoencoder)
+    stored = recorded if stored_level(autoencoder) else None
+    before = read_recorded(start).stage if start is not None else None
+    learned = before.degradation if before is not None and before.highest_level else None
+    given = stage.degradation if stage.degradation != AUTO else None
+    chosen = given or stored or learned or recorded or PIXELS
+    if not stage.highest_level:
+        return chosen
+    held = f"{config.data.root} holds the latents of recipe.degradation={stored}"
+    refresh = "make another set by gen1-data refresh layer=latents recipe.degradation="
+    if start is not None and learned not in (None, chosen):
+        cause, remedy = f"stage.degradation={chosen}", "leave it out"
+        if stored == chosen:
+            cause, remedy = held, f"{refresh}{learned}"
+        raise UserError(f"{cause}, but {start.path} was trained with stage.degradation={learned}: {remedy}")
+    if stored not in (None, chosen):
+        raise UserError(f"stage.degradation={chosen}, but {held}: leave it out, or {refresh}{chosen}")
+    return chosen
+
+
+def warn_of_new_levels(config: TrainConfig, start: Checkpoint) -> None:
+    """Warns if a customization, which is short, draws levels of structure that its model has not learned yet."""
+    learned = read_recorded(start).stage.highest_level
+    if config.images is not None and config.stage.highest_level > learned:
+        logger.warning(
+            f"stage.max_level={config.stage.max_level}, but {start.path} has learned t_s up to {learned}: these few "
+            f"steps have to teach it the others; stage.max_level={learned} keeps to those"
+        )
+
+
 def _described(estimator: dict[str, Any]) -> str:
     kind = f"{estimator['kind']} " if "kind" in estimator else ""
     return f"{kind}{estimator.get('config')} (fingerprint {str(estimator.get('fingerprint'))[:12]})"
@@ -214,8 +255,9 @@ def open_validation(config: TrainConfig, shards: ShardSet) -> ShardSet | None:
             )
     if encodes(config, held_out.manifest) and not encodes(config, shards.manifest):
         raise UserError(
-            f"validation.root={settings.root} lacks latents of the structure at t_s up to {config.stage.max_level}, "
-            f"which {config.data.root} has: make a set with them by gen1-data refresh layer=latents, or leave it out"
+            f"validation.root={settings.root} lacks latents of the structure at t_s up to {config.stage.max_level} "
+            f"({config.stage.degradation}), which {config.data.root} has: make a set with them by gen1-data refresh "
+            "layer=latents, or leave it out"
         )
     return held_out
 
@@ -243,7 +285,8 @@ def encoded_maps(config: TrainConfig, manifest: Manifest) -> int:
     """Returns how many maps of a frame a training step encodes: the frame, its structure, or both."""
     autoencoder = manifest.estimators["autoencoder"]
     frames = not autoencoder.get("stored", True)
-    structure = config.stage.structure and (frames or config.stage.max_level > stored_level(autoencoder))
+    stored = stored_level(autoencoder, config.stage.degradation)
+    structure = config.stage.structure and (frames or config.stage.max_level > stored)
     return frames + structure
 
 

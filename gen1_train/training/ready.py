@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pytorch_lightning.strategies import Strategy
@@ -18,6 +18,7 @@ from gen1_train.training.planning.plan import memory_line
 from gen1_train.training.planning.workload import data_of
 from gen1_train.training.preflight import (
     check_start,
+    choose_degradation,
     gpu_count,
     log_short_clips,
     micro_clips,
@@ -27,6 +28,7 @@ from gen1_train.training.preflight import (
     open_schedule,
     open_validation,
     process_count,
+    warn_of_new_levels,
 )
 from gen1_train.training.run_files import warn_of_another_noise
 from gen1_train.training.stages import RESETS, inherited, predecessor
@@ -86,6 +88,9 @@ def prepare(config: TrainConfig, run: Path, resume: Checkpoint | None, verify: V
     if first is not None:
         check_start(config, shards.manifest, first)
         warn_of_another_noise(first, config)
+        warn_of_new_levels(config, first)
+    degradation = choose_degradation(config, shards.manifest.estimators["autoencoder"], resume or first)
+    config = replace(config, stage=replace(stage, degradation=degradation))
     keeps = RESETS if resume else inherited(stage, config.init, first)
     processes = process_count(config)
     world = processes * config.trainer.nodes

@@ -35,7 +35,7 @@ CALL = (
     "restart",
     "trainer.profile",
 )  # settings of a call that change nothing in a run
-UNCHOSEN = ("strategy.name", "data.order")  # where they are AUTO
+UNCHOSEN = ("strategy.name", "data.order", "stage.degradation")  # where they are AUTO
 NOISE = ("diffusion.noise.", "diffusion.steps:")  # settings of the noise schedule, of a stage and of the prior
 BEFORE = {f"diffusion.noise.{name}": value for name, value in asdict(NoiseConfig()).items()}
 logger = logging.getLogger(__name__)

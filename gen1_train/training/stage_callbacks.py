@@ -69,7 +69,9 @@ def describing(config: TrainConfig, ready: Ready, weights: InitialWeights) -> Ca
             data=asdict(capture(ready.schedule, step, ready.history)),
             estimators=shards.manifest.estimators,
             buckets=shards.buckets,
+            image_buckets=trained_image_buckets(ready),
             frames=trained_frames(ready),
+            fps=trained_fps(ready),
             lora=weights.adapter,
             code=code_hash(),
         )
@@ -77,11 +79,26 @@ def describing(config: TrainConfig, ready: Ready, weights: InitialWeights) -> Ca
     return describe
 
 
+def trained_image_buckets(ready: Ready) -> list[str]:
+    """Returns the sizes of the images that the run reads, WIDTHxHEIGHT; none if they are those of the clips."""
+    sizes = ready.shards.image_buckets if any(pool.kind == "image" for pool in ready.schedule.pools) else []
+    return sizes if set(sizes) != set(ready.shards.buckets) else []
+
+
 def trained_frames(ready: Ready) -> int:
     """Returns the frames in the clips that the run reads; of its predecessor's clips if it reads only images."""
     lengths = [pool.frames for pool in ready.schedule.pools if pool.kind == "video"]
     before = ready.resume or ready.predecessor
     return max(lengths, default=before.info.frames if before else 0)
+
+
+def trained_fps(ready: Ready) -> float | None:
+    """Returns the frames a second at which the run's clips were cut; its predecessor's if it reads only images."""
+    if any(pool.kind == "video" for pool in ready.schedule.pools):
+        fps = ready.shards.manifest.recipe.get("cut", {}).get("fps")
+        return float(fps) if fps else None
+    before = ready.resume or ready.predecessor
+    return before.info.fps if before else None
 
 
 def measuring(config: TrainConfig, ready: Ready, session: Session, weights: InitialWeights) -> Measure:

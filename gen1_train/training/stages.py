@@ -8,8 +8,8 @@ import torch
 from omegaconf import OmegaConf
 
 from gen1_train.diffusion.schedule import NoiseConfig
-from gen1_train.diffusion.structure import LEVEL_CHANNELS, MAX_LEVEL
-from gen1_train.errors import UserError, check_not_negative, check_share
+from gen1_train.diffusion.structure import AUTO, DEGRADATIONS, LEVEL_CHANNELS, MAX_LEVEL, PIXELS
+from gen1_train.errors import UserError, check_choice, check_not_negative, check_share
 from gen1_train.model.pretrained import NEW, WeightReport, build_for, check_same_family, load_weights
 from gen1_train.model.stable_diffusion import read_stable_diffusion
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
@@ -33,6 +33,7 @@ class StageConfig:
     new: list[str] = field(default_factory=lambda: list(NEW))  # what it may add to its predecessor's weights
     trains: list[str] = field(default_factory=lambda: ["*"])  # weights that it trains, as globs; others are frozen
     resets: list[str] = field(default_factory=lambda: list(RESETS))  # state that starts afresh, not the predecessor's
+    degradation: str = AUTO  # what t_s above 0 does: pixels, relative (to the frame), or auto: as in the shard set
 
     def check(self) -> None:
         """Raises UserError for an invalid setting."""
@@ -40,6 +41,7 @@ class StageConfig:
         check_not_negative(stage__steps=self.steps)
         if not 0 <= self.max_level <= MAX_LEVEL:
             raise UserError(f"stage.max_level={self.max_level} is out of range: give 0 to {MAX_LEVEL}")
+        check_choice("stage.degradation", self.degradation, (AUTO, *DEGRADATIONS))
         for name, given, known in (("new", self.new, NEW), ("resets", self.resets, RESETS)):
             if unknown := [word for word in given if word not in known]:
                 raise UserError(f"stage.{name}={given}: {unknown[0]} is not one of {', '.join(known)}")
@@ -57,8 +59,11 @@ class StageConfig:
 
     @property
     def highest_level(self) -> int:
-        """The highest t_s that a model of this stage has learned; 0 before stage 4, where it sees no structure."""
-        return self.max_level if self.structure else 0
+        """The highest t_s that a model of this stage has learned; 0 before stage 4, where it sees no structure.
+
+        A stage without steps learns none.
+        """
+        return self.max_level if self.structure and self.steps else 0
 
 
 @dataclass
@@ -93,7 +98,8 @@ def read_recorded(checkpoint: Checkpoint) -> Recorded:
     """Reads a checkpoint's config.yaml. Raises UserError if it is damaged, or if the checkpoint holds no UNet.
 
     The window of edits is as long as the clips in training: the frame positions beyond are as random as at the start.
-    Older checkpoints do not record the length of their clips; for them it is all positions.
+    Older checkpoints do not record the length of their clips; for them it is all positions. Nor do they record
+    `stage.degradation`; for them it is in pixels.
     """
     if checkpoint.info.weights != UNET:
         raise UserError(
@@ -101,12 +107,17 @@ def read_recorded(checkpoint: Checkpoint) -> Recorded:
         )
     try:
         config = read_yaml(checkpoint.config)
-        stage = read_section(StageConfig, config["stage"])
+        stage = with_degradation(read_section(StageConfig, config["stage"]), PIXELS)
         noise = read_section(NoiseConfig, config["diffusion"]["noise"])
         unet = stage_unet(read_section(UNetConfig, config["model"]), stage)
         return Recorded(stage, noise, unet, min(checkpoint.info.frames or unet.max_frames, unet.max_frames))
     except (OSError, ValueError, KeyError, TypeError, UserError) as error:
         raise UserError(f"{checkpoint.config} cannot be read ({reason_in(error)}); use another checkpoint") from error
+
+
+def with_degradation(stage: StageConfig, degradation: str) -> StageConfig:
+    """Returns a stage with this way to degrade in place of `auto`."""
+    return replace(stage, degradation=degradation) if stage.degradation == AUTO else stage
 
 
 def load_recorded(checkpoint: Checkpoint, config: UNetConfig, which: str = "ema") -> SpatioTemporalUNet:

@@ -37,12 +37,18 @@ class VideoWriter:
 
     At the end of the block, the file is complete. If the block raises, or the file cannot be finished, nothing is
     written, and a file that existed before is unchanged. An odd width or height is made even by repeating the last
-    column or row. Raises VideoError: on entry if the folder is not writable, and later if
-    there are no frames, the frames differ in size, or the disk is full. Errors of the block itself pass unchanged.
+    column or row; with `keep_odd` it stays, in yuv444p, which some players lack. Raises VideoError: on entry if the
+    folder is not writable, and later if there are no frames, the frames differ in size, or the disk is full. Errors of
+    the block itself pass unchanged.
     """
 
     def __init__(
-        self, path: str | Path, fps: float | Fraction, crf: int = 18, audio_from: AudioSource | None = None
+        self,
+        path: str | Path,
+        fps: float | Fraction,
+        crf: int = 18,
+        audio_from: AudioSource | None = None,
+        keep_odd: bool = False,
     ) -> None:
         """`fps`: frames per second; `crf`: x264's quality, lower is better; `audio_from`: the audio to include."""
         self.path = Path(path)
@@ -52,6 +58,7 @@ class VideoWriter:
         self._time_base = Fraction(1, self.rate.numerator * math.ceil(CLOCK / self.rate.numerator))  # seconds per tick
         self._crf = crf
         self._audio_from = audio_from
+        self._keep_odd = keep_odd
         self._count = 0  # frames written
         self._last_tick = -1  # of the last frame
         self._shape = (0, 0, 0)  # of the frames
@@ -109,9 +116,10 @@ class VideoWriter:
                     self._audio.add_to(self._container)
             if frame.shape != self._shape:
                 raise VideoError(f"the frames differ in size: {self._shape} and {frame.shape}")
-            even = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
-            picture = picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+            height, width = self._stream.height, self._stream.width
+            sized = np.pad(frame, ((0, height - frame.shape[0]), (0, width - frame.shape[1]), (0, 0)), mode="edge")
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(sized), format="rgb24")
+            picture = picture.reformat(format=self._stream.pix_fmt, dst_colorspace=Colorspace.ITU709)
             self._last_tick = self._next_tick(seconds)
             self._count += 1
             picture.pts = self._last_tick
@@ -136,9 +144,10 @@ class VideoWriter:
     def _add_stream(self, height: int, width: int) -> VideoStream:
         options = {"crf": str(self._crf), "x264-params": REPRODUCIBLE}
         stream = self._container.add_stream("libx264", rate=self.rate, options=options)
-        stream.height = height + height % 2
-        stream.width = width + width % 2
-        stream.pix_fmt = "yuv420p"
+        full = self._keep_odd and bool(height % 2 or width % 2)  # chroma of every pixel, not of 2 x 2 of them
+        stream.height = height if full else height + height % 2
+        stream.width = width if full else width + width % 2
+        stream.pix_fmt = "yuv444p" if full else "yuv420p"
         stream.time_base = stream.codec_context.time_base = self._time_base
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = BT709

@@ -33,6 +33,11 @@ class Selection:
             raise UserError(f"fps={self.fps} and stride={self.stride} exclude each other: give one of them")
 
 
+def nearest_stride(fps: float, wanted: float) -> int:
+    """Returns the stride by which a video of `fps` frames a second comes nearest to `wanted` ones; at least 1."""
+    return max(1, round(fps / wanted))
+
+
 class Timed(Protocol):
     """The attributes of a frame that a selection uses."""
 

@@ -46,13 +46,17 @@ def test_levels_are_stored_only_if_both_sets_hold_them(tmp_path):
         manifest.save(root)
         assert MergedShards(*roots).manifest.estimators["autoencoder"].get("levels") == expected
     assert MergedShards(roots[0]).manifest.estimators["autoencoder"]["levels"] == levels
+    for changes, expected in (({"highest": 3}, {**levels, "highest": 3}), ({"degradation": "2"}, None)):
+        manifest.estimators["autoencoder"]["levels"] = {**levels, **changes}
+        manifest.save(roots[1])
+        assert MergedShards(*roots).manifest.estimators["autoencoder"].get("levels") == expected
 
 
 def test_a_merged_set_can_be_pickled(sets):
     merged = MergedShards(*sets)
     unpickled = pickle.loads(pickle.dumps(merged))
     assert unpickled.manifest.hash == merged.manifest.hash
-    assert unpickled.buckets == merged.buckets == ["32x16"]
+    assert unpickled.buckets == merged.buckets == merged.image_buckets == ["32x16"]  # older sets have no other
     assert MergedShards(sets[0]).manifest.hash != merged.manifest.hash
 
 

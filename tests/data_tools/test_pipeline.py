@@ -23,7 +23,9 @@ class FakeEstimators:
     def __init__(self, batch: int = 1, latents: bool = True, captioner: object = None) -> None:
         self.batch = batch
         self.captioner = captioner
-        self.recipe = SimpleNamespace(latents=latents, structure="fake", stored_level=2, caption="fake")
+        self.recipe = SimpleNamespace(
+            latents=latents, structure="fake", stored_level=2, degradation="fake", caption="fake"
+        )
         self.structure = SimpleNamespace(normalisation="none", subject=None)
         self.batches: list[int] = []  # the batch sizes of all calls
 
@@ -34,7 +36,8 @@ class FakeEstimators:
         bad = SampleError("not finite", "not_finite")
         return [bad if clip[0, 0, 0, 0] == 66 else (clip[..., 0].astype(np.uint16), (0.0, 1.0)) for clip in clips]
 
-    def structure_latents(self, structure: np.ndarray, level: int = 0) -> np.ndarray:
+    def structure_latents(self, structure: np.ndarray, level: int, degradation: str) -> np.ndarray:
+        assert degradation == self.recipe.degradation
         return structure[:, None, ::8, ::8].astype(np.float16) + np.float16(level / 4)
 
     def moments(self, clips: np.ndarray) -> np.ndarray:

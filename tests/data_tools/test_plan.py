@@ -100,7 +100,7 @@ def test_an_unfinished_plan_of_a_version_with_fewer_settings_continues(tmp_path:
     make_video(source / "a.mp4", frames=20)
     recipe = quick_recipe(structure_levels=0)
     plan = plan_of(source, output, recipe)
-    later = ("structure_levels", "soft_edges", "caption", "coca", "blip")
+    later = ("structure_levels", "degradation", "soft_edges", "caption", "coca", "blip")
     older = {name: value for name, value in plan.recipe.items() if name not in later}
     older["clip"] = {name: value for name, value in older["clip"].items() if name != "fit"}
     older["depth"] = {name: value for name, value in older["depth"].items() if name != "resize"}

@@ -28,6 +28,7 @@ from gen1_train.errors import UserError
         ("cut.trim", -1),
         ("structure", "normals"),
         ("clip.fit", "stretch"),
+        ("degradation", "auto"),
         ("caption", "gpt"),
         ("depth.resize", "upper_bound"),
         ("decoders", []),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gen1_train.diffusion.structure import DEGRADATION, LEVEL_CHANNELS, MAX_LEVEL, degrade, level_channels
+from gen1_train.diffusion.structure import DEGRADATIONS, LEVEL_CHANNELS, MAX_LEVEL, PIXELS, degrade, level_channels
 
 
 def depth_map(b: int = 1, n: int = 2, h: int = 64, w: int = 112) -> Tensor:
@@ -46,7 +46,7 @@ def test_the_degradation_is_named_by_what_it_does() -> None:
     waves = torch.linspace(0, 20, 48 * 64, dtype=torch.float64).view(1, 1, 48, 64).sin()
     energies = [float(degrade(waves, level(i)).square().sum()) for i in (1, 4, 7)]
     assert energies == pytest.approx([1131.7841, 91.3575, 16.7336], rel=1e-5)
-    assert DEGRADATION == "1: blur (1.0, 4.0, 6.0, 4.0, 1.0), downsampling by 1.41421 in each round"
+    assert DEGRADATIONS[PIXELS] == "1: blur (1.0, 4.0, 6.0, 4.0, 1.0), downsampling by 1.41421 in each round"
 
 
 def test_fine_detail_is_removed_before_coarse_detail() -> None:

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from gen1_train.diffusion.windows import window_starts, window_weights
+from gen1_train.diffusion.windows import consecutive, overlapping, window_starts, window_weights, windows_over
 
 LENGTHS = (1, 2, 7, 8, 9, 12, 13, 40)
 SIZES = [(n, window, overlap) for n in LENGTHS for window in (4, 8) for overlap in (0, 1, 3)]
@@ -37,3 +37,15 @@ def test_a_short_video_is_a_single_window() -> None:
 def test_windows_overlap_by_half_unless_it_is_given() -> None:
     assert window_starts(20, 8) == window_starts(20, 8, 4) and window_starts(9, 4) == [0, 2, 4, 5]
     assert window_starts(3, 1) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("time", [overlapping(9, 4, None), consecutive(9, 4)])
+def test_windows_over_time_and_space_cover_each_place_with_weights_that_sum_to_one(time: list) -> None:
+    windows = list(windows_over(time, overlapping(5, 4, 1), overlapping(6, 8, 4)))
+    total = torch.zeros(9, 1, 5, 6)
+    for window in windows:
+        frames, rows, columns = window.part
+        assert window.weights.shape[2:] == (4, 6)
+        total[frames, :, rows, columns] += window.weights
+    torch.testing.assert_close(total, torch.ones_like(total))
+    assert len(windows) == 2 * len(time)

@@ -10,7 +10,7 @@ import torch
 
 from gen1_train.diffusion.guidance import GuidanceConfig
 from gen1_train.diffusion.sampling import SamplingConfig
-from gen1_train.diffusion.structure import degrade
+from gen1_train.diffusion.structure import PIXELS, RELATIVE, degrade
 from gen1_train.editing.editor import Gen1Editor, load_estimators, with_dials
 from gen1_train.editing.precision import Formats
 from gen1_train.errors import UserError
@@ -54,7 +54,7 @@ def checkpoint(networks: dict[str, Any], kind: str = "edges", **changes: Any) ->
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_structure_is_estimated_as_for_training(networks, kind):
     editor = Gen1Editor.__new__(Gen1Editor)
-    editor.formats, editor.device = Formats(), CPU
+    editor.formats, editor.device, editor.degradation = Formats(), CPU, PIXELS
     editor.autoencoder, editor.structure_estimator, editor.clip = load_estimators(checkpoint(networks, kind), CPU)
     frames = np.random.default_rng(0).integers(0, 256, (3, 64, 112, 3), dtype=np.uint8)
     frames[:2] = faces(112, 64)[:2]
@@ -65,6 +65,10 @@ def test_the_structure_is_estimated_as_for_training(networks, kind):
     assert torch.equal(torch.cat(list(structure.at(0))), expected)
     blurred = torch.cat(list(structure.at(5)))
     assert torch.equal(blurred, degrade(expected[None], [5])[0]) and not torch.equal(blurred, expected)
+    editor.degradation = RELATIVE
+    for area, side in ((None, 64), ((4, 14), 32)):
+        blurred = torch.cat(list(editor.structure(frames, area=area).at(5)))
+        assert torch.equal(blurred, degrade(expected[None], [5], RELATIVE, side)[0])
 
 
 @pytest.mark.parametrize("missing", ["kind", "structure", "clip", "autoencoder", "everything"])

@@ -6,15 +6,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
+from gen1_train.diffusion.structure import PIXELS, RELATIVE
 from gen1_train.edit import edit
 from gen1_train.editing.config import EditConfig
 from gen1_train.editing.editor import Gen1Editor
 from gen1_train.errors import UserError
+from gen1_train.training.checkpoints.checkpoint import find_checkpoint
+from gen1_train.training.stages import read_recorded
 from gen1_train.video.encode import write_video
 from miniature.world.render import render_clip
-from tests.made_checkpoint import write_checkpoint
+from tests.made_checkpoint import edit_info, write_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +52,27 @@ def test_positions_that_were_never_trained_have_no_effect(folder: Path) -> None:
         if name.endswith(".positions"):
             weight[3] = 100 * torch.randn_like(weight[3])
     assert not np.array_equal(editor(clip, image=example, steps=2, omega_t=1.5), before)
+
+
+def test_an_edit_follows_what_t_s_did_in_training(folder: Path, tmp_path: Path) -> None:
+    """In a checkpoint of an older version, which does not record it, t_s blurs in pixels, as in the released one."""
+    older = write_checkpoint(tmp_path / "older")
+    config = yaml.safe_load((older / "config.yaml").read_text())
+    del config["stage"]["degradation"]
+    (older / "config.yaml").write_text(yaml.safe_dump(config))
+    edit_info(older, lambda info: None)
+    write_checkpoint(tmp_path / "pixels", degradation=PIXELS)
+    write_checkpoint(tmp_path / "relative", degradation=RELATIVE)
+    editors = {name: Gen1Editor.from_pretrained(tmp_path / name, "cpu") for name in ("older", "pixels", "relative")}
+    assert {name: editor.degradation for name, editor in editors.items()} == {
+        "older": PIXELS, "pixels": PIXELS, "relative": RELATIVE
+    }  # fmt: skip
+    clip, example = render_clip(3, 2, 64, 112).frames, render_clip(5, 1, 64, 64).frames[0]
+    edits = {name: editor(clip, image=example, steps=1, t_s=5) for name, editor in editors.items()}
+    assert np.array_equal(edits["older"], edits["pixels"]) and not np.array_equal(edits["relative"], edits["pixels"])
+    at_0 = [editor(clip, image=example, steps=1) for editor in editors.values()]
+    assert all(np.array_equal(edit, at_0[0]) for edit in at_0)
+    assert read_recorded(find_checkpoint(Path("miniature"))).stage.degradation == PIXELS
 
 
 @pytest.mark.parametrize("dials", [{"t_s": 1}, {"sweep": "t_s"}, {"sweep": "t_s=0,3"}])

@@ -212,8 +212,23 @@ def test_large_frames_come_few_at_a_time_and_keep_their_values(
     torch.testing.assert_close(coder.encode_structure(structure), maps, rtol=1e-4, atol=1e-5)
     assert np.abs(coder.decode(latents).astype(int) - decoded).max() <= 1
     assert sizes == [2, 2, 1] * 3
-    monkeypatch.setattr(networks, "PIXELS", 1)
+    monkeypatch.setattr(networks, "PIXELS", 64 * 112)
     assert coder.encode(frames).shape == latents.shape and sizes[9:] == [1] * 5
+
+
+def test_frames_larger_than_a_call_come_in_tiles(autoencoder: Autoencoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = render_clip(3, 2, 96, 160).frames
+    structure = torch.rand(2, 96, 160, generator=torch.Generator().manual_seed(0))
+    coder = FrameCoder(autoencoder, Formats(), CPU)
+    latents, maps = coder.encode(frames), coder.encode_structure(structure)
+    decoded = coder.decode(latents).astype(int)
+    monkeypatch.setattr(networks, "PIXELS", 96 * 80)
+    for name in ("encode", "decode"):
+        monkeypatch.delattr(type(autoencoder.kl), name)  # whole frames
+    for tiled, whole in ((coder.encode(frames), latents), (coder.encode_structure(structure), maps)):
+        assert 0 < (tiled - whole).square().mean().sqrt() < 0.02 * whole.std()
+    tiled_frames = coder.decode(latents).astype(int)
+    assert 0 < np.abs(tiled_frames - decoded).mean() < 1
 
 
 def test_frames_that_overflow_in_fp16_are_decoded_again_in_fp32(autoencoder: Autoencoder) -> None:

@@ -1,6 +1,7 @@
 """gen1-edit from files to files: the output is a whole edit at the input's pace, or it does not exist."""
 
 import functools
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from gen1_train.video.encode import write_video
 from gen1_train.video.errors import VideoError
 from gen1_train.video.geometry import resize_and_crop
 from miniature.world.render import render_clip
-from tests.made_checkpoint import write_checkpoint
+from tests.made_checkpoint import edit_info, write_checkpoint
 from tests.video.files import FAULTS
 
 
@@ -127,6 +128,25 @@ def test_a_selection_of_the_input_is_edited(
         changes = {"input": str(folder / changes["input"])}
     edit(config(folder, output=str(tmp_path / "edit.mp4"), **changes))
     frames, output_rate = frames_of(tmp_path / "edit.mp4")
+    assert len(frames) == count and (rate is None or abs(float(output_rate) - rate) < 0.02)
+
+
+@pytest.mark.parametrize(
+    ("changes", "count", "rate"),
+    [({}, 3, 7.49), ({"stride": 1}, 12, 29.97), ({"fps": 10.0}, 4, 10.0), ({"input": "example.png"}, 1, None)],
+)
+def test_frames_come_at_the_pace_of_the_clips_that_the_model_learned(
+    folder: Path, tmp_path: Path, changes: dict[str, Any], count: int, rate: float | None
+) -> None:
+    """Where the checkpoint records it, and unless a stride or fps= is given."""
+    shutil.copytree(folder / "runs" / "stage5", tmp_path / "run", symlinks=True)
+    edit_info(next((tmp_path / "run" / "checkpoints").glob("step-*")), lambda content: content.update(fps=7.0))
+    if "input" in changes:
+        changes = {"input": str(folder / changes["input"])}
+    out = tmp_path / "edit.mp4"
+    with console("gen1-edit"):
+        edit(config(folder, checkpoint=str(tmp_path / "run"), output=str(out), **changes))
+    frames, output_rate = frames_of(out)
     assert len(frames) == count and (rate is None or abs(float(output_rate) - rate) < 0.02)
 
 

@@ -243,7 +243,9 @@ def test_the_card_describes_the_model(exported: Path, tmp_path: Path) -> None:
 
 
 def test_the_card_describes_the_channels_of_t_s(exported: Path) -> None:
-    (row,) = re.findall(r"\| 8-11 \| (.*) at every pixel; t_s is 0 to 7 \|", (exported / "README.md").read_text())
+    card = (exported / "README.md").read_text()
+    assert "after t_s rounds of blurring and downsampling of the frame itself, encoded" in card
+    (row,) = re.findall(r"\| 8-11 \| (.*) at every pixel; t_s is 0 to 7 \|", card)
     names = {"sin": torch.sin, "cos": torch.cos, "t_s": torch.tensor(5.0)}
     described = torch.stack([eval(part, names) for part in row.split(", ")])
     torch.testing.assert_close(level_channels(torch.tensor([5]), (1, 1, 1)).flatten(), described)

@@ -10,6 +10,7 @@ from gen1_train.data.shards import ShardSet
 from gen1_train.diffusion.loss import LossConfig
 from gen1_train.diffusion.prediction import FORMS, noise_from_v, target, v_from, x_from_v
 from gen1_train.diffusion.schedule import NoiseConfig, NoiseSchedule
+from gen1_train.diffusion.structure import PIXELS
 from gen1_train.frozen.autoencoder import Autoencoder, AutoencoderConfig, to_signed
 from gen1_train.model.unet import SpatioTemporalUNet, UNetConfig
 from gen1_train.training import module as training_module
@@ -36,6 +37,7 @@ def make_module(
     cached: bool = True,
     scale: float = 0.5,
     stored_level: int = 0,
+    degradation: str = PIXELS,
 ) -> Gen1Module:
     torch.manual_seed(0)
     unet = SpatioTemporalUNet(UNetConfig(in_channels=12 if structure else 4, **TINY))
@@ -48,6 +50,7 @@ def make_module(
         max_level=max_level,
         cached=cached,
         stored_level=stored_level,
+        degradation=degradation,
     )
     autoencoder = Autoencoder(AutoencoderConfig(str(AUTOENCODER))) if stage.encodes_structure else None
     module = Gen1Module(unet, OptimConfig(), DiffusionConfig(drop_content=drop), stage, autoencoder)

@@ -3,15 +3,16 @@
 import dataclasses
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 
 from data_tools.estimate import Estimators
-from gen1_train.batch import Pool, Sample, latent_field
+from gen1_train.batch import STRUCTURE_MAX, Batch, Pool, Sample, latent_field
 from gen1_train.data.loader import BatchDataset, BatchPartition
 from gen1_train.data.schedule import Schedule, Settings
 from gen1_train.data.shards import ShardSet
-from gen1_train.diffusion.structure import MAX_LEVEL, degrade
+from gen1_train.diffusion.structure import MAX_LEVEL, RELATIVE, degrade
 from gen1_train.training.module import Gen1Module
 from tests.data_tools.small_source import quick_recipe
 from tests.made import make_sample, make_shard_set
@@ -80,6 +81,16 @@ def test_cached_equals_online_at_every_level(shards, kind, level):
     assert torch.equal(encoded, online.autoencoder.encode_structure(degrade(maps.structure, [level])))
     with pytest.raises(AssertionError, match="was drawn"):
         cached.structure_latents(stored, [level + 1])
+
+
+def test_a_stage_encodes_by_its_own_procedure_as_gen1_data_does(shards, networks):
+    online = make_module(max_level=MAX_LEVEL, degradation=RELATIVE, scale=networks.autoencoder.scale)
+    sample = shards.read("video-64x48", 0, ("structure",))
+    maps = torch.from_numpy(sample.structure.astype(np.float32))[None] / STRUCTURE_MAX
+    batch = Batch("video", 0, [0], [sample.key], None, torch.zeros(1, 2, 1), structure=maps)
+    encoded = online.structure_latents(batch, [5])[0]
+    np.testing.assert_array_equal(networks.structure_latents(sample.structure, 5, RELATIVE), encoded.half().numpy())
+    assert not np.array_equal(networks.structure_latents(sample.structure, 5), encoded.half().numpy())
 
 
 @pytest.mark.parametrize("kind", KINDS)

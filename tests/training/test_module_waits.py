@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from gen1_train.batch import Batch
 from gen1_train.diffusion.schedule import NoiseSchedule
+from gen1_train.diffusion.structure import PIXELS, RELATIVE
 from gen1_train.training.callbacks.tally import Tally
 from gen1_train.training.draws import Draws
 from gen1_train.training.module import Gen1Module, fill_missing_gradients
@@ -83,12 +84,14 @@ def make_batch(kind: str, levels: list[int]) -> Batch:
 
 
 @pytest.mark.parametrize("kind", ["video", "image"])
-@pytest.mark.parametrize("max_level", [0, 7])
-def test_a_step_waits_once_for_its_gradient_norm(kind: str, max_level: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("max_level", "degradation"), [(0, PIXELS), (7, PIXELS), (7, RELATIVE)])
+def test_a_step_waits_once_for_its_gradient_norm(
+    kind: str, max_level: int, degradation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The backward pass cannot run here: autograd wants a thread for a device that exists. None of it is ours."""
     # without a GPU, torch would leave out the fp16 in which the autoencoder encodes
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
-    module = make_module(max_level=max_level)
+    module = make_module(max_level=max_level, degradation=degradation)
     levels = [0, 3, 7, 3] if max_level else [0] * 4
     with FakeTensorMode(allow_non_fake_inputs=True):
         move(module)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gen1_train.data.manifest import Manifest
 from gen1_train.data.shards import ShardSet
-from gen1_train.diffusion.structure import DEGRADATION
+from gen1_train.diffusion.structure import DEGRADATIONS, PIXELS
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder, AutoencoderConfig
 from gen1_train.frozen.levels import with_levels
@@ -141,10 +141,10 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
     ("number", "levels", "encoding"),
     [
         (5, {}, True),  # an older set, or one with recipe.structure_levels=0
-        (5, {"levels": {"highest": 7, "degradation": DEGRADATION}}, False),
-        (5, {"levels": {"highest": 3, "degradation": DEGRADATION}}, True),  # t_s is drawn up to 7
+        (5, {"levels": {"highest": 7, "degradation": DEGRADATIONS[PIXELS]}}, False),
+        (5, {"levels": {"highest": 3, "degradation": DEGRADATIONS[PIXELS]}}, True),  # t_s is drawn up to 7
         (5, {"levels": {"highest": 7, "degradation": "another"}}, True),
-        (5, {"levels": {"highest": 7, "degradation": DEGRADATION}, "stored": False}, True),
+        (5, {"levels": {"highest": 7, "degradation": DEGRADATIONS[PIXELS]}, "stored": False}, True),
         (4, {}, False),
         (4, {"levels": {"highest": 7, "degradation": "another"}}, False),  # t_s = 0 has none
     ],
@@ -161,7 +161,7 @@ def test_a_validation_set_without_the_levels_of_the_training_set_is_refused(tmp_
     manifest = Manifest.load(tmp_path / "set")
     manifest.estimators["autoencoder"] = with_levels(manifest.estimators["autoencoder"], 7)
     manifest.save(tmp_path / "set")
-    with pytest.raises(UserError, match=r"held-out lacks latents of the structure at t_s up to 7, which .* refresh"):
+    with pytest.raises(UserError, match=r"held-out lacks latents of the structure at t_s up to 7 .*, which .* refresh"):
         open_validation(here, ShardSet(tmp_path / "set"))
     here.stage = STAGES[4]
     assert open_validation(here, ShardSet(tmp_path / "set")) is not None

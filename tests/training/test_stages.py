@@ -43,6 +43,7 @@ def test_a_checkpoint_of_an_older_version_takes_all_of_its_positions(checkpoint)
 def test_a_stage_has_learned_the_levels_that_it_draws(structure, max_level, learned):
     stage = StageConfig("5", "4", 10, temporal=True, structure=structure, max_level=max_level, image_ratio=0.0)
     assert stage.highest_level == learned
+    assert replace(stage, steps=0).highest_level == 0  # it has only initialized
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,7 @@ def test_a_stage_has_learned_the_levels_that_it_draws(structure, max_level, lear
         ("stage", {"name": "${oc.env:GEN1_LEVEL}"}),
         ("stage", {"max_level": "seven"}),
         ("stage", {"max_level": 70}),
+        ("stage", {"degradation": "blur"}),
         ("stage", {"else": 1}),
         ("model", {"channels": "x"}),
         ("model", {"max_frames": "${stage.steps}"}),

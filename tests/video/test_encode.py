@@ -46,7 +46,18 @@ def test_colors_are_kept_and_tagged(tmp_path: Path) -> None:
 def test_odd_sizes_become_even(tmp_path: Path) -> None:
     write_video(tmp_path / "out.mp4", [np.full((33, 47, 3), 100, np.uint8)] * 2, fps=8)
     info = probe(tmp_path / "out.mp4")
-    assert (info.width, info.height) == (48, 34)
+    assert (info.width, info.height, info.pixel_format) == (48, 34, "yuv420p")
+
+
+@pytest.mark.parametrize(("size", "pixel_format"), [((33, 47), "yuv444p"), ((34, 48), "yuv420p")])
+def test_odd_sizes_can_stay(tmp_path: Path, size: tuple[int, int], pixel_format: str) -> None:
+    frame = np.linspace(0, 255, 3 * size[0] * size[1]).reshape(*size, 3).astype(np.uint8)
+    with VideoWriter(tmp_path / "out.mp4", 8, keep_odd=True) as writer:
+        writer.write(frame)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        (made,) = container.decode(video=0)
+    assert made.format.name == pixel_format
+    assert np.abs(made.to_ndarray(format="rgb24").astype(int) - frame).mean() < 3
 
 
 def test_a_failed_video_leaves_no_file(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from gen1_train.editing.config import EditConfig
 from gen1_train.errors import UserError
 from gen1_train.video.decoding.probe import VideoInfo
 from gen1_train.video.errors import VideoError
-from gen1_train.video.stream import Selection, expected_frames, output_fps, probe_input
+from gen1_train.video.stream import expected_frames, output_fps, probe_input
 
 # numbers and choices; an empty field has its value on the command line
 NUMBERS = ("image_share", *DIALS, "temporal", "seed", "start")
@@ -66,8 +66,11 @@ class Limits:
         except VideoError as error:
             raise UserError(f"{name} cannot be decoded: {error}") from error
 
-    def bounded(self, config: EditConfig) -> EditConfig:
-        """Returns the settings with a bound on the frames, since a header may be wrong. Raises UserError."""
+    def bounded(self, config: EditConfig, learned: float | None = None) -> EditConfig:
+        """Returns the settings with a bound on the frames, since a header may be wrong. Raises UserError.
+
+        `learned`: see `EditConfig.at_pace`.
+        """
         steps = config.sampling.steps
         if steps > MAX_STEPS:
             raise UserError(f"steps={steps}: give {MAX_STEPS} or less")
@@ -77,7 +80,8 @@ class Limits:
             raise UserError(
                 f"{name} does not tell its length: set frames={self.frames} or less, under Region and length"
             )
-        selection = Selection(config.start, config.frames, config.stride, config.fps)
+        config = config.at_pace(learned, info.fps)
+        selection = config.selection
         fps = output_fps(info, selection)
         expected = expected_frames(info, selection) or config.frames or 0
         self._check_part(Path(str(config.input)).name, config.start, info.fps, expected, fps)

@@ -168,7 +168,7 @@ class Studio:
         folder = Path(tempfile.mkdtemp(prefix="edit-", dir=self.folder))
         try:
             config = read_form(form, self.config, folder / OUTPUT, self.editor.prior is not None)
-            bounded = self.limits.bounded(config)
+            bounded = self.limits.bounded(config, self.editor.fps)
             with warnings_of_this_thread() as notes:
                 edit_files(
                     replace(bounded, structure_output=str(folder / STRUCTURE)),

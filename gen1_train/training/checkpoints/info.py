@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -38,7 +39,9 @@ class CheckpointInfo:
     data: dict[str, Any] = field(default_factory=dict)  # DataState; empty for a checkpoint without training
     estimators: dict[str, Any] = field(default_factory=dict)  # those of the manifest, which editing loads
     buckets: list[str] = field(default_factory=list)  # WIDTHxHEIGHT of the clips that it was trained on
+    image_buckets: list[str] = field(default_factory=list)  # and of the images; []: as the clips, or not recorded
     frames: int = 0  # in the clips that it was trained on; 0: on none, or not recorded (by older versions)
+    fps: float | None = None  # of these clips, about; null: not by time, but by a stride, or on none
     counters: dict[str, Any] = field(default_factory=dict)  # counters.Counters
     lora: dict[str, Any] = field(default_factory=dict)  # the settings and base of a LoRA run
     weights: str = UNET  # the file of the weights: UNET or PRIOR
@@ -64,6 +67,9 @@ def write_info(folder: Path, info: CheckpointInfo) -> None:
     content = {VERSION: FORMAT if info.parts else WHOLE, **json.loads(json.dumps(asdict(info)))}
     if not info.parts:
         del content["parts"]
+    for name in ("fps", "image_buckets"):
+        if not content[name]:
+            del content[name]  # so that older versions read what they know
     write_atomically(folder / INFO, json.dumps({**content, HASH: digest(content)}, indent=1).encode())
 
 
@@ -101,8 +107,10 @@ def check(info: CheckpointInfo) -> None:
     require(info.stage != "" and info.stage.isprintable(), "its stage has no name")
     for name, number in (("step", info.step), ("frames", info.frames), ("saved", info.saved)):
         require(number >= 0, f"its {name} is negative")
+    require(info.fps is None or 0 < info.fps < math.inf, "its frames a second are not above 0")
     require(info.weights in (UNET, PRIOR), f"its weights are neither {UNET} nor {PRIOR}")
-    require(all(BUCKET.fullmatch(bucket) for bucket in info.buckets), "a bucket is not WIDTHxHEIGHT")
+    buckets = (*info.buckets, *info.image_buckets)
+    require(all(BUCKET.fullmatch(bucket) for bucket in buckets), "a bucket is not WIDTHxHEIGHT")
     require(all(isinstance(made_by, dict) for made_by in info.estimators.values()), "an estimator is not an object")
     for name, file in info.files.items():
         require(FILE.fullmatch(name) is not None, "it lists a file whose name is not plain")

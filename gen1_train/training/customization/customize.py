@@ -51,19 +51,21 @@ def prepare_subject(
     run: Path,
     start: Checkpoint,
     config: CustomizeConfig,
+    degradation: str,
     accelerator: str,
     writes: bool,
     patience: float,
 ) -> Subject:
     """Returns RUN/images for the images in `folder`, and writes it first if it does not exist.
 
-    `start`: the checkpoint whose buckets and networks are used. `writes`: this process writes; the others wait for it
-    for at most `patience` seconds. Raises UserError.
+    `start`: the checkpoint whose networks are used, and the sizes of whose images. `degradation`: what t_s above 0
+    does. `writes`: this process writes; the others wait for it for at most `patience` seconds. Raises UserError.
     """
-    hashes, estimators, buckets = find_images(folder), start.info.estimators, start.info.buckets
-    if not buckets:
+    hashes, estimators = find_images(folder), start.info.estimators
+    clip_buckets, buckets = start.info.buckets, start.info.image_buckets or start.info.buckets
+    if not clip_buckets:
         raise UserError(f"{start.path} does not record the sizes that it was trained at: train stage 5 again")
-    digest = subject_digest(hashes, buckets, estimators, config.held_out)
+    digest = subject_digest(hashes, buckets, estimators, config.held_out, degradation)
     subject = read_subject(run, digest)
     if subject is None and writes:
         subject = make_subject(
@@ -71,9 +73,11 @@ def prepare_subject(
             folder=folder,
             hashes=hashes,
             buckets=buckets,
+            clip_buckets=clip_buckets,
             estimators=estimators,
             source=str(start.path),
             every=config.held_out,
+            degradation=degradation,
             device=pick_device("cpu" if accelerator == "cpu" else "auto"),
         )
         held_out = f"{len(subject.held_out)} held out"

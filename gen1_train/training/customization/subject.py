@@ -24,7 +24,7 @@ import torch
 from gen1_train.batch import Pool, Sample, SampleError, encode_sample, validate
 from gen1_train.data.manifest import Manifest, PoolShards
 from gen1_train.data.pack import open_tar, seal
-from gen1_train.diffusion.structure import MAX_LEVEL
+from gen1_train.diffusion.structure import MAX_LEVEL, PIXELS
 from gen1_train.errors import UserError
 from gen1_train.frozen.levels import with_levels
 from gen1_train.frozen.networks import Networks
@@ -111,10 +111,17 @@ def is_image_file(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES or content_of(path) is Content.IMAGE
 
 
-def subject_digest(hashes: Mapping[str, str], buckets: Sequence[str], estimators: Mapping[str, Any], every: int) -> str:
+def subject_digest(
+    hashes: Mapping[str, str],
+    buckets: Sequence[str],
+    estimators: Mapping[str, Any],
+    every: int,
+    degradation: str = PIXELS,
+) -> str:
     """Hashes everything that the contents of the sets depend on."""
     prints = {name: estimators.get(name, {}).get("fingerprint") for name in ("autoencoder", "structure", "clip")}
     parts = [VERSION, list(hashes.items()), list(buckets), prints, every]
+    parts += [degradation] if degradation != PIXELS else []  # the only one of older versions
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -134,13 +141,16 @@ def make_subject(
     folder: Path,
     hashes: Mapping[str, str],
     buckets: Sequence[str],
+    clip_buckets: Sequence[str],
     estimators: Mapping[str, Any],
     source: str,
     every: int,
+    degradation: str,
     device: torch.device,
 ) -> Subject:
     """Writes RUN/images from the files `hashes` in `folder`, with the `estimators` that checkpoint `source` records.
 
+    `buckets`: the sizes of images; `clip_buckets`: those of clips, which the sets record for later checkpoints.
     Every Nth image is held out (`every`; 0: none). Each image that cannot be used, or that is cropped heavily, is
     named. Raises UserError when none can be used.
     """
@@ -161,14 +171,14 @@ def make_subject(
         used=[picture.name for picture in used],
         held_out=[picture.name for picture in held_out],
         left_out=left_out,
-        digest=subject_digest(hashes, buckets, estimators, every),
+        digest=subject_digest(hashes, buckets, estimators, every, degradation),
     )
     try:
-        recipe = {"buckets": list(buckets)}
+        recipe = {"buckets": list(clip_buckets), "image_buckets": list(buckets)}
         with progress(title="images", unit="image", total=len(pictures), keep=False) as bar:
-            freeze(temporary / TRAIN, used, networks, estimators, recipe, bar.update)
+            freeze(temporary / TRAIN, used, networks, estimators, recipe, degradation, bar.update)
             if held_out:
-                freeze(temporary / HELD_OUT, held_out, networks, estimators, recipe, bar.update)
+                freeze(temporary / HELD_OUT, held_out, networks, estimators, recipe, degradation, bar.update)
         record = {name: value for name, value in asdict(subject).items() if name != "folder"}
         (temporary / RECORD).write_text(json.dumps(record, indent=1))
         temporary.chmod(run.stat().st_mode & 0o777)  # mkdtemp gives access to the owner only
@@ -223,6 +233,7 @@ def freeze(
     networks: Networks,
     estimators: Mapping[str, Any],
     recipe: dict[str, Any],
+    degradation: str,
     done: Callable[[], object],
 ) -> None:
     """Writes a shard set with an image pool for each bucket; `done` is called after each image.
@@ -237,17 +248,17 @@ def freeze(
         with open_tar(tar) as packer:
             for number, picture in enumerate(pictures):
                 if picture.meta["bucket"] == bucket:
-                    sample = make_sample(f"subject-{number:04d}", picture, networks)
+                    sample = make_sample(f"subject-{number:04d}", picture, networks, degradation)
                     validate(sample, pool)
                     packer.write(sample.key, encode_sample(sample))
                     done()
         pools[pool.name] = PoolShards("image", pool.width, pool.height, 1, (seal(tar, packer.entries),))
     recorded = {name: dict(estimators[name]) for name in ("autoencoder", "structure", "clip")}
-    recorded["autoencoder"] = with_levels({**recorded["autoencoder"], "stored": True}, MAX_LEVEL)
+    recorded["autoencoder"] = with_levels({**recorded["autoencoder"], "stored": True}, MAX_LEVEL, degradation)
     Manifest(pools, recipe, estimators=recorded, plan="images of a subject").save(root)
 
 
-def make_sample(key: str, picture: Picture, networks: Networks) -> Sample:
+def make_sample(key: str, picture: Picture, networks: Networks, degradation: str) -> Sample:
     """Computes all members that training may read of an image, with and without latents. Raises UserError."""
     clip = picture.frames[None]
     estimate = networks.maps(clip)[0]
@@ -262,5 +273,7 @@ def make_sample(key: str, picture: Picture, networks: Networks) -> Sample:
         structure_latent=networks.structure_latents(structure),
         image_embedding=networks.image_embeddings(clip)[0],
         meta={**picture.meta, "structure": networks.kind, "structure_range": extent},
-        degraded_latents={level: networks.structure_latents(structure, level) for level in range(1, MAX_LEVEL + 1)},
+        degraded_latents={
+            level: networks.structure_latents(structure, level, degradation) for level in range(1, MAX_LEVEL + 1)
+        },
     )

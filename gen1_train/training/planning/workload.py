@@ -26,6 +26,7 @@ from gen1_train.training.planning.throughput import Encoding
 from gen1_train.training.planning.tracing import Adapt, MicroBatch
 from gen1_train.training.preflight import (
     check_start,
+    choose_degradation,
     encoded_maps,
     encodes,
     micro_clips,
@@ -101,7 +102,11 @@ def planned_data(config: TrainConfig, resume: Checkpoint | None) -> PlannedData:
         find_images(Path(config.images))
         start = resume or predecessor(config.stage, config.init, config.tree)
         root = config.data.root
-        lacks = root is not None and encodes(config, Manifest.load(Path(root)))
+        lacks = False
+        if root is not None:
+            manifest = Manifest.load(Path(root))
+            choose_degradation(config, manifest.estimators["autoencoder"], start)
+            lacks = encodes(config, manifest)
         buckets = replace(config, plan=replace(config.plan, buckets=start.info.buckets))
         return _data_of_buckets(buckets, AUTOENCODER if lacks else 0)
     if config.data.root is None:
@@ -109,8 +114,11 @@ def planned_data(config: TrainConfig, resume: Checkpoint | None) -> PlannedData:
     config, _ = choose_order(config, resume)
     shards = open_data(config)
     schedule, _ = open_schedule(config, shards, resume)
-    if resume is None and config.stage.predecessor is not None:
-        check_start(config, shards.manifest, predecessor(config.stage, config.init, config.tree))
+    before = resume
+    if before is None and config.stage.predecessor is not None:
+        before = predecessor(config.stage, config.init, config.tree)
+        check_start(config, shards.manifest, before)
+    choose_degradation(config, shards.manifest.estimators["autoencoder"], before)
     needed = open_autoencoder(config, shards.manifest) if encodes(config, shards.manifest) else None
     return data_of(config, schedule, needed)
 

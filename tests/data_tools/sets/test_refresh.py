@@ -23,7 +23,7 @@ from gen1_train.data.open_files import OpenFile
 from gen1_train.data.shards import ShardSet, read_members
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import AutoencoderConfig
-from gen1_train.frozen.levels import stored_level
+from gen1_train.frozen.levels import set_degradation, stored_level
 from gen1_train.frozen.structure.depth import DepthConfig
 from gen1_train.frozen.structure.kinds import STRUCTURES
 from tests.data_tools.small_source import WEIGHTS, config, make_source, quick_recipe
@@ -124,6 +124,20 @@ def test_levels_can_be_added_and_removed_later(sets: Path, tmp_path: Path) -> No
     assert autoencoder_of(added) == autoencoder_of(sets / "whole") and stored_level(autoencoder_of(added)) == 7
     removed = again(tmp_path, tmp_path / "removed", "latents", quick_recipe(structure_levels=2), source="added")
     assert len(members(removed, "structure_latent")) == 3 * 7 and stored_level(autoencoder_of(removed)) == 2
+
+
+@pytest.mark.slow
+def test_levels_can_be_degraded_in_the_other_way(sets: Path, tmp_path: Path) -> None:
+    relative = again(
+        tmp_path, tmp_path / "relative", "latents", quick_recipe(degradation="relative"), str(sets / "whole")
+    )
+    before, after = (members(root, "structure_latent") for root in (sets / "whole", relative))
+    same = {name for name in before if after[name] == before[name]}
+    assert before.keys() == after.keys() and same == {name for name in before if name.endswith("structure_latent.npy")}
+    assert set_degradation(autoencoder_of(relative)) == "relative" == Manifest.load(relative).recipe["degradation"]
+    assert set_degradation(autoencoder_of(sets / "whole")) == "pixels" and stored_level(autoencoder_of(relative)) == 7
+    edges = again(tmp_path, tmp_path / "edges", "edges", quick_recipe(), str(relative))  # they are the latents'
+    assert autoencoder_of(edges) == autoencoder_of(relative)
 
 
 def autoencoder_of(root: Path) -> dict[str, Any]:

@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_tools.clips.cut import CutConfig
 from data_tools.clips.read import FileReader
 from data_tools.failures import Failure
 from data_tools.pipeline import Clip
 from data_tools.source.examine import MediaFile, examine
 from data_tools.source.sources import open_source
+from gen1_train.errors import UserError
+from gen1_train.video.encode import write_video
 from tests.data_tools.small_source import quick_recipe
 from tests.video.files import make_video, number_of, picture
 from tests.video.pictures import write_animation, write_image
@@ -23,8 +26,8 @@ def examined(folder: Path, **recipe: object) -> dict[str, MediaFile | Failure]:
     return {file.path: examine(source, quick_recipe(**recipe), file) for file in source.scan(folder / "out").files}
 
 
-def clips_of(folder: Path, media: MediaFile) -> list[Clip]:
-    reader = FileReader(open_source(str(folder)), quick_recipe(), stills=False)
+def clips_of(folder: Path, media: MediaFile, **recipe: object) -> list[Clip]:
+    reader = FileReader(open_source(str(folder)), quick_recipe(**recipe), stills=False)
     try:
         return [item for item in reader.read(media) if isinstance(item, Clip)]
     finally:
@@ -48,6 +51,33 @@ def test_an_animation_gives_clips_and_a_still_picture_an_image(tmp_path: Path, s
     assert [number_of(frame) for frame in clips[0].frames] == [first, first + 2]
     (image,) = clips_of(tmp_path, still)
     assert image.pool.kind == "image" and image.meta["kind"] == "image" and number_of(image.frames[0]) == 7
+
+
+@pytest.mark.parametrize(("wanted", "strides"), [(None, (2, 2)), (12.5, (2, 3)), (8.0, (3, 5)), (100.0, (1, 1))])
+def test_clips_are_cut_at_the_wanted_frames_a_second(
+    tmp_path: Path, wanted: float | None, strides: tuple[int, int]
+) -> None:
+    """A whole stride for each video: the one that comes nearest, and at least 1."""
+    cut = CutConfig(frames=3, stride=2, fps=wanted, shots=False, trim=0, min_motion=0.0)
+    for rate, stride in zip((25, 40), strides):
+        folder = tmp_path / str(rate)
+        folder.mkdir()
+        write_video(folder / "a.mp4", np.stack([picture(n) for n in range(12)]), rate)
+        (media,) = examined(folder, cut=cut).values()
+        assert isinstance(media, MediaFile) and media.fps == rate
+        first = clips_of(folder, media, cut=cut)[0]
+        assert first.meta["stride"] == stride and first.meta["seconds"] == [0, pytest.approx(2 * stride / rate)]
+        assert [number_of(frame) for frame in first.frames] == [0, stride, 2 * stride]
+    assert cut.of_video(25).of_video(40) == cut.of_video(25)
+
+
+def test_a_video_is_too_short_by_the_stride_that_it_gets(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", np.stack([picture(n) for n in range(12)]), 25)
+    for wanted, found in ((5.0, MediaFile), (4.0, Failure)):  # 11 of 12 frames, and 13
+        (media,) = examined(tmp_path, cut=CutConfig(frames=3, fps=wanted)).values()
+        assert isinstance(media, found), media
+    with pytest.raises(UserError, match=r"recipe\.cut\.fps=0.0"):
+        CutConfig(fps=0.0).check()
 
 
 def test_the_content_decides_where_the_suffix_is_wrong(tmp_path: Path) -> None:

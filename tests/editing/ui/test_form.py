@@ -51,8 +51,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_form_becomes_an_edit_and_empty_fields_are_null() -> None:
-    base = EditConfig(checkpoint="runs/stage5", prompt="from the command line", batch=2)
+    base = EditConfig(checkpoint="runs/stage5", prompt="from the command line", batch=2, size="input")
     config = read_form(FORM, base, Path("/run/edit.mp4"))
+    assert config.size == "input" and " size=input" in command_line(config)
     assert (config.input, config.prompt, config.image, config.mask) == ("/up/clip.mp4", None, "/up/a b.png", None)
     assert (config.omega_t, config.t_s, config.solver, config.output) == (1.25, 3, "dpm++", "/run/edit.mp4")
     assert (config.checkpoint, config.batch) == ("runs/stage5", 2)

@@ -33,7 +33,9 @@ def studio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Studio:
             Path(str(path)).write_text(str(config.prompt))
 
     monkeypatch.setattr(studio_module, "edit_files", write_files)
-    editor: Any = SimpleNamespace(recommended=Recommended({"omega": 3.0}), prior=object(), check=lambda sampling: None)
+    editor: Any = SimpleNamespace(
+        recommended=Recommended({"omega": 3.0}), prior=object(), fps=None, check=lambda sampling: None
+    )
     return Studio(EditConfig(), editor, tmp_path)
 
 

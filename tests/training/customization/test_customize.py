@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from gen1_train.data.manifest import Manifest
@@ -24,6 +25,7 @@ from gen1_train.training.customization.lora import BASE, check_adapter, merged
 from gen1_train.training.replay import ReplayConfig, replay
 from gen1_train.training.run import train
 from gen1_train.training.stages import read_recorded
+from tests.made_checkpoint import edit_info
 from tests.tensors_of import assert_same_tensors
 from tests.training.customization.customizing import (
     HEIGHT,
@@ -160,6 +162,23 @@ def test_two_processes_take_the_same_steps_as_one(root, tmp_path):
                 torch.testing.assert_close(found[key], weights[key], rtol=2e-3, atol=2e-5, msg=f"{name} {key}")
         pairs = zip(rows(root, name, "subject_loss"), rows(root, "lora", "subject_loss"), strict=True)
         assert all(abs(float(a) - float(b)) < 1e-4 for (_, a), (_, b) in pairs)
+
+
+def test_images_have_the_sizes_of_the_images_that_the_model_learned(root, tmp_path):
+    """Where they are recorded; edits still have the size of its clips."""
+    shutil.copytree(root / "start", tmp_path / "start", symlinks=True)
+    sizes = [BUCKET, "32x32"]
+    edit_info(next(checkpoints_dir(tmp_path / "start").glob("step-*")), lambda info: info.update(image_buckets=sizes))
+    folder = shutil.copytree(root / "images", tmp_path / "images")
+    Image.new("RGB", (40, 41), "red").save(folder / "square.png")
+    made = changed(config(tmp_path, "sizes", steps=1, prior=False), customize__held_out=0)
+    train(made)
+    train(changed(made, stage__steps=2))  # again: the images are not made anew
+    found = last(tmp_path, "sizes").info
+    assert (found.buckets, sorted(found.image_buckets)) == ([BUCKET], sorted(sizes))
+    assert set(found.data["cursors"]) <= {f"image-{size}" for size in sizes}
+    made_sets = Manifest.load(run_folder(tmp_path, "sizes") / "images" / "train").pools
+    assert {name: pool.samples for name, pool in made_sets.items()} == {f"image-{BUCKET}": 9, "image-32x32": 1}
 
 
 def test_without_a_prior_all_steps_read_images_and_other_images_can_come(root, capsys):

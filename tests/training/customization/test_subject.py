@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 
 from gen1_train.batch import latent_field
+from gen1_train.data.merged import MergedShards
 from gen1_train.data.shards import ShardSet
+from gen1_train.diffusion.structure import PIXELS, RELATIVE
 from gen1_train.errors import UserError
-from gen1_train.frozen.levels import stored_level
+from gen1_train.frozen.levels import set_degradation, stored_level
 from gen1_train.frozen.networks import Networks
 from gen1_train.training.customization import subject
 from gen1_train.training.customization.subject import (
@@ -55,15 +57,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make(run: Path, folder: Path, every: int = 5, buckets=("112x64", "64x112")) -> Subject:
+def make(run: Path, folder: Path, every: int = 5, buckets=("112x64", "64x112"), degradation: str = PIXELS) -> Subject:
     return make_subject(
         run=run,
         folder=folder,
         hashes=find_images(folder),
         buckets=buckets,
+        clip_buckets=["112x64"],
         estimators=miniature_estimators(),
         source="the checkpoint",
         every=every,
+        degradation=degradation,
         device=CPU,
     )
 
@@ -81,6 +85,8 @@ def test_the_samples_are_what_the_networks_compute(tmp_path, folder):
         ("image-112x64", 7),
         ("image-64x112", 1),
     ]
+    merged = MergedShards(made.train)
+    assert (merged.buckets, merged.image_buckets) == (["112x64"], ["112x64", "64x112"])
     networks = Networks.recorded(miniature_estimators(), "x", CPU)
     sample = shards.read("image-112x64", 0, FIELDS)
     assert sample.meta is not None and sample.meta["source"] == "0.png"
@@ -94,6 +100,10 @@ def test_the_samples_are_what_the_networks_compute(tmp_path, folder):
     assert stored_level(shards.manifest.estimators["autoencoder"]) == 7
     degraded = shards.read("image-112x64", 0, (latent_field(7),)).degraded_latents
     np.testing.assert_array_equal(degraded[7], networks.structure_latents(estimate[0], 7))
+    relative = ShardSet(make(tmp_path / "relative", folder, degradation=RELATIVE).train)
+    assert set_degradation(relative.manifest.estimators["autoencoder"]) == RELATIVE
+    degraded = relative.read("image-112x64", 0, (latent_field(7),)).degraded_latents
+    np.testing.assert_array_equal(degraded[7], networks.structure_latents(estimate[0], 7, RELATIVE))
 
 
 def test_every_image_with_a_problem_is_named(tmp_path, folder, capsys):
@@ -113,7 +123,11 @@ def test_it_is_reused_until_an_image_changes(tmp_path, folder):
     assert read_subject(tmp_path, subject_digest(hashes, buckets, estimators, 5)) == made
     others = {**hashes, "0.png": "changed"}, {k: v for k, v in hashes.items() if k != "1.jpg"}
     assert all(read_subject(tmp_path, subject_digest(other, buckets, estimators, 5)) is None for other in others)
-    for change in (subject_digest(hashes, ["112x64"], estimators, 5), subject_digest(hashes, buckets, estimators, 4)):
+    for change in (
+        subject_digest(hashes, ["112x64"], estimators, 5),
+        subject_digest(hashes, buckets, estimators, 4),
+        subject_digest(hashes, buckets, estimators, 5, RELATIVE),
+    ):
         assert read_subject(tmp_path, change) is None
     again = make(tmp_path, folder, every=0)  # replaces the other
     assert again.held_out == [] and again.validation is None and not (again.folder / "held_out").exists()
