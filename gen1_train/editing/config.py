@@ -1,5 +1,6 @@
 """The settings of `gen1-edit`."""
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ class EditConfig:
     input: str | None = None  # the video whose structure is kept, or an image as a video of one frame
     prompt: str | None = None  # the content, as a text
     image: str | None = None  # the content, as an example image; with a prompt, both are mixed
-    image_share: float = 0.5  # of the image in that mixture
+    images: list[str] = field(default_factory=list)  # several example images instead of image, as FILE or FILE:WEIGHT
+    image_share: float = 0.5  # of the images in that mixture
     negative_prompt: str | None = None  # what the edit should lead away from
     prompts: str | None = None  # a text file with one prompt per line: an edit of each, OUTPUT-1.mp4, OUTPUT-2.mp4, …
     output: str | None = None  # the edited video, .mp4
@@ -97,7 +99,9 @@ class EditConfig:
         """Raises UserError for a dial that is out of its range, or if there is no content. A sweep changes both."""
         self.sampling.check()
         check_share(image_share=self.image_share)
-        if self.prompt is None and self.image is None:
+        if self.image is not None and self.images:
+            raise UserError("give image= or images=, not both")
+        if self.prompt is None and not self.examples:
             raise UserError(NO_CONTENT)
         for name in ("prompt", "negative_prompt"):
             text = getattr(self, name)
@@ -112,6 +116,11 @@ class EditConfig:
         if self.stride is not None or self.fps is not None:
             return self
         return replace(self, stride=1 if learned is None else nearest_stride(source, learned))
+
+    @property
+    def examples(self) -> list[tuple[str, float]]:
+        """The files of example images and their weights. Raises UserError for a weight that is not above 0."""
+        return [(self.image, 1.0)] if self.image is not None else [read_weighted(text) for text in self.images]
 
     @property
     def selection(self) -> Selection:
@@ -138,3 +147,17 @@ class EditConfig:
             seed=self.seed, temporal=self.temporal, batch=self.batch, space_overlap=self.space_overlap
         )
         return with_dials(sampling, {**recommended.dials, **self.given})
+
+
+def read_weighted(text: str) -> tuple[str, float]:
+    """Parses FILE or FILE:WEIGHT. A colon that no number follows belongs to the name. Raises UserError."""
+    path, colon, number = text.rpartition(":")
+    try:
+        weight = float(number) if colon and path else math.nan
+    except ValueError:
+        weight = math.nan
+    if math.isnan(weight):
+        return text, 1.0
+    if not 0 < weight < math.inf:
+        raise UserError(f"images={text}: give a weight above 0, as in {path}:0.5")
+    return path, weight

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from gen1_train.diffusion.editing import Scene, sample_video, shared_noise
 from gen1_train.diffusion.recommended import Recommended, read_recommended
@@ -22,8 +21,9 @@ from gen1_train.diffusion.schedule import NoiseConfig, NoiseSchedule
 from gen1_train.diffusion.structure import MAX_LEVEL, PIXELS
 from gen1_train.editing.clip_structure import ClipStructure, Frames, chunks
 from gen1_train.editing.compute import ComputeConfig
-from gen1_train.editing.config import NO_CONTENT, EditConfig
-from gen1_train.editing.inputs import FramesLike, PictureLike, padded, to_frames, to_mask, to_picture
+from gen1_train.editing.config import EditConfig
+from gen1_train.editing.content import Images, content_of_images, mixed
+from gen1_train.editing.inputs import FramesLike, padded, to_frames, to_mask
 from gen1_train.editing.masks import BY_DEPTH, mask_by_depth
 from gen1_train.editing.networks import Denoiser, FrameCoder, place
 from gen1_train.editing.precision import Formats, formats_on
@@ -169,8 +169,9 @@ class Gen1Editor:
         frames: FramesLike,
         *,
         prompt: str | Sequence[str] | None = None,
-        image: PictureLike | None = None,
+        image: Images | None = None,
         image_share: float = EditConfig.image_share,
+        image_weights: Sequence[float] | None = None,
         negative_prompt: str | None = None,
         mask: FramesLike | None = None,
         window_size: str | None = None,
@@ -182,12 +183,12 @@ class Gen1Editor:
 
         `frames`: uint8 (n, h, w, 3), or whatever else `to_frames` takes: floats in [0, 1], tensors, PIL images, a
         file. The model is at its best at the sizes of its `buckets`; `window_size` edits larger frames in overlapping
-        windows: WIDTHxHEIGHT, or "nearest" for the bucket with the nearest aspect. `prompt`, `image` (any size) or
-        both give the content, see `content`. `mask`, see `to_mask`, is 1 where the video is edited; elsewhere the input
-        stays; or it is "foreground" or "background", by depth. `sampling` holds the settings of the sampler, by
-        default those that the checkpoint recommends, see `recommended`; `dials` change single ones: omega, omega_t,
-        rescale, t_s, steps, solver, seed, init_strength, temporal, batch, overlap, space_overlap. `on_step` is called
-        after each step of the sampler; a terminal shows a bar.
+        windows: WIDTHxHEIGHT, or "nearest" for the bucket with the nearest aspect. `prompt`, `image` (of any size, or
+        several, with `image_weights`) or both give the content, see `content`. `mask`, see `to_mask`, is 1 where the
+        video is edited; elsewhere the input stays; or it is "foreground" or "background", by depth. `sampling` holds
+        the settings of the sampler, by default those that the checkpoint recommends, see `recommended`; `dials` change
+        single ones: omega, omega_t, rescale, t_s, steps, solver, seed, init_strength, temporal, batch, overlap,
+        space_overlap. `on_step` is called after each step of the sampler; a terminal shows a bar.
 
         Sides that are no multiples of the autoencoder's factor are extended by their last row or column meanwhile.
 
@@ -203,7 +204,8 @@ class Gen1Editor:
         prompts = [prompt] if prompt is None or isinstance(prompt, str) else list(prompt)
         if not prompts:
             raise UserError("prompt is an empty list: give at least one")
-        contents = torch.stack([self.content(text, image, image_share, sampling.seed) for text in prompts])
+        example = None if image is None else content_of_images(self.clip, image, image_weights)
+        contents = torch.stack([self.content_with(text, example, image_share, sampling.seed) for text in prompts])
         negative = self.content(negative_prompt, seed=sampling.seed) if negative_prompt is not None else None
         with self.structure(pixels, area=area) as structure:
             where: np.ndarray | None = None
@@ -238,25 +240,24 @@ class Gen1Editor:
     def content(
         self,
         prompt: str | None = None,
-        image: PictureLike | None = None,
+        image: Images | None = None,
         image_share: float = EditConfig.image_share,
         seed: int = SamplingConfig.seed,
+        image_weights: Sequence[float] | None = None,
     ) -> Tensor:
-        """Returns the content of a text, of an example image, or of both: an embedding (d,).
+        """Returns the content of a text, of example images, or of both: an embedding (d,).
 
-        Two contents are mixed by direction, with `image_share` for the image (ours). `seed` is for the prior's noise.
-        Raises UserError without either, for an empty text, and for a text when there is no prior.
+        For several images and `image_weights`, see `content_of_images`; for `image_share`, see `content.mixed`. `seed`
+        is for the prior's noise. Raises UserError without text and image, for an empty text, and for a text when there
+        is no prior.
         """
-        if prompt is None and image is None:
-            raise UserError(NO_CONTENT)
-        parts = []
-        if prompt is not None:
-            parts.append((1 - image_share if image is not None else 1.0, self.content_of_text(prompt, seed)))
-        if image is not None:
-            parts.append(
-                (image_share if prompt is not None else 1.0, self.clip.images(to_picture(image, "image")[None])[0])
-            )
-        return torch.stack([share * normalize(part.float(), dim=0) for share, part in parts]).sum(0)
+        example = None if image is None else content_of_images(self.clip, image, image_weights)
+        return self.content_with(prompt, example, image_share, seed)
+
+    def content_with(self, prompt: str | None, example: Tensor | None, image_share: float, seed: int) -> Tensor:
+        """Returns the same with the embedding of the images, which several prompts may share."""
+        text = self.content_of_text(prompt, seed) if prompt is not None else None
+        return mixed(text, example, image_share)
 
     def content_of_text(self, prompt: str, seed: int = SamplingConfig.seed) -> Tensor:
         """Returns the prior's image embedding (d,) for a text. Raises UserError, see `content`."""

@@ -30,6 +30,7 @@ def refuse_existing(config: EditConfig, outputs: list[Path]) -> None:
     if config.structure_output is not None:
         written.append(("structure_output", Path(config.structure_output)))
     read = [(name, Path(value)) for name in INPUTS if (value := getattr(config, name)) and value not in BY_DEPTH]
+    read += [("images", Path(path)) for path, _ in config.examples] if config.images else []
     for number, (setting, path) in enumerate(written):
         for other, file in (*read, *written[:number]):
             if is_same_file(path, file):

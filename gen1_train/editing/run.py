@@ -15,8 +15,10 @@ from gen1_train.diffusion.editing import frames_per_step
 from gen1_train.diffusion.sampler import timesteps
 from gen1_train.editing.clip_structure import CHUNK, ClipStructure
 from gen1_train.editing.config import EditConfig
+from gen1_train.editing.content import content_of_images
 from gen1_train.editing.counting import OnProgress, frame_counter, step_counter
 from gen1_train.editing.editor import Gen1Editor
+from gen1_train.editing.inputs import PictureLike
 from gen1_train.editing.masks import BY_DEPTH, mask_by_depth
 from gen1_train.editing.outputs import check_folder, output_paths, refuse_existing
 from gen1_train.editing.sizes import EditSize, choose_size
@@ -77,7 +79,7 @@ def edit_files(
     edits = variants(config)
     outputs = output_paths(config, edits)
     refuse_existing(config, outputs)
-    example = read_example(config)
+    examples = read_examples(config)
     source = open_source(config)
     for path in (*outputs, Path(config.structure_output or outputs[0])):
         check_folder(path.parent)
@@ -91,7 +93,8 @@ def edit_files(
     edits = [edit.with_recommended(editor.recommended) for edit in edits]
     for edit in edits:
         editor.check(edit.sampling)
-    contents = [editor.content(edit.prompt, example, edit.image_share, edit.sampling.seed) for edit in edits]
+    example = content_of_images(editor.clip, *examples) if examples is not None else None
+    contents = [editor.content_with(edit.prompt, example, edit.image_share, edit.sampling.seed) for edit in edits]
     seeds = {edit.sampling.seed for edit in edits} if config.negative_prompt is not None else set()
     negatives = {seed: editor.content(config.negative_prompt, seed=seed) for seed in seeds}
     size = choose_size(config, editor.buckets, editor.autoencoder.factor, source.info)
@@ -121,13 +124,18 @@ def edit_files(
             write(outputs[0], run.comparison(edits, latents), footage, on_progress, keep_odd=False)
 
 
-def read_example(config: EditConfig) -> np.ndarray | None:
-    if config.image is None:
-        return None
-    try:
-        return read_image(config.image)
-    except VideoError as error:
-        raise UserError(f"image={config.image} cannot be read: {error}") from error
+def read_examples(config: EditConfig) -> tuple[list[PictureLike], list[float]] | None:
+    """Returns the example images and their weights; None without any. Raises UserError."""
+    setting = "images" if config.images else "image"
+    pictures: list[PictureLike] = []
+    weights = []
+    for path, weight in config.examples:
+        try:
+            pictures.append(read_image(path))
+        except VideoError as error:
+            raise UserError(f"{setting}={path} cannot be read: {error}") from error
+        weights.append(weight)
+    return (pictures, weights) if pictures else None
 
 
 def open_source(config: EditConfig) -> Source:

@@ -83,6 +83,63 @@ def test_an_example_image_is_fitted_as_the_training_frames_were(folder: Path, tm
     assert torch.equal(editor.content(image=folder / "b.png"), expected)
 
 
+def test_several_example_images_are_mixed_by_direction(folder: Path, tmp_path: Path) -> None:
+    """One image is as ever. Order and the scale of the weights do not matter; a repeated image has more weight."""
+    run, paths = "padded/run", [str(folder / name) for name in ("a.png", "b.png")]
+    editor = Gen1Editor.from_pretrained(folder / run, "cpu")
+    a, b = (editor.content(image=path) for path in paths)
+    assert torch.equal(editor.content(image=[paths[0]]), a) and not torch.allclose(a, b, atol=1e-3)
+    half = editor.content(image=paths)
+    torch.testing.assert_close(half, torch.nn.functional.normalize(a + b, dim=0))
+    weighted = editor.content(image=paths, image_weights=[3, 1])
+    torch.testing.assert_close(weighted, torch.nn.functional.normalize(3 * a + b, dim=0))
+    torch.testing.assert_close(editor.content(image=[*paths, paths[0], paths[0]]), weighted)
+    torch.testing.assert_close(editor.content(image=paths[::-1], image_weights=[0.1, 0.3]), weighted)
+    assert weighted.norm() == pytest.approx(1)
+    for weights in ([1], [1, 0], [1, float("nan")]):
+        with pytest.raises(UserError, match="give a number above 0 for each of the 2 images"):
+            editor.content(image=paths, image_weights=weights)
+
+    one, both, same = (tmp_path / f"{name}.mp4" for name in ("one", "both", "same"))
+    made = edited(folder, both, run, images=[f"{paths[0]}:3", paths[1]])
+    assert edited(folder, same, run, images=[paths[0]]) == edited(folder, one, run, image=paths[0]) != made
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"images": ["a.png:0"]}, r"^images=a.png:0: give a weight above 0, as in a.png:0.5$"),
+        ({"images": ["a.png:-1", "b.png"]}, "give a weight above 0"),
+        ({"images": ["a.png:inf"]}, "give a weight above 0"),
+        ({"images": ["nothing.png"]}, "^images=nothing.png cannot be read"),
+        ({"images": ["a.png"], "image": "b.png"}, "^give image= or images=, not both$"),
+        ({"images": []}, "^the content is not given"),
+    ],
+)
+def test_example_images_that_cannot_be_are_one_line(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], said: str
+) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match=said) as error:
+        edited(folder, tmp_path / "edit.mp4", **changes)
+    assert "\n" not in str(error.value) and not (tmp_path / "edit.mp4").exists()
+
+
+def test_a_colon_may_belong_to_the_name_of_an_image() -> None:
+    assert EditConfig(images=["a:b.png", "c:2.png:0.5", "d.png"]).examples == [
+        ("a:b.png", 1.0),
+        ("c:2.png", 0.5),
+        ("d.png", 1.0),
+    ]
+
+
+def test_an_example_image_is_never_overwritten_nor_for_the_page(folder: Path) -> None:
+    with pytest.raises(UserError, match="is the same file as images="):
+        edited(folder, folder / "clip2.mp4", images=[str(folder / "clip2.mp4")])
+    with pytest.raises(UserError, match="images= is not for the page"):
+        edit(EditConfig(ui=True, checkpoint="c", images=["a.png"]))
+
+
 def test_a_prior_for_another_fit_is_refused(folder: Path) -> None:
     with pytest.raises(
         UserError, match=r"^the prior .* was trained with the CLIP .*'fit': 'pad'.*: give prior="

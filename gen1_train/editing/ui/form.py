@@ -128,7 +128,7 @@ def read_form(form: Mapping[str, Any], base: EditConfig, output: Path, has_prior
     if settings["prompt"] is None and settings["image"] is None:
         write = "write a prompt, or upload" if has_prior else "upload"
         raise UserError(f"the content is missing: {write} an example image")
-    return replace(base, output=str(output), prompts=None, sweep=None, **settings)
+    return replace(base, output=str(output), prompts=None, sweep=None, images=[], **settings)
 
 
 def base_or(value: Any, base: EditConfig, name: str) -> Any:

@@ -24,6 +24,8 @@ def serve(config: EditConfig) -> None:
     """Serves the page until Ctrl-C. Raises UserError, also when the address is in use."""
     if config.checkpoint is None:
         raise UserError("checkpoint is not given: add checkpoint=…")
+    if config.images:
+        raise UserError("images= is not for the page, which takes one example image: leave it out")
     Limits.of(config)
     Hosts.of(config.ui_host, config.ui_names)
     with tempfile.TemporaryDirectory(prefix="gen1-edit-ui-") as name:
