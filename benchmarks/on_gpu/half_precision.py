@@ -65,7 +65,7 @@ def train(
     batches = PreparedBatches(module, clips, steps, different=steps)
     module.to(scale.device).on_fit_start()
     choose(unet, [Latents(clips.samples, clips.frames, *SIZE)], scale.device, torch.bfloat16, compiled=False)
-    optimizers = module.adamw(module.trained, OPTIM, 0, steps)
+    optimizers = module.adamw(OPTIM, 0, steps)
     optimizer, schedule = optimizers["optimizer"], optimizers["lr_scheduler"]["scheduler"]
     losses = []
     for batch in batches:
