@@ -105,7 +105,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         listener.bind(("127.0.0.1", 0))
         port = int(listener.getsockname()[1])
     editor: Any = SimpleNamespace(
-        recommended=Recommended({"omega": 3.0}), prior=object(), highest_level=7, check=lambda sampling: None
+        fps=None, recommended=Recommended({"omega": 3.0}), prior=object(), highest_level=7, check=lambda sampling: None
     )
     config = EditConfig(ui_port=port, ui_megabytes=2)
     studio = Studio(config, editor, folder)

@@ -71,7 +71,7 @@ def test_help_lists_every_setting() -> None:
     text = help_text("gen1-train", conf_dir() / "train_prior.yaml", PriorTrainConfig)
     listed = {line.split()[0] for line in text.partition("settings (KEY=VALUE):")[2].splitlines() if line}
     assert listed == set(settings(PriorTrainConfig))
-    assert "base, tiny" in text
+    assert "base, sd21, tiny" in text
     words = next(line.split() for line in text.splitlines() if line.startswith("  optim.lr "))
     assert words[2] == str(composed("stage=prior").optim.lr)
     assert all(len(line.split()) > 3 for line in text.splitlines() if line.startswith("  optim."))  # inherited, too
