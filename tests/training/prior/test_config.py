@@ -21,7 +21,7 @@ from gen1_train.train import COMMANDS, train_stage
 from gen1_train.training.prior.config import PriorTrainConfig
 from gen1_train.training.stages import run_folder
 
-SIZES = sorted(path.stem for path in (conf_dir() / "prior").glob("*.yaml"))
+SIZES = sorted(path.stem for path in (conf_dir() / "prior_model").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,9 +41,9 @@ def composed(*arguments: str) -> PriorTrainConfig:
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size_composes_and_runs(size: str) -> None:
     """On the meta device: shapes only."""
-    config = composed("stage=prior", f"prior={size}")
+    config = composed("stage=prior", f"prior_model={size}")
     config.check()
-    assert asdict(config.prior) == yaml.safe_load((conf_dir() / "prior" / f"{size}.yaml").read_text())
+    assert asdict(config.prior) == yaml.safe_load((conf_dir() / "prior_model" / f"{size}.yaml").read_text())
     with torch.device("meta"):
         network = PriorNetwork(config.prior, 768)
         assert network(torch.zeros(2, 768), torch.zeros(2), torch.zeros(2, 768)).shape == (2, 768)
