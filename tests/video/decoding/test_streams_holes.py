@@ -33,7 +33,7 @@ def test_no_frame_before_the_error_is_wrong(tmp_path: Path, suffix: str, codec: 
 
 
 @needs_media
-@pytest.mark.parametrize("path", sorted(MEDIA.iterdir()) if MEDIA.is_dir() else [], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(MEDIA.iterdir()) if MEDIA.is_dir() else [MEDIA], ids=lambda path: path.name)
 def test_whole_files_have_none(path: Path) -> None:
     if path.suffix in (".mp4", ".mkv", ".mov"):
         with av.open(str(path)) as container:
