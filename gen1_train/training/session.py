@@ -227,6 +227,8 @@ def silence_libraries() -> None:
     warnings.filterwarnings("ignore", ".*persistent_workers.*")
     warnings.filterwarnings("ignore", ".*You defined a `validation_step` but have no `val_dataloader`.*")
     warnings.filterwarnings("ignore", ".*configure_gradient_clipping.*")
+    # of convolutions of one pixel, whose gradients have other strides for the same order in memory
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # rows are written by callbacks.measure
     warnings.filterwarnings("ignore", ".*srun. command is available.*")  # torchrun works on a cluster, too
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):

@@ -19,6 +19,7 @@ class Arm:
     stages: tuple[int, ...] = (2, 3, 4, 5)  # those that the settings apply to
     refresh: tuple[str, ...] = ()  # of gen1-data refresh, which makes a set of its own
     edits: tuple[str, ...] = ()  # of gen1-eval
+    incomparable: tuple[str, ...] = ()  # values that mean something else than the base's
     full_size: str = ""  # whether it should carry over to full size, and why
 
 
@@ -107,6 +108,18 @@ ARMS = (
         refresh=("layer=clip", "recipe.clip.fit=squash"),
         full_size="see benchmarks/RESULTS.md: this world's CLIP was fitted on crops, OpenAI's sees 57 % of 448x256",
     ),
-    Arm("edges", "Canny edges as structure", since=4, refresh=("layer=edges",)),
-    Arm("soft-edges", "soft edges as structure", since=4, refresh=("layer=soft_edges",)),
+    Arm(
+        "edges",
+        "Canny edges as structure",
+        since=4,
+        refresh=("layer=edges",),
+        incomparable=("structure_correlation",),
+    ),
+    Arm(
+        "soft-edges",
+        "soft edges as structure",
+        since=4,
+        refresh=("layer=soft_edges",),
+        incomparable=("structure_correlation",),
+    ),
 )

@@ -50,7 +50,8 @@ def page(rows: Sequence[Row]) -> Iterator[str]:
     for arm in ARMS:
         own = [row for row in rows if row.arm == arm.name and row.seed in base]
         if own and arm.name != BASE:
-            lines.append([arm.change, str(len(own)), *(cell(own, base, name) for name in TITLES), cost(own, base)])
+            cells = ["—" if name in arm.incomparable else cell(own, base, name) for name in TITLES]
+            lines.append([arm.change, str(len(own)), *cells, cost(own, base)])
     yield "".join(f"| {' | '.join(line)} |\n" for line in lines)
     yield "\n## What follows\n\n"
     for arm in ARMS:
@@ -87,6 +88,8 @@ def verdict(arm: Arm, own: Sequence[Row], base: dict[int, Row]) -> str:
     better: list[str] = []
     worse: list[str] = []
     for name, (title, higher) in TITLES.items():
+        if name in arm.incomparable:
+            continue
         found = differences(own, base, name)
         if rises(found) or falls(found):
             (better if rises(found) == higher else worse).append(title)

@@ -39,6 +39,12 @@ def test_the_page_names_what_got_better_and_worse() -> None:
     assert "**0.100 [0.100, 0.100]**" in text and " 1.25 |" in text
 
 
+def test_values_of_another_structure_are_not_compared() -> None:
+    (table,) = (line for line in page([row(BASE, 0), row("edges", 0, 0.1)]) if "Canny edges as structure | 1 |" in line)
+    cells = next(line for line in table.splitlines() if "Canny" in line).split(" | ")
+    assert cells.count("—") == 1 and sum(cell.startswith("**0.100") for cell in cells) == len(NAMES) - 1
+
+
 def test_arms_that_train_nothing_have_no_cost() -> None:
     assert cost([row("rescale", 0, seconds=0.0)], {0: row(BASE, 0)}) == "—"
 
