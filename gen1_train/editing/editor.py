@@ -27,7 +27,7 @@ from gen1_train.editing.inputs import FramesLike, padded, to_frames, to_mask
 from gen1_train.editing.masks import BY_DEPTH, mask_by_depth
 from gen1_train.editing.networks import Denoiser, FrameCoder, place
 from gen1_train.editing.precision import Formats, formats_on
-from gen1_train.editing.sizes import EditSize, choose_window
+from gen1_train.editing.sizes import window_area
 from gen1_train.editing.spool import Spool
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder
@@ -199,7 +199,7 @@ class Gen1Editor:
         self.check(sampling)
         pixels = to_frames(frames)
         n, h, w, _ = pixels.shape
-        area = self.area(window_size, w, h)
+        area = window_area(window_size, self.buckets, self.autoencoder.factor, w, h)
         pixels = padded(pixels, self.autoencoder.factor, height_axis=1)
         prompts = [prompt] if prompt is None or isinstance(prompt, str) else list(prompt)
         if not prompts:
@@ -222,20 +222,9 @@ class Gen1Editor:
                 on_step()
 
             latents = self.sample(scene, contents, sampling, negative, step_done, area=area)
-        edited = np.stack([np.concatenate(list(self.pictures(video, pixels, where))) for video in latents])
-        edited = edited[..., :h, :w, :]
+        videos = [np.concatenate(list(self.pictures(video, pixels, where))) for video in latents]
+        edited = np.stack(videos)[..., :h, :w, :]
         return edited[0] if prompt is None or isinstance(prompt, str) else edited
-
-    def area(self, window_size: str | None, width: int, height: int) -> tuple[int, int] | None:
-        """Returns rows and columns of latents that go through the UNet at once. Raises UserError, see `__call__`."""
-        if window_size is None:
-            return None
-        bucket = None if window_size == "nearest" else window_size
-        factor = self.autoencoder.factor
-        try:
-            return EditSize((width, height), choose_window(bucket, self.buckets, factor, width, height), factor).area
-        except UserError as error:
-            raise UserError(str(error).replace("bucket=", "window_size=", 1)) from error
 
     def content(
         self,

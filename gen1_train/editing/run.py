@@ -79,7 +79,7 @@ def edit_files(
     edits = variants(config)
     outputs = output_paths(config, edits)
     refuse_existing(config, outputs)
-    examples = read_examples(config)
+    pictures, weights = read_examples(config)
     source = open_source(config)
     for path in (*outputs, Path(config.structure_output or outputs[0])):
         check_folder(path.parent)
@@ -93,7 +93,7 @@ def edit_files(
     edits = [edit.with_recommended(editor.recommended) for edit in edits]
     for edit in edits:
         editor.check(edit.sampling)
-    example = content_of_images(editor.clip, *examples) if examples is not None else None
+    example = content_of_images(editor.clip, pictures, weights) if pictures else None
     contents = [editor.content_with(edit.prompt, example, edit.image_share, edit.sampling.seed) for edit in edits]
     seeds = {edit.sampling.seed for edit in edits} if config.negative_prompt is not None else set()
     negatives = {seed: editor.content(config.negative_prompt, seed=seed) for seed in seeds}
@@ -124,8 +124,8 @@ def edit_files(
             write(outputs[0], run.comparison(edits, latents), footage, on_progress, keep_odd=False)
 
 
-def read_examples(config: EditConfig) -> tuple[list[PictureLike], list[float]] | None:
-    """Returns the example images and their weights; None without any. Raises UserError."""
+def read_examples(config: EditConfig) -> tuple[list[PictureLike], list[float]]:
+    """Returns the example images and their weights. Raises UserError."""
     setting = "images" if config.images else "image"
     pictures: list[PictureLike] = []
     weights = []
@@ -135,7 +135,7 @@ def read_examples(config: EditConfig) -> tuple[list[PictureLike], list[float]] |
         except VideoError as error:
             raise UserError(f"{setting}={path} cannot be read: {error}") from error
         weights.append(weight)
-    return (pictures, weights) if pictures else None
+    return pictures, weights
 
 
 def open_source(config: EditConfig) -> Source:

@@ -47,11 +47,11 @@ def choose_size(config: EditConfig, buckets: Sequence[str], factor: int, info: V
     """
     if config.size is None:
         window = choose_window(config.bucket, buckets, factor, info.width, info.height)
-        warn_of_crop(config, info, *window, factor)
+        warn_of_crop(config, info, window, factor)
         return EditSize(window, window, factor)
     width, height = (info.width, info.height) if config.size == INPUT_SIZE else parse_bucket(config.size)
     window = choose_window(config.bucket, buckets, factor, width, height)
-    warn_of_crop(config, info, width, height, factor=1)
+    warn_of_crop(config, info, (width, height), factor=1)
     if width < window[0] or height < window[1]:
         logger.warning(
             "size=%s: %dx%d is smaller than %dx%d, the size at which the model is at its best: leave size= out",
@@ -60,22 +60,39 @@ def choose_size(config: EditConfig, buckets: Sequence[str], factor: int, info: V
     return EditSize((width, height), window, factor)
 
 
-def choose_window(bucket: str | None, buckets: Sequence[str], factor: int, width: int, height: int) -> tuple[int, int]:
+def choose_window(
+    bucket: str | None, buckets: Sequence[str], factor: int, width: int, height: int, setting: str = "bucket"
+) -> tuple[int, int]:
     """Returns width and height of `bucket`, or of the one of `buckets` with the aspect nearest to width x height.
 
-    Raises UserError for one that the model cannot take.
+    Raises UserError for one that the model cannot take; `setting`: which names it.
     """
     try:
         chosen = parse_bucket(nearest_bucket(width, height, [bucket] if bucket else buckets))
     except ValueError as error:
-        raise UserError(f"bucket={bucket}: {error}") from error
+        raise UserError(f"{setting}={bucket}: {error}") from error
     if any(side % factor for side in chosen):
-        raise UserError(f"bucket={bucket}: both sides must be multiples of {factor} pixels")
+        raise UserError(f"{setting}={bucket}: both sides must be multiples of {factor} pixels")
     return chosen
 
 
-def warn_of_crop(config: EditConfig, info: VideoInfo, width: int, height: int, factor: int) -> None:
-    """Warns if an edit of width x height loses much of the input, and names a size of its shape."""
+def window_area(
+    window_size: str | None, buckets: Sequence[str], factor: int, width: int, height: int
+) -> tuple[int, int] | None:
+    """Returns rows and columns of latents of the windows over frames; None if the whole frame is one.
+
+    `window_size`: see `Gen1Editor.__call__`. Raises UserError for one that the model cannot take.
+    """
+    if window_size is None:
+        return None
+    bucket = None if window_size == "nearest" else window_size
+    window = choose_window(bucket, buckets, factor, width, height, "window_size")
+    return EditSize((width, height), window, factor).area
+
+
+def warn_of_crop(config: EditConfig, info: VideoInfo, size: tuple[int, int], factor: int) -> None:
+    """Warns if an edit of this width and height loses much of the input, and names a size of its shape."""
+    width, height = size
     lost = 1 - kept_share(info.width, info.height, width, height)
     if lost <= NAMED_CROP:
         return

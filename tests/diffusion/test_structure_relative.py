@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.structure_levels import disks
 from gen1_train.diffusion.structure import DEGRADATIONS, MAX_LEVEL, PIXELS, RELATIVE, degrade
 from tests.diffusion.test_structure import depth_map
 
@@ -19,15 +20,9 @@ KEPT = [0.968, 0.913, 0.814, 0.643, 0.402, 0.153, 0.021]  # of the contrast of w
 
 
 @cache
-def disks(h: int, w: int, count: int = 300) -> Tensor:
-    """Disks of random sizes, places and depths, the last ones in front: (1, 1, h, w)."""
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[:h, :w] + 0.5
-    depth = np.zeros((h, w), np.float32)
-    for _ in range(count):
-        radius = w * 0.01 / (1 - 0.95 * rng.random())
-        depth[(x - w * rng.random()) ** 2 + (y - h * rng.random()) ** 2 < radius**2] = rng.random()
-    return torch.from_numpy(depth)[None, None]
+def map_of_disks(height: int, width: int) -> Tensor:
+    """The benchmark's disks: (1, 1, h, w)."""
+    return disks(height, width)[None, None]
 
 
 def resize(depth: Tensor, size: tuple[int, int]) -> Tensor:
@@ -74,7 +69,7 @@ def test_in_pixels_they_are_not() -> None:
 @pytest.mark.parametrize("size", [size for size in SIZES if size != SIZES[-1]])
 def test_a_resized_map_is_degraded_to_the_resized_result(size: tuple[int, int]) -> None:
     """Up to 0.5 % of the range of the map, root mean square; what a level removes is 1 to 19 % of it."""
-    large = disks(*SIZES[-1])
+    large = map_of_disks(*SIZES[-1])
     small = resize(large, size)
     for level in LEVELS:
         expected = resize(degrade(large, [level], RELATIVE), size)
@@ -99,7 +94,7 @@ def test_shape_range_constants_and_symmetry_are_kept(size: tuple[int, int]) -> N
 
 def test_a_window_is_degraded_as_a_frame_of_its_size() -> None:
     """The model sees a window of a larger frame, so t_s is relative to the window."""
-    depth = disks(512, 896)
+    depth = map_of_disks(512, 896)
     window = (..., slice(100, 356), slice(200, 648))
     inner = (..., slice(60, -60), slice(60, -60))
     in_frame = degrade(depth, [5], RELATIVE, shorter_side=256)[window]

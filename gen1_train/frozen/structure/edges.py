@@ -1,18 +1,14 @@
 """Structure: Canny edges by OpenCV. Ours, not the paper's: an estimator without weights that runs anywhere."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-import torch
-from torch import nn
 
 from gen1_train.errors import UserError
-from gen1_train.frozen.loading import fingerprint
 from gen1_train.frozen.structure.per_frame import PerFrameEstimator
 
 NORMALISATION = "Canny edges, 1 is an edge and 0 is none, the same in every clip"
-VERSION = "edges 1"  # of the algorithm; a change that moves an edge needs a new version
 REFERENCE = 256  # pixels of the shorter side of a frame to which `blur` refers: the paper's 448x256
 
 
@@ -37,18 +33,7 @@ class EdgesEstimator(PerFrameEstimator):
     """Detects edges in each uint8 frame alone: 1 on edges, 0 elsewhere."""
 
     normalisation = NORMALISATION
-
-    def __init__(self, config: EdgesConfig, device: str | torch.device = "cpu", recorded: bool = False) -> None:
-        """`device` and `recorded` are not used: OpenCV runs on the CPU, and no file is read.
-
-        Raises UserError for settings out of their ranges.
-        """
-        config.check()
-        self.config = config
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(nn.Identity(), VERSION, sorted(asdict(self.config).items()))
+    version = "edges 1"
 
     def map_of(self, frame: np.ndarray) -> np.ndarray:
         import cv2

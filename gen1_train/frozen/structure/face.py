@@ -14,7 +14,6 @@ from gen1_train.frozen.structure.face_mesh import FaceFinder
 from gen1_train.frozen.structure.per_frame import PerFrameEstimator
 
 NORMALISATION = "contours of faces, 1 is a line and 0 is none, the same in every clip"
-VERSION = "face 1"  # of the algorithm; a change that moves a line needs a new version
 
 
 @dataclass
@@ -40,21 +39,21 @@ class FaceEstimator(PerFrameEstimator):
 
     normalisation = NORMALISATION
     subject: str | None = "face"
+    version = "face 1"
 
     def __init__(self, config: FaceConfig, device: str | torch.device = "cpu", recorded: bool = False) -> None:
         """`device` is not used: LiteRT runs on one core of the CPU. `recorded` as in `frozen.plain`.
 
         Raises UserError for settings out of their ranges, and if LiteRT or a model is missing or damaged.
         """
-        config.check()
-        self.config = config
+        super().__init__(config)
         self.finder = FaceFinder(config.path, config.score, config.presence, recorded)
 
     @property
     def fingerprint(self) -> str:
         settings: dict[str, Any] = asdict(self.config)
         del settings["path"]  # the files' bytes count, not where they are
-        return fingerprint(nn.Identity(), VERSION, self.finder.sha256, sorted(settings.items()))
+        return fingerprint(nn.Identity(), self.version, self.finder.sha256, sorted(settings.items()))
 
     def map_of(self, frame: np.ndarray) -> np.ndarray:
         plane = np.zeros(frame.shape[:2], np.float32)

@@ -5,16 +5,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gen1_train.frozen.loading import architecture
+from gen1_train.frozen.loading import architecture, fingerprint
 
 
 class PerFrameEstimator:
-    """A structure estimator whose maps need no normalization. A subclass has `config` and `map_of`."""
+    """A structure estimator whose maps need no normalization. A subclass has `version` and `map_of`."""
 
     subject: str | None = None
-    config: Any
+    version: str  # of the algorithm; a change that moves a value needs a new version
+
+    def __init__(self, config: Any, device: str | torch.device = "cpu", recorded: bool = False) -> None:
+        """`device` and `recorded` are not used: the CPU computes, and no file is read.
+
+        Raises UserError for settings out of their ranges.
+        """
+        config.check()
+        self.config = config
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(nn.Identity(), self.version, sorted(asdict(self.config).items()))
 
     @property
     def architecture(self) -> str:

@@ -4,19 +4,15 @@ Unlike Canny edges, they have a strength and no threshold, so that weak contours
 from frame to frame.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import nn
 
 from gen1_train.errors import UserError
-from gen1_train.frozen.loading import fingerprint
 from gen1_train.frozen.structure.edges import REFERENCE
 from gen1_train.frozen.structure.per_frame import PerFrameEstimator
 
 NORMALISATION = "soft edges, 1 is a strong edge and 0 is none, the same in every clip"
-VERSION = "soft edges 1"  # of the algorithm; a change that moves a value needs a new version
 
 
 @dataclass
@@ -45,15 +41,7 @@ class SoftEdgesEstimator(PerFrameEstimator):
     """
 
     normalisation = NORMALISATION
-
-    def __init__(self, config: SoftEdgesConfig, device: str | torch.device = "cpu", recorded: bool = False) -> None:
-        """`device` and `recorded` are not used, as in `EdgesEstimator`. Raises UserError for settings out of range."""
-        config.check()
-        self.config = config
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(nn.Identity(), VERSION, sorted(asdict(self.config).items()))
+    version = "soft edges 1"
 
     def map_of(self, frame: np.ndarray) -> np.ndarray:
         import cv2

@@ -72,7 +72,7 @@ def test_the_fingerprint_covers_every_setting(estimator, name):
 
 def test_the_fingerprint_covers_the_version(estimator, monkeypatch):
     before = estimator.fingerprint
-    monkeypatch.setattr("gen1_train.frozen.structure.edges.VERSION", "edges 2")
+    monkeypatch.setattr(EdgesEstimator, "version", "edges 2")
     assert estimator.fingerprint != before
 
 

@@ -98,7 +98,7 @@ def test_the_fingerprint_covers_the_models_and_the_version_but_not_the_folder(es
     before = estimator.fingerprint
     folder = copy_models(tmp_path)
     assert FaceEstimator(FaceConfig(path=str(folder))).fingerprint == before
-    monkeypatch.setattr("gen1_train.frozen.structure.face.VERSION", "face 2")
+    monkeypatch.setattr(FaceEstimator, "version", "face 2")
     assert estimator.fingerprint != before
     monkeypatch.undo()
     for model in (estimator.finder._detectors[0][1], estimator.finder._mesh):

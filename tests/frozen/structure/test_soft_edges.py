@@ -75,7 +75,7 @@ def test_every_setting_changes_the_edges_and_the_fingerprint(estimator: SoftEdge
 
 def test_the_fingerprint_covers_the_version(estimator: SoftEdgesEstimator, monkeypatch: pytest.MonkeyPatch) -> None:
     before = estimator.fingerprint
-    monkeypatch.setattr("gen1_train.frozen.structure.soft_edges.VERSION", "soft edges 2")
+    monkeypatch.setattr(SoftEdgesEstimator, "version", "soft edges 2")
     assert estimator.fingerprint != before
 
 

@@ -173,7 +173,7 @@ def test_images_have_the_sizes_of_the_images_that_the_model_learned(root, tmp_pa
     Image.new("RGB", (40, 41), "red").save(folder / "square.png")
     made = changed(config(tmp_path, "sizes", steps=1, prior=False), customize__held_out=0)
     train(made)
-    train(changed(made, stage__steps=2))  # again: the images are not made anew
+    train(changed(made, stage__steps=2))  # the images are not encoded again
     found = last(tmp_path, "sizes").info
     assert (found.buckets, sorted(found.image_buckets)) == ([BUCKET], sorted(sizes))
     assert set(found.data["cursors"]) <= {f"image-{size}" for size in sizes}
