@@ -2,7 +2,8 @@
 
 If there is not, the handler raises Interrupted in the main thread, and the command ends with one line. Python swallows
 an exception that is raised inside a callback, a finalizer, or a library's bare `except:`, so it is raised again until
-it arrives.
+it arrives. During an import, the exception is raised only where the next module is looked for: the initialization of
+a module in C++, as torch's, may abort the process if an exception is raised in it.
 """
 
 import _thread
@@ -27,6 +28,7 @@ LONGEST = 60.0  # seconds in which an interrupted command has to end; it may wai
 # multiprocessing's tracker cleans up after a process that was killed, and would print a warning after the line that
 # names the cause; it takes the warning options that this process has when the tracker starts
 QUIET_TRACKER = "ignore:resource_tracker"
+IMPORT_SYSTEM = "<frozen importlib._bootstrap>"  # the file name of the code that imports modules
 
 
 class Interrupted(KeyboardInterrupt):
@@ -59,6 +61,7 @@ class StopRequest:
         self._since = 0.0
         self._raised: Callable[[], BaseException | None] = lambda: None  # a weak reference: swallowed if it is gone
         self._caught = False
+        self._insists = False  # the next signal comes from this object, not from an impatient user
 
     @property
     def interrupted(self) -> bool:
@@ -75,6 +78,7 @@ class StopRequest:
             ignorable = (signal.SIGINT, signal.SIGHUP)
             self._handled = [n for n in ALL if n not in ignorable or signal.getsignal(n) is not signal.SIG_IGN]
             sys.unraisablehook = _quiet(sys.unraisablehook)
+            sys.meta_path.insert(0, _Imports())
         for number in self._handled:
             signal.signal(number, self._handle)
 
@@ -91,6 +95,11 @@ class StopRequest:
         if self._interrupted is not None:
             self._raise()
 
+    @property
+    def is_due(self) -> bool:
+        """Whether the exception has to be raised in the main thread: it was not, or it was swallowed."""
+        return self._interrupted is not None and not self._caught and self._raised() is None
+
     def caught(self) -> None:
         """Keeps the exception from being raised again: it has arrived at the end of the command."""
         self._caught = True
@@ -102,11 +111,11 @@ class StopRequest:
         if self._interrupted is None:
             self._interrupted, self._since = signal.Signals(number), time.monotonic()
             _thread.start_new_thread(self._insist, ())  # threading.Thread takes locks that may be held just now
-        elif self._caught or self._raised() is not None:
-            if number == signal.SIGINT and time.monotonic() - self._since > IMPATIENT:
-                self._leave()
-            return
-        self._raise()
+        insists, self._insists = self._insists, False
+        if self.is_due and not _is_in_import(frame):
+            self._raise()
+        if number == signal.SIGINT and not insists and time.monotonic() - self._since > IMPATIENT:
+            self._leave()
 
     def _raise(self) -> NoReturn:
         assert self._interrupted is not None
@@ -123,7 +132,8 @@ class StopRequest:
         main = threading.main_thread().ident
         while time.monotonic() - self._since < LONGEST:
             time.sleep(AGAIN)
-            if not self._caught and self._raised() is None and main is not None:
+            if self.is_due and main is not None:
+                self._insists = True
                 signal.pthread_kill(main, self._interrupted)
         self._leave()
 
@@ -134,6 +144,22 @@ class StopRequest:
 
 
 STOP = StopRequest()  # one per process, as are signal handlers
+
+
+class _Imports:
+    """A finder of modules that finds none: it raises the exception that was held back during an import."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        """Raises Interrupted in the main thread if it is due."""
+        if STOP.is_due and threading.current_thread() is threading.main_thread():
+            STOP.check()
+
+
+def _is_in_import(frame: FrameType | None) -> bool:
+    """Whether code that runs in this frame is part of an import."""
+    while frame is not None and frame.f_code.co_filename != IMPORT_SYSTEM:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _quiet(hook: Callable[[Any], object]) -> Callable[[Any], object]:

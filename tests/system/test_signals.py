@@ -119,10 +119,50 @@ except BaseException:  # numpy's modules in C clear the exception, and numpy the
 """
 
 
-@pytest.mark.parametrize("text", ["import os; os.kill(os.getpid(), 2)", SWALLOWED])
+# pybind11 ends the process if an exception is raised while torch initializes its module in C++
+IN_TORCH = """
+import linecache, signal, sys
+from gen1_train.system.signals import STOP
+signal.signal(signal.SIGALRM, lambda number, frame: STOP._handle(signal.SIGINT, frame))
+def line(frame, event, argument):
+    if "_c10d_init()" in linecache.getline(frame.f_code.co_filename, frame.f_lineno):
+        signal.setitimer(signal.ITIMER_REAL, 0.001)  # the call takes 5 ms
+        sys.settrace(None)
+    return line
+def function(frame, event, argument):
+    return line if frame.f_code.co_filename.endswith("torch/distributed/__init__.py") else None
+sys.settrace(function)
+import torch
+"""
+BETWEEN_MODULES = """
+import os, sys
+os.kill(os.getpid(), 2)
+for _ in range(1000):
+    pass
+assert "this" not in sys.modules
+open(os.path.join(os.path.dirname(__file__), "this module is whole"), "w").close()
+import this
+"""
+
+
+@pytest.mark.parametrize("text", ["import os; os.kill(os.getpid(), 2)", SWALLOWED, IN_TORCH, BETWEEN_MODULES])
 def test_a_signal_during_an_import_ends_a_command_with_one_line(tmp_path: Path, text: str) -> None:
     process = begin(tmp_path, text)
     assert process.communicate(timeout=30) == ("", "gen1-some: interrupted\n") and process.returncode == 130
+    assert (tmp_path / "this module is whole").exists() == (text == BETWEEN_MODULES)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_import_that_does_not_end_is_ended(tmp_path: Path, again: bool) -> None:
+    prefix = "" if again else "from gen1_train.system import signals; signals.LONGEST = 1.0"
+    process = begin(tmp_path, "import time; print(flush=True); time.sleep(60)", prefix)
+    assert process.stdout is not None and process.stdout.readline() == "\n"
+    process.send_signal(signal.SIGINT)
+    if again:
+        time.sleep(2.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[1] == "ended without cleaning up\n" and process.returncode == 130
 
 
 def test_a_second_ctrl_c_ends_a_command_that_does_not_end(tmp_path: Path) -> None:
