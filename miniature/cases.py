@@ -1,4 +1,4 @@
-"""Edits whose truth is known: `python -m miniature.cases FOLDER [--pairs 64] [--seed 900] [--texture capped]`.
+"""Edits whose truth is known: `python -m miniature.cases FOLDER [--pairs 64] [--texture capped] [--style rich]`.
 
 In each case, one solid of a held-out scene gets another color. With --texture it keeps its color and gets that texture.
 The files are
@@ -18,8 +18,9 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from gen1_train.system.files import write_atomically
 from gen1_train.video.encode import write_video
 from miniature.arguments import Parser
 from miniature.world.render import FRAME_RATE, Clip, render_frame
-from miniature.world.scene import COLORS, HELD_OUT, Scene, sample_scene, sample_solid
+from miniature.world.scene import COLORS, HELD_OUT, PLAIN, STYLES, Scene, sample_scene, sample_solid
 from miniature.world.solids import PATTERNS
 from miniature.world.world import SCENES_PER_SEED, write_image
 
@@ -56,6 +57,11 @@ class Case:
     own_texture: str  # the solid's texture in the input
     new_pair: bool  # the wanted color and shape are a pair that training never shows
     picture: int  # seed of the prompt picture's scene
+    style: str = PLAIN  # of both scenes
+
+    def record(self) -> dict[str, Any]:
+        """What is stored. Plain is left out, as in older files."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("style", PLAIN)}
 
     @property
     def video(self) -> str:
@@ -67,7 +73,7 @@ class Case:
 
     def source(self) -> Scene:
         """The scene of the input."""
-        return sample_scene(self.scene, "held_out")
+        return sample_scene(self.scene, "held_out", self.style)
 
     def repainted(self, color: str, texture: str) -> Scene:
         """The input's scene with the edited solid in another color and texture."""
@@ -87,26 +93,30 @@ class Case:
         of solids. Sizes and motions are drawn again for the wanted shapes.
         """
         wanted, seed = self.wanted(), self.picture
-        while len((other := sample_scene(seed)).solids) != len(wanted.solids):
+        while len((other := sample_scene(seed, style=self.style)).solids) != len(wanted.solids):
             seed += 1
         rng = np.random.default_rng([self.picture, 2])
         solids = [
-            replace(sample_solid(rng, solid.shape, solid.color, other_solid.anchor), texture=solid.texture)
+            replace(
+                sample_solid(rng, solid.shape, solid.color, other_solid.anchor),
+                texture=solid.texture,
+                gloss=other_solid.gloss,
+            )
             for solid, other_solid in zip(wanted.solids, other.solids, strict=True)
         ]
-        return replace(other, solids=tuple(solids), ground=wanted.ground)
+        return replace(other, solids=tuple(solids), ground=wanted.ground, surround=wanted.surround)
 
 
-def draw_case(seed: int, index: int, texture: str | None = None) -> Case:
+def draw_case(seed: int, index: int, texture: str | None = None, style: str = PLAIN) -> Case:
     """Draws case `index` of a seed; the result depends on the arguments alone.
 
     The new color is drawn uniformly from those that differ from all solids' colors and from the ground's name.
     """
     first = seed * SCENES_PER_SEED + index
-    scene = sample_scene(first, "held_out")
+    scene = sample_scene(first, "held_out", style)
     number = keyed.integer(len(scene.solids), seed, "edited solid", index)
     solid = scene.solids[number]
-    taken = {scene.ground, *(other.color for other in scene.solids)}
+    taken = {scene.ground, scene.surround, *(other.color for other in scene.solids)}
     allowed = [color for color in COLORS if color not in taken]
     target = solid.color if texture else allowed[keyed.integer(len(allowed), seed, "target colour", index)]
     return Case(
@@ -119,6 +129,7 @@ def draw_case(seed: int, index: int, texture: str | None = None) -> Case:
         own_texture=solid.texture,
         new_pair=(target, solid.shape) in HELD_OUT,
         picture=first + SCENES_PER_SEED // 2,
+        style=style,
     )
 
 
@@ -136,6 +147,7 @@ def write_cases(
     seed: int = FIRST_SEED,
     texture: str | None = None,
     size: tuple[int, int] = (WIDTH, HEIGHT),
+    style: str = PLAIN,
 ) -> list[Case]:
     """Writes clips, pictures and lists. Files of an earlier call with the same cases are kept.
 
@@ -147,8 +159,8 @@ def write_cases(
         raise UserError(f"--seed {seed}: give {FIRST_SEED} or more; models may have been trained on the scenes below")
     if texture is not None and texture not in PATTERNS:
         raise UserError(f"--texture {texture}: choose from {', '.join(PATTERNS)}")
-    cases = [draw_case(seed, index, texture) for index in range(pairs)]
-    described = json.dumps({"size": list(size), "cases": [asdict(case) for case in cases]}, indent=1).encode()
+    cases = [draw_case(seed, index, texture, style) for index in range(pairs)]
+    described = json.dumps({"size": list(size), "cases": [case.record() for case in cases]}, indent=1).encode()
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / CASES).is_file() and (folder / CASES).read_bytes() != described:
         raise UserError(f"{folder} holds other cases: give another folder")
@@ -183,7 +195,7 @@ def read_cases(folder: Path) -> list[Case]:
     path = folder / CASES
     try:
         rows = json.loads(path.read_text())["cases"]
-        return [Case(**{field.name: row[field.name] for field in fields(Case)}) for row in rows]
+        return [Case(**{"style": PLAIN, **row}) for row in rows]
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: write the cases with python -m miniature.cases {folder}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -196,9 +208,10 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--seed", type=int, default=FIRST_SEED)
     parser.add_argument("--texture", help="give the solids this texture instead of another color")
+    parser.add_argument("--style", choices=STYLES, default=PLAIN)
     arguments = parser.parse_args()
     with parser.command():
-        write_cases(arguments.folder, arguments.pairs, arguments.seed, arguments.texture)
+        write_cases(arguments.folder, arguments.pairs, arguments.seed, arguments.texture, style=arguments.style)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from miniature.world.render import FRAME_RATE, render_frame
-from miniature.world.scene import Scene, sample_scene
+from miniature.world.scene import PLAIN, Scene, sample_scene
 
 HEIGHT, WIDTH = 64, 112
 # first scenes of the two sets; worlds on disk use lower seeds
@@ -31,11 +31,30 @@ class Frames:
         return [scene.caption for scene in self.scenes]
 
 
-def rendered_frames(count: int, first_seed: int, height: int = HEIGHT, width: int = WIDTH) -> Frames:
+@dataclass(frozen=True)
+class Pictures:
+    """The style and the size of pictures."""
+
+    style: str = PLAIN
+    height: int = HEIGHT
+    width: int = WIDTH
+
+    def rendered(self, count: int, first_seed: int) -> Frames:
+        """Renders such frames, see `rendered_frames`."""
+        return rendered_frames(count, first_seed, self.height, self.width, self.style)
+
+    def generic(self, count: int, seed: int) -> torch.Tensor:
+        """Draws pictures of that size without a subject, see `generic_images`."""
+        return generic_images(count, seed, self.height, self.width)
+
+
+def rendered_frames(
+    count: int, first_seed: int, height: int = HEIGHT, width: int = WIDTH, style: str = PLAIN
+) -> Frames:
     """Renders one frame of each of `count` scenes, at a random time within the first two seconds."""
 
     def render(seed: int) -> tuple[np.ndarray, np.ndarray, Scene]:
-        scene = sample_scene(seed)
+        scene = sample_scene(seed, style=style)
         time = int(np.random.default_rng([seed, 1]).integers(2 * FRAME_RATE)) / FRAME_RATE
         frame = render_frame(scene, time, height, width, supersample=2 if height < 128 else 1)
         return frame.pixels, frame.depth, scene

@@ -37,14 +37,15 @@ from benchmarks.unet_step import commit, machine
 from gen1_train.frozen.clip import ClipConfig, ClipEncoder
 from gen1_train.frozen.fit import FITS, preprocessing
 from miniature.data import HEIGHT, HELD_OUT_SEED, WIDTH
-from miniature.fit.clip import WORDS
+from miniature.fit.clip import WORDS as ALL_WORDS
 from miniature.world.render import HALF_VIEW, Frame, render_frame
-from miniature.world.scene import Scene, sample_scene
+from miniature.world.scene import PLAIN, Scene, sample_scene
 
 OFFSETS = (0.0, 0.25, 0.5, 0.75)  # of the solid's center, in shares of half the width
 SIZE = 448, 256
 TOWER = 224  # pixels of a side of ViT-L/14's input
 WEIGHT_DECAY = 1e-4
+WORDS = ALL_WORDS[PLAIN]
 MODEL = "local-dir:miniature/weights/clip"
 
 

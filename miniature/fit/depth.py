@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 from torch.nn import functional
 from transformers import DPTForDepthEstimation
 
 from gen1_train.frozen.structure.dpt import dpt_inverse_depth
-from miniature.data import FIT_SEED, HELD_OUT_SEED, rendered_frames
-from miniature.fit.loop import minimize
+from miniature.data import FIT_SEED, HELD_OUT_SEED
+from miniature.fit.loop import Fit
+from miniature.fit.variants import SMALL, Variant
 from miniature.tiny import depth_estimator
 
 BATCH = 8
@@ -35,9 +38,9 @@ def depth_loss(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     return error.abs().mean() + 0.5 * edges + ANCHOR_WEIGHT * anchor
 
 
-def measure(model: DPTForDepthEstimation, count: int = 128) -> dict[str, float]:
+def measure(model: DPTForDepthEstimation, count: int = 128, variant: Variant = SMALL) -> dict[str, float]:
     """Measures agreement with the true inverse depth of unseen scenes, after a least-squares fit of each frame."""
-    frames = rendered_frames(count, HELD_OUT_SEED)
+    frames = variant.pictures.rendered(count, HELD_OUT_SEED)
     with torch.no_grad():
         predicted = torch.cat([dpt_inverse_depth(model, part / 127.5 - 1) for part in frames.pixels.split(32)])
     predicted, truth = predicted.flatten(1), frames.inverse_depth.flatten(1)
@@ -60,11 +63,13 @@ def start(model: DPTForDepthEstimation) -> DPTForDepthEstimation:
     return model
 
 
-def fit(steps: int) -> tuple[DPTForDepthEstimation, dict[str, float]]:
+def fit(
+    steps: int, variant: Variant = SMALL, state: Path | None = None
+) -> tuple[DPTForDepthEstimation, dict[str, float]]:
     """Fits the depth estimator; returns it and its held-out quality."""
     torch.manual_seed(0)
-    model = start(depth_estimator())
-    frames = rendered_frames(6000, FIT_SEED)
+    model = start(depth_estimator(variant.depth_size))
+    frames = variant.pictures.rendered(6000, FIT_SEED)
 
     def loss_of(generator: torch.Generator) -> torch.Tensor:
         chosen = torch.randint(len(frames.pixels), (BATCH,), generator=generator)
@@ -74,5 +79,5 @@ def fit(steps: int) -> tuple[DPTForDepthEstimation, dict[str, float]]:
         gain = 0.7 + 0.6 * torch.rand((len(images), 3, 1, 1), generator=generator)
         return depth_loss(dpt_inverse_depth(model, ((images + 1) * gain - 1).clamp(-1, 1)), truth)
 
-    minimize(model, loss_of, steps, 2e-3, "depth")
-    return model, measure(model)
+    Fit("depth", steps, 2e-3, state).minimize(model, loss_of)
+    return model, measure(model, variant=variant)

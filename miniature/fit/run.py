@@ -1,6 +1,7 @@
-"""The estimators' fit: `python -m miniature.fit [autoencoder|depth|clip|all] [--steps N] [--output DIR]`.
+"""The estimators' fit: `python -m miniature.fit [autoencoder|depth|clip|all] [--variant large] [--output DIR]`.
 
-Writes `autoencoder/` (diffusers), `depth/` (transformers), `clip/` (open_clip local-dir) and REPORT.json.
+Writes `autoencoder/` (diffusers), `depth/` (transformers), `clip/` (open_clip local-dir) and REPORT.json. With
+--resume FOLDER, a fit that was killed continues where it was.
 """
 
 from __future__ import annotations
@@ -13,24 +14,23 @@ from typing import Any
 
 import torch
 
-from miniature import WEIGHTS
 from miniature.arguments import Parser
 from miniature.fit import autoencoder, clip, depth
+from miniature.fit.variants import VARIANTS, Variant
 from miniature.tiny import depth_processor, save_clip
 
 logger = logging.getLogger(__name__)
 FITS = {"autoencoder": autoencoder.fit, "depth": depth.fit, "clip": clip.fit}
-STEPS = {"autoencoder": 5000, "depth": 1800, "clip": 1100}
 
 
-def save(name: str, model: Any, folder: Path) -> None:
+def save(name: str, model: Any, variant: Variant, folder: Path) -> None:
     """Writes a fitted model in the format that its library loads."""
     if name == "clip":
-        save_clip(model, folder)
+        save_clip(model, folder, variant.clip)
         return
     model.save_pretrained(folder)
     if name == "depth":
-        depth_processor().save_pretrained(folder)
+        depth_processor(variant.depth_size).save_pretrained(folder)
 
 
 def record(path: Path, name: str, entry: dict[str, Any]) -> None:
@@ -41,15 +41,19 @@ def record(path: Path, name: str, entry: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def fit(name: str, steps: int, threads: int, output: Path) -> None:
+def fit(name: str, variant: str, steps: int, threads: int, output: Path, resume: Path | None = None) -> None:
     """Fits and saves one estimator, and records it in the report."""
+    chosen = VARIANTS[variant]
+    if resume is not None:
+        resume.mkdir(parents=True, exist_ok=True)
+        resume = resume / f"{variant}-{name}.pt"
     start = time.monotonic()
-    model, quality = FITS[name](steps)
+    model, quality = FITS[name](steps, chosen, resume)
     seconds = round(time.monotonic() - start)
-    save(name, model, output / name)
+    save(name, model, chosen, output / name)
     entry = {
-        "command": f"python -m miniature.fit {name} --steps {steps} --threads {threads}",
-        "seconds": seconds,
+        "command": f"python -m miniature.fit {name} --variant {variant} --steps {steps} --threads {threads}",
+        "seconds": seconds,  # of the last call
         "parameters": sum(p.numel() for p in model.parameters()),
         "held_out": quality,
     }
@@ -60,14 +64,19 @@ def fit(name: str, steps: int, threads: int, output: Path) -> None:
 def main() -> None:
     parser = Parser(prog="python -m miniature.fit", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("estimator", nargs="?", default="all", choices=[*FITS, "all"])
+    parser.add_argument("--variant", default="small", choices=[*VARIANTS], help="the small miniature or the large one")
     parser.add_argument("--steps", type=int, help="optimizer steps; the default depends on the estimator")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=WEIGHTS)
+    parser.add_argument("--output", type=Path, help="by default, where the miniature reads them")
+    parser.add_argument("--resume", type=Path, metavar="FOLDER", help="keep the state of unfinished fits there")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    variant = VARIANTS[arguments.variant]
+    output = arguments.output or variant.folder
     with parser.command():
         for name in FITS if arguments.estimator == "all" else [arguments.estimator]:
-            fit(name, arguments.steps or STEPS[name], arguments.threads, arguments.output)
+            steps = arguments.steps or variant.steps[name]
+            fit(name, arguments.variant, steps, arguments.threads, output, arguments.resume)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from miniature.world.scene import GROUNDS, Scene, Solid, sample_scene
+from miniature.world.light import highlight, lit, near, own_axes
+from miniature.world.scene import GROUNDS, PLAIN, SURROUND, Scene, Solid, sample_scene
 from miniature.world.solids import HITS, albedo
 
 FAR = 24.0  # depth of the sky, where the ground has faded into haze
@@ -63,17 +64,26 @@ def paint_ground(scene: Scene, time: float, origin: np.ndarray, rays: np.ndarray
     below = rays[1] < -origin[1] / FAR
     depth = np.where(below, -origin[1] / np.where(below, rays[1], -1), np.float32(FAR))
     sky = np.array(scene.sky, np.float32)[:, None]
-    colors = sky * (1 - 0.35 * np.clip(rays[1], 0, 1))
+    if scene.sky_above is None:
+        colors = sky * (1 - 0.35 * np.clip(rays[1], 0, 1))
+    else:
+        colors = sky + np.clip(2.2 * rays[1], 0, 1) * (np.array(scene.sky_above, np.float32)[:, None] - sky)
     distance = depth[below]
-    x, _, z = origin[:, None] + distance * rays[:, below]
+    points = origin[:, None] + distance * rays[:, below]
+    x, _, z = points
     haze = np.minimum(distance / FAR, 1) ** 2
     brightness = 1 + 0.2 * np.exp(-((distance / 12) ** 2)) * relief(scene, x, z)
-    for solid in scene.solids:
+    if scene.soft_shadows:
+        brightness *= 0.45 + 0.55 * lit(scene, time, points)
+    for solid in () if scene.soft_shadows else scene.solids:
         (px, lift, pz), _ = solid.pose(time)
         slide = (lift + 0.3 * solid.height) / scene.light[1]
         gap = (x - px + slide * scene.light[0]) ** 2 + (z - pz + slide * scene.light[2]) ** 2
         brightness *= 1 - 0.55 / (1 + lift) * np.exp(-((gap / (1.3 * solid.radius**2)) ** 2))
     ground = np.array(GROUNDS[scene.ground], np.float32)[:, None]
+    if scene.surround is not None:
+        other = np.array(GROUNDS[scene.surround], np.float32)[:, None]
+        ground = ground + np.clip(0.5 + 3 * (np.hypot(x, z) - SURROUND), 0, 1) * (other - ground)
     colors[:, below] = (1 - haze) * np.minimum(ground * brightness, 1) + haze * sky
     return Canvas(colors, depth, np.zeros(depth.shape, np.uint8))
 
@@ -85,21 +95,23 @@ def paint_solid(scene: Scene, number: int, time: float, origin: np.ndarray, rays
     """
     solid: Solid = scene.solids[number - 1]
     base, angle = solid.pose(time)
-    to_middle = base + np.array([0, solid.height / 2, 0], np.float32) - origin
-    bound = 2 * solid.radius**2 + solid.height**2 / 4
-    along = to_middle @ rays
-    candidates = np.flatnonzero(along * along >= (rays * rays).sum(0) * (to_middle @ to_middle - bound))
-    cos, sin = np.cos(angle), np.sin(angle)
-    own_axes = np.array([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]], np.float32)
-    start, slopes = own_axes @ (origin - base), own_axes @ rays[:, candidates]
+    candidates = near(solid, base, origin, rays)
+    axes = own_axes(angle)
+    start, slopes = axes @ (origin - base), axes @ rays[:, candidates]
     hit, normal = HITS[solid.shape](solid, start, slopes)
     nearer = hit < canvas.depth[candidates]
     candidates = candidates[nearer]
     hit = hit[nearer]
     normal = normal[:, nearer]
-    light = own_axes @ np.array(scene.light, np.float32)
-    shade = scene.ambient + (1.05 - scene.ambient) * np.maximum(light @ normal, 0)
-    canvas.colors[:, candidates] = albedo(solid, start[:, None] + hit * slopes[:, nearer]) * shade
+    slopes = slopes[:, nearer]
+    light = axes @ np.array(scene.light, np.float32)
+    direct = np.maximum(light @ normal, 0)
+    if scene.soft_shadows:
+        direct = direct * lit(scene, time, origin[:, None] + hit * rays[:, candidates], without=number - 1)
+    shade = scene.ambient + (1.05 - scene.ambient) * direct
+    canvas.colors[:, candidates] = albedo(solid, start[:, None] + hit * slopes) * shade
+    if solid.gloss:
+        canvas.colors[:, candidates] += (direct > 0) * highlight(solid, light, normal, slopes)
     canvas.depth[candidates] = hit
     canvas.solids[candidates] = number
 
@@ -129,11 +141,15 @@ def render_scene(scene: Scene, frames: int, height: int, width: int, supersample
     return Clip(pixels, depth, solids, scene.caption)
 
 
-def render_clip(seed: int, frames: int, height: int, width: int, supersample: int = 1, split: str = "all") -> Clip:
+def render_clip(
+    seed: int, frames: int, height: int, width: int, supersample: int = 1, split: str = "all", style: str = PLAIN
+) -> Clip:
     """Renders the first `frames` frames of the scene of `seed`."""
-    return render_scene(sample_scene(seed, split), frames, height, width, supersample)
+    return render_scene(sample_scene(seed, split, style), frames, height, width, supersample)
 
 
-def render_image(seed: int, height: int, width: int, supersample: int = 1, split: str = "all") -> Clip:
+def render_image(
+    seed: int, height: int, width: int, supersample: int = 1, split: str = "all", style: str = PLAIN
+) -> Clip:
     """Renders the first frame of the scene of `seed`, as a clip of one frame."""
-    return render_clip(seed, 1, height, width, supersample, split)
+    return render_clip(seed, 1, height, width, supersample, split, style)

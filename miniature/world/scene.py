@@ -4,6 +4,9 @@ Lengths are in world units, times in seconds; y points up, and the ground is y =
 and split alone: the same seed shows the same scene at every size, and a longer clip begins with the frames of a shorter
 one.
 
+There are two styles. A rich scene is the plain one of its seed with more life: soft shadows and highlights, more
+textures, grounds and skies of two colors, and a camera that may move to and fro instead of around.
+
 There are three splits. In `held_out`, every solid's pair of color and shape is one of HELD_OUT; in `train`, none is;
 `all` draws from both. The estimators are fitted on `all`, since public ones have seen most things. The model sees only
 `train`.
@@ -11,7 +14,7 @@ There are three splits. In `held_out`, every solid's pair of color and shape is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -37,6 +40,10 @@ GROUNDS: dict[str, tuple[float, float, float]] = {
 SKIES = ((0.60, 0.75, 0.95), (0.85, 0.88, 0.92), (0.95, 0.75, 0.60), (0.30, 0.33, 0.45))
 SHAPES = ("ball", "box", "cylinder", "cone", "torus")
 TEXTURES = ("plain", "striped", "checkered", "dotted")
+PLAIN, RICH = STYLES = ("plain", "rich")
+SURROUND = 3.0  # radius of the inner ground, in world units
+RICH_TEXTURES = (*TEXTURES, "zigzag", "halved")
+SKIES_ABOVE = ((0.25, 0.45, 0.80), (0.55, 0.62, 0.75), (0.45, 0.40, 0.65), (0.10, 0.12, 0.25))  # for each of SKIES
 SPLITS = ("train", "held_out", "all")
 # Each color with one shape and each shape with two colors, so that no color and no shape is new on its own.
 HELD_OUT = frozenset((color, SHAPES[index % len(SHAPES)]) for index, color in enumerate(COLORS))
@@ -57,6 +64,7 @@ class Solid:
     phase: float = 0.0
     bounce: float = 0.0
     spin: float = 0.0
+    gloss: float = 0.0  # brightness of its highlight, 0..1
 
     def pose(self, time: float) -> tuple[np.ndarray, float]:
         """The center of the base, (3,), and the rotation about the vertical axis in radians."""
@@ -74,7 +82,7 @@ class Solid:
 
 @dataclass(frozen=True)
 class Scene:
-    """Solids, ground, sky, light, and a camera that swings around the center of the scene."""
+    """Solids, ground, sky, light, and a camera that moves around the center of the scene, or to it and back."""
 
     solids: tuple[Solid, ...]
     ground: str
@@ -88,13 +96,16 @@ class Scene:
     camera_turn: float = 0.0
     camera_swing: float = 0.0
     camera_rate: float = 0.0
+    camera_push: float = 0.0  # by how much the distance changes, as a share of it
+    surround: str | None = None  # the ground farther than SURROUND from the center; structure shows where that is
+    sky_above: tuple[float, float, float] | None = None  # the color that the sky takes on from the horizon up
+    soft_shadows: bool = False  # the light has a size; otherwise each solid darkens the ground right below it
 
     def camera(self, time: float) -> tuple[np.ndarray, np.ndarray]:
         """The camera's position (3,) and its axes (3, 3), whose rows are right, up and forward."""
         angle = self.camera_turn + self.camera_swing * np.sin(self.camera_rate * time)
-        position = np.array(
-            [self.camera_distance * np.sin(angle), self.camera_height, -self.camera_distance * np.cos(angle)]
-        )
+        distance = self.camera_distance * (1 + self.camera_push * np.sin(self.camera_rate * time))
+        position = np.array([distance * np.sin(angle), self.camera_height, -distance * np.cos(angle)])
         forward = np.array([0.0, 0.7, 0.0]) - position
         forward /= np.linalg.norm(forward)
         right = np.cross([0.0, 1.0, 0.0], forward)
@@ -105,7 +116,8 @@ class Scene:
     @property
     def caption(self) -> str:
         """The scene in words, from left to right, such as "a striped red ball and a blue box on green ground"."""
-        return f"{' and '.join(solid.caption for solid in self.solids)} on {self.ground} ground"
+        ground = self.ground if self.surround is None else f"{self.ground} and {self.surround}"
+        return f"{' and '.join(solid.caption for solid in self.solids)} on {ground} ground"
 
 
 def sample_solid(rng: np.random.Generator, shape: str, color: str, anchor: tuple[float, float]) -> Solid:
@@ -135,8 +147,37 @@ def shapes_of(color: str, split: str) -> list[str]:
     return [s for s in SHAPES if split == "all" or ((color, s) in HELD_OUT) == (split == "held_out")]
 
 
-def sample_scene(seed: int, split: str = "all") -> Scene:
-    """Draws the scene of a seed: one or two solids side by side, whose colors differ from each other and the ground."""
+def sample_scene(seed: int, split: str = "all", style: str = PLAIN) -> Scene:
+    """Draws the scene of a seed: one or two solids side by side, whose colors differ from each other and the ground.
+
+    Raises ValueError for an unknown split or style.
+    """
+    if style not in STYLES:
+        raise ValueError(f"style {style!r} is not one of {', '.join(STYLES)}")
+    scene = _plain_scene(seed, split)
+    return scene if style == PLAIN else _enriched(scene, np.random.default_rng([seed, 1]))
+
+
+def _enriched(scene: Scene, rng: np.random.Generator) -> Scene:
+    """Adds what a rich scene has more than a plain one."""
+    solids = tuple(
+        replace(solid, texture=str(rng.choice(RICH_TEXTURES)), gloss=max(0.0, float(rng.uniform(-0.4, 0.6))))
+        for solid in scene.solids
+    )
+    grounds = [name for name in GROUNDS if name not in (scene.ground, *(solid.color for solid in solids))]
+    surround, pushes = str(rng.choice(grounds)), rng.random() < 0.5
+    return replace(
+        scene,
+        solids=solids,
+        surround=surround if rng.random() < 0.5 else None,
+        sky_above=SKIES_ABOVE[SKIES.index(scene.sky)],
+        soft_shadows=True,
+        camera_swing=0.0 if pushes else scene.camera_swing,
+        camera_push=float(rng.uniform(0.06, 0.12) * rng.choice([-1, 1])) if pushes else 0.0,
+    )
+
+
+def _plain_scene(seed: int, split: str) -> Scene:
     rng = np.random.default_rng(seed)
     ground = str(rng.choice(list(GROUNDS)))
     colors = [str(name) for name in rng.permutation([name for name in COLORS if name != ground])]

@@ -122,14 +122,19 @@ def dotted(at: np.ndarray) -> np.ndarray:
 
 
 def zigzag(at: np.ndarray) -> np.ndarray:
-    """A texture outside TEXTURES, which the model has never seen. The miniature's autoencoder blurs it."""
+    """A texture of rich scenes. The autoencoder of the plain ones, which never saw it, blurs it."""
     wave = np.abs(np.mod(at[0] + at[2], 0.8) - 0.4)
     return _edge(np.sin(6.0 * (at[1] + 1.6 * wave)))
 
 
 def capped(at: np.ndarray) -> np.ndarray:
-    """A marked upper part. Outside TEXTURES as well, and coarse enough for the autoencoder to reproduce."""
+    """A marked upper part: a texture that no world has, coarse enough for the autoencoders to reproduce."""
     return _edge(3 * (at[1] - 1.0))
+
+
+def halved(at: np.ndarray) -> np.ndarray:
+    """One half marked, the other not: a texture of rich scenes."""
+    return _edge(3 * at[0])
 
 
 def _edge(level: np.ndarray) -> np.ndarray:
@@ -145,6 +150,7 @@ PATTERNS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "dotted": dotted,
     "zigzag": zigzag,
     "capped": capped,
+    "halved": halved,
 }
 
 

@@ -1,4 +1,4 @@
-"""The world on disk: `python -m miniature.world FOLDER --clips 32 --images 128 [--split train] [--truth]`.
+"""The world on disk: `python -m miniature.world FOLDER --clips 32 --images 128 [--style rich] [--truth]`.
 
 Writes H.264 clips, PNG images, and `sources.csv`, the list of both with their captions, which gen1-data reads like the
 list of any other footage (`source=FOLDER/sources.csv`). With --truth it also writes `truth/NAME.npz`, the renderer's
@@ -22,7 +22,7 @@ from gen1_train.system.files import atomic_file
 from gen1_train.video.encode import write_video
 from miniature.arguments import Parser, size
 from miniature.world.render import FRAME_RATE, render_clip
-from miniature.world.scene import SPLITS, sample_scene
+from miniature.world.scene import PLAIN, SPLITS, STYLES, sample_scene
 
 SOURCES = "sources.csv"
 IMAGE_SEEDS = 50_000  # offset of the images' scenes from those of the clips
@@ -47,6 +47,7 @@ class World:
     height: int = 256
     width: int = 448
     fps: int = FRAME_RATE  # of the files; scenes always advance by 1 / 24 s per frame
+    style: str = PLAIN
 
     def __post_init__(self) -> None:
         """Raises UserError for values out of range."""
@@ -57,6 +58,8 @@ class World:
             raise UserError(f"seed={self.seed}, frames={self.frames}, fps={self.fps}: need 0, 1, 1 or more")
         if self.split not in SPLITS:
             raise UserError(f"split={self.split} is not one of {', '.join(SPLITS)}")
+        if self.style not in STYLES:
+            raise UserError(f"style={self.style} is not one of {', '.join(STYLES)}")
         if min(self.width, self.height) < 16 or self.width % 2 or self.height % 2:
             raise UserError(f"size={self.width}x{self.height}: both sides must be even (H.264) and 16 or more")
 
@@ -73,10 +76,10 @@ def write_world(folder: str | Path, world: World, truth: bool = False) -> None:
     Raises UserError for a folder that holds another world, and OSError.
     """
     folder, files = Path(folder), world.files()
-    captions = {name: sample_scene(seed, world.split).caption for name, seed in files.items()}
+    captions = {name: sample_scene(seed, world.split, world.style).caption for name, seed in files.items()}
     for name, caption in read_captions(folder / SOURCES).items():
         if captions.get(name, caption) != caption:
-            raise UserError(f"{folder} holds another world, of another seed or split: give a folder of its own")
+            raise UserError(f"{folder} holds another world, of another seed, split or style: give a folder of its own")
     (folder / "truth" if truth else folder).mkdir(parents=True, exist_ok=True)
 
     def write(job: tuple[str, int]) -> None:
@@ -87,7 +90,7 @@ def write_world(folder: str | Path, world: World, truth: bool = False) -> None:
         if not missing:
             return
         frames = world.frames if path.suffix == ".mp4" else 1
-        clip = render_clip(seed, frames, world.height, world.width, split=world.split)
+        clip = render_clip(seed, frames, world.height, world.width, split=world.split, style=world.style)
         if truth_path in missing:
             with atomic_file(truth_path) as partial, open(partial, "wb") as stream:
                 np.savez_compressed(stream, depth=clip.depth, solids=clip.solids)
@@ -120,6 +123,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", choices=SPLITS, default="train")
+    parser.add_argument("--style", choices=STYLES, default=PLAIN)
     parser.add_argument("--frames", type=int, default=40)
     parser.add_argument("--size", type=size, default="448x256", metavar="WIDTHxHEIGHT")
     parser.add_argument("--truth", action="store_true", help="also write depth and object masks, to truth/")
@@ -131,6 +135,7 @@ def main() -> None:
             images=arguments.images,
             seed=arguments.seed,
             split=arguments.split,
+            style=arguments.style,
             frames=arguments.frames,
             height=height,
             width=width,

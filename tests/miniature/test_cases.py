@@ -19,7 +19,7 @@ from miniature.measure import grabcut_mask, mask_iou, measure, measure_edit
 from miniature.references import REFERENCES
 from miniature.results import write_results
 from miniature.texture_share import through_autoencoder
-from miniature.world.scene import HELD_OUT
+from miniature.world.scene import HELD_OUT, RICH, STYLES
 
 COUNT = 4
 WANTED, OTHER = Setting(GEN1, 1.0, 0), Setting(PER_FRAME, t_s=0)
@@ -46,8 +46,16 @@ def test_cases_depend_only_on_the_seed(cases):
         assert case.target not in {case.source().ground, *(solid.color for solid in solids)}
 
 
-def test_a_prompt_picture_shares_only_the_caption_with_the_wanted_edit(cases):
-    for case in read_cases(cases):
+def test_cases_of_rich_scenes_are_stored_as_such_and_older_files_mean_plain_ones(tmp_path):
+    write_cases(tmp_path, 2, size=(112, 64), style=RICH)
+    assert read_cases(tmp_path) == [draw_case(900, index, style=RICH) for index in range(2)]
+    assert "style" not in draw_case(900, 0).record()
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_prompt_picture_shares_only_the_caption_with_the_wanted_edit(style):
+    for index in range(8):
+        case = draw_case(900, index, style=style)
         wanted, other = case.wanted(), case.prompt_scene()
         assert other.caption == wanted.caption
         assert other.light != wanted.light and other.camera_turn != wanted.camera_turn

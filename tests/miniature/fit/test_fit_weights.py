@@ -10,10 +10,10 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import DPTForDepthEstimation, DPTImageProcessor
 
+from miniature import WEIGHTS
 from miniature.data import HELD_OUT_SEED, rendered_frames
 from miniature.fit import autoencoder, clip, depth
-from miniature.fit.run import WEIGHTS
-from miniature.world.scene import GROUNDS, sample_scene
+from miniature.world.scene import GROUNDS, PLAIN, sample_scene
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_a_near_miss_differs_from_the_scene_in_one_attribute():
 
 
 def test_the_labels_of_a_scene_are_the_words_of_its_caption():
-    values = list(clip.WORDS.values())
+    values = list(clip.WORDS[PLAIN].values())
     for seed in range(100):
         scene = sample_scene(seed)
         *labels, ground = clip.WordClassifiers.labels(scene)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from miniature.world.render import FAR, render_clip, render_frame, render_image
-from miniature.world.scene import COLORS, SHAPES, SPLITS, Scene, Solid, sample_scene
+from miniature.world.scene import COLORS, RICH, SHAPES, SPLITS, STYLES, Scene, Solid, sample_scene
 
 
 def solid(shape: str = "ball", color: str = "red", anchor: tuple[float, float] = (0.0, 0.0)) -> Solid:
@@ -46,10 +46,23 @@ def test_motion_is_visible_and_smooth() -> None:
     assert four_apart > 1.5 * neighbours
 
 
+def test_the_look_of_a_rich_scene_changes_neither_depth_nor_masks() -> None:
+    for seed in range(6):
+        plain, rich = sample_scene(seed), sample_scene(seed, style=RICH)
+        rich = replace(rich, camera_push=0.0, camera_swing=plain.camera_swing)
+        one, two = (render_frame(scene, 0.7, 48, 84) for scene in (plain, rich))
+        np.testing.assert_array_equal(one.depth, two.depth)
+        np.testing.assert_array_equal(one.solids, two.solids)
+        assert not np.array_equal(one.pixels, two.pixels)
+
+
 @pytest.mark.parametrize("supersample", [1, 2, 3])
 @pytest.mark.parametrize("seed", range(6))
-def test_the_mask_covers_the_pixels_whose_depth_differs_from_the_ground(seed: int, supersample: int) -> None:
-    scene = sample_scene(seed)
+@pytest.mark.parametrize("style", STYLES)
+def test_the_mask_covers_the_pixels_whose_depth_differs_from_the_ground(
+    seed: int, supersample: int, style: str
+) -> None:
+    scene = sample_scene(seed, style=style)
     frame = render_frame(scene, 0.5, 48, 84, supersample)
     ground = render_frame(replace(scene, solids=()), 0.5, 48, 84, supersample)
     np.testing.assert_array_equal(frame.solids > 0, frame.depth != ground.depth)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from miniature.world.render import render_frame, render_image
-from miniature.world.scene import COLORS, HELD_OUT, SHAPES, TEXTURES, sample_scene, shapes_of
+from miniature.world.scene import COLORS, HELD_OUT, RICH, RICH_TEXTURES, SHAPES, TEXTURES, sample_scene, shapes_of
 
 SEEDS = range(400)
 
@@ -39,6 +39,27 @@ def test_an_unknown_split_is_refused() -> None:
 def test_scenes_have_all_textures_except_the_unseen_ones() -> None:
     assert {solid.texture for seed in SEEDS for solid in sample_scene(seed).solids} == set(TEXTURES)
     assert not {"zigzag", "capped"} & set(TEXTURES)
+
+
+def test_a_rich_scene_is_the_plain_one_with_more_life() -> None:
+    rich = [sample_scene(seed, style=RICH) for seed in SEEDS]
+    for seed, scene in zip(SEEDS, rich):
+        plain = sample_scene(seed)
+        same = [replace(solid, texture="plain", gloss=0.0) for solid in scene.solids]
+        assert same == [replace(solid, texture="plain") for solid in plain.solids]
+        assert (scene.ground, scene.light, scene.camera_distance) == (plain.ground, plain.light, plain.camera_distance)
+        assert scene.surround not in (scene.ground, *(solid.color for solid in scene.solids))
+        assert (scene.camera_push == 0) != (scene.camera_swing == 0)
+        assert scene.caption.endswith(f" on {scene.ground} ground") == (scene.surround is None)
+    assert {solid.texture for scene in rich for solid in scene.solids} == set(RICH_TEXTURES)
+    assert len(RICH_TEXTURES) == 6 and "capped" not in RICH_TEXTURES
+    for values in ([scene.camera_push for scene in rich], [scene.surround for scene in rich]):
+        assert 0.4 < np.mean([bool(value) for value in values]) < 0.6
+
+
+def test_an_unknown_style_is_refused() -> None:
+    with pytest.raises(ValueError, match="style 'oil' is not one of plain, rich"):
+        sample_scene(0, style="oil")
 
 
 @pytest.mark.parametrize("split", ["train", "held_out", "all"])

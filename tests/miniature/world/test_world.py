@@ -74,7 +74,7 @@ def test_existing_files_are_kept_and_truth_is_optional(folder: Path) -> None:
 def test_a_folder_of_another_world_is_refused(folder: Path) -> None:
     before = modification_times(folder)
     for other in (replace(SMALL, split="train"), replace(SMALL, seed=4, clips=5)):
-        with pytest.raises(UserError, match="holds another world, of another seed or split"):
+        with pytest.raises(UserError, match="holds another world, of another seed, split or style"):
             write_world(folder, other)
     assert modification_times(folder) == before
 
