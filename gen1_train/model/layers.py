@@ -36,9 +36,38 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Scaled dot-product attention over heads (b, heads, s, d)."""
     d = q.shape[-1]
     if d >= MIN_HEAD_WIDTH or q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v)
+        return fused_attention(q, k, v)
     q, k, v = (F.pad(x, (0, MIN_HEAD_WIDTH - d)) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, scale=d**-0.5)[..., :d]
+    return fused_attention(q, k, v, d**-0.5)[..., :d]
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+    """torch's attention over (b, heads, s, d). On a CPU, that of half precision is trained in float32."""
+    if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16) and q.requires_grad:
+        return _AttentionInFloat32.apply(q, k, v, scale)
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
+class _AttentionInFloat32(torch.autograd.Function):
+    """Attention of half precision, computed in float32: on CPUs, torch's backward pass is eight times as slow without.
+
+    It saves only its inputs, as they are.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        ctx.scale = scale
+        with torch.autocast(q.device.type, enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), scale=scale).to(q.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v = (x.float().requires_grad_() for x in ctx.saved_tensors)
+        with torch.enable_grad(), torch.autocast(gradient.device.type, enabled=False):
+            mixed = F.scaled_dot_product_attention(q, k, v, scale=ctx.scale)
+        gradients = torch.autograd.grad(mixed, (q, k, v), gradient.float())
+        return (*(each.to(gradient.dtype) for each in gradients), None)
 
 
 class Attention(nn.Module):

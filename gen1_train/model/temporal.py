@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gen1_train.model.layers import FeedForward
+from gen1_train.model.layers import FeedForward, fused_attention
 
 # On a GPU, clips up to this length are attended to by explicit products (ours, by arithmetic). Fused kernels pad clips
 # to tiles of 64 or 128 frames, and win again where the weights between all frames are as large as the heads.
@@ -63,7 +63,7 @@ def attend_frames(q: Tensor, k: Tensor, v: Tensor, triton: bool = False) -> Tens
     It is for any number of heads, in the layout of q: contiguous as (b, n, heads, d).
     """
     if not on_gpu(q):
-        return F.scaled_dot_product_attention(q, k, v)
+        return fused_attention(q, k, v)
     if q.shape[2] <= MAX_EXPLICIT_FRAMES:
         return ExplicitAttention.apply(q, k, v, triton)
     parts = [F.scaled_dot_product_attention(q[:, i], k[:, i], v[:, i]) for i in _parts(q)]

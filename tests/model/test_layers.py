@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gen1_train.model.layers import (
+    MIN_HEAD_WIDTH,
     Attention,
     Downsample,
     TokenConv,
@@ -171,6 +172,20 @@ def general_form(layer: TransformerBlock, x: Tensor, content: Tensor) -> Tensor:
 
 
 UNUSED = {"norm2.weight", "norm2.bias", "attn2.to_q.weight", "attn2.to_k.weight"}  # with a single token
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [8, 32])
+def test_attention_of_half_precision_is_trained_in_float32_on_a_cpu(dtype: torch.dtype, width: int) -> None:
+    q, k, v = (leaf(torch.randn(2, 3, 20, width, dtype=dtype)) for _ in range(3))
+
+    def under_autocast(*inputs: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype):
+            return attend(*inputs)
+
+    exact = gradients(lambda *inputs: attend(*(x.float() for x in inputs)).to(dtype), q, k, v)
+    agree(gradients(under_autocast, q, k, v), exact, 1e-6)
+    assert saved_bytes(lambda: under_autocast(q, k, v)) <= 3 * max(width, MIN_HEAD_WIDTH) * 2 * 3 * 20 * 2
 
 
 @pytest.mark.parametrize("copies", [1, 2])
