@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from miniature.world.render import FRAME_RATE, render_frame
+from miniature.world.render import FRAME_RATE, render_frame, supersampling
 from miniature.world.scene import PLAIN, Scene, sample_scene
 
 HEIGHT, WIDTH = 64, 112
@@ -56,7 +56,7 @@ def rendered_frames(
     def render(seed: int) -> tuple[np.ndarray, np.ndarray, Scene]:
         scene = sample_scene(seed, style=style)
         time = int(np.random.default_rng([seed, 1]).integers(2 * FRAME_RATE)) / FRAME_RATE
-        frame = render_frame(scene, time, height, width, supersample=2 if height < 128 else 1)
+        frame = render_frame(scene, time, height, width, supersampling(height))
         return frame.pixels, frame.depth, scene
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:

@@ -8,8 +8,13 @@ colour        the named color that the edited solid shows. The mean over the sol
 colour_error  distance of that mean from the wanted color, in Lab (Delta E 1976)
 mask_iou      IoU of the true mask of all solids and the mask that GrabCut (OpenCV) finds in the edit, see
               `grabcut_mask`; mean over frames. references.json has its values for true and for wrong frames
-texture_share for cases of textures: the share of the wanted texture that the edited solid shows, see texture_share.py;
+texture       the one of the world, or of the case, whose brightness is nearest to the edited solid's, see
+              texture_share.py. `texture_nearest`: it is the wanted one, which the prompt names; chance is 25 %, in rich
+              scenes 17 %
+texture_share for cases of textures: the share of the wanted texture that the edited solid shows;
               0 if plain, 1 as the renderer paints it. `texture_hit`: more than one half
+kept_error    how far what should stay has changed: distance in Lab of the mean color from the true one, mean over the
+              other solids and the ground
 
 and writes
 
@@ -40,12 +45,22 @@ from gen1_train.video.decode import VideoError, read_clips
 from miniature.arguments import Parser
 from miniature.cases import Case, read_cases, render_case
 from miniature.spread import spread
-from miniature.texture_share import brightness, reference_brightness, texture_share
-from miniature.world.scene import COLORS
+from miniature.texture_share import brightness, nearest_texture, reference_brightness, texture_share
+from miniature.world.render import FAR, supersampling
+from miniature.world.scene import COLORS, TEXTURES_OF
 
 MEASURED = "measured"
 # the values of `measure_edit` that have a mean
-VALUES = ("hit", "own", "colour_error", "mask_iou", "texture_share", "texture_hit")
+VALUES = (
+    "hit",
+    "own",
+    "colour_error",
+    "mask_iou",
+    "texture_nearest",
+    "texture_share",
+    "texture_hit",
+    "kept_error",
+)
 GRABCUT_ROUNDS = 4
 LEAST_SHARE = 0.25  # of a solid's pixels that must remain without its border (ours)
 
@@ -57,20 +72,26 @@ class Truth:
     solids: np.ndarray  # bool (n, h, w): all solids
     edited: np.ndarray  # bool (n, h, w): the edited solid, without its border if enough remains
     colors: dict[str, np.ndarray]  # for each color name, the color that the edited solid then shows, Lab (3,)
-    texture: tuple[np.ndarray, np.ndarray] | None  # its brightness, plain and textured; None without --texture
+    textures: dict[str, np.ndarray]  # its brightness (p,) in each texture of the world, and in the case's
+    kept: list[tuple[np.ndarray, np.ndarray]]  # bool (n, h, w) and Lab (3,) of each other solid and of the ground
 
 
 @lru_cache(maxsize=1)  # the edits of a case are measured one after another
 def truth_of(case: Case, height: int, width: int) -> Truth:
-    """Renders the case in every color, with and without its texture. A pixel belongs to what its middle ray meets."""
+    """Renders the case in every color and every texture. A pixel belongs to what its middle ray meets."""
     clip = render_case(case.wanted(), height, width)
     edited = without_border(clip.solids == case.solid + 1)
     colors = {}
     for name in COLORS:
-        frames = render_case(case.repainted(name, case.texture), height, width, supersample=2).frames
+        frames = render_case(case.repainted(name, case.texture), height, width, supersampling(height)).frames
         colors[name] = to_lab(mean_color(frames, edited))
-    texture = reference_brightness(case, edited) if case.texture != case.own_texture else None
-    return Truth(clip.solids > 0, edited, colors, texture)
+        if name == case.target:
+            wanted = frames
+    others = [clip.solids == number + 1 for number in range(len(case.source().solids)) if number != case.solid]
+    ground = (clip.solids == 0) & (clip.depth < FAR)
+    kept = [(mask, to_lab(mean_color(wanted, mask))) for mask in map(without_border, (*others, ground)) if mask.any()]
+    textures = reference_brightness(case, edited, {*TEXTURES_OF[case.style], case.texture})
+    return Truth(clip.solids > 0, edited, colors, textures, kept)
 
 
 def without_border(masks: np.ndarray) -> np.ndarray:
@@ -129,7 +150,12 @@ def measure_edit(frames: np.ndarray, case: Case) -> dict[str, Any]:
     mean = to_lab(mean_color(frames, truth.edited))
     distance = {name: float(np.linalg.norm(mean - color)) for name, color in truth.colors.items()}
     color = min(distance, key=distance.__getitem__)
-    texture = texture_share(brightness(frames, truth.edited), *truth.texture) if truth.texture else None
+    shown = brightness(frames, truth.edited)
+    nearest = nearest_texture(shown, truth.textures)
+    share = None
+    if case.texture != case.own_texture:
+        share = texture_share(shown, truth.textures["plain"], truth.textures[case.texture])
+    changes = [np.linalg.norm(to_lab(mean_color(frames, mask)) - color) for mask, color in truth.kept]
     return {
         "target": case.target,
         "colour": color,
@@ -137,8 +163,11 @@ def measure_edit(frames: np.ndarray, case: Case) -> dict[str, Any]:
         "own": color == case.own,
         "colour_error": round(distance[case.target], 4),
         "mask_iou": round(mask_iou(grabcut_mask(frames, truth.solids), truth.solids), 6),
-        "texture_share": None if texture is None else round(texture, 4),
-        "texture_hit": None if texture is None else texture > 0.5,
+        "texture": nearest,
+        "texture_nearest": nearest == case.texture,
+        "texture_share": None if share is None else round(share, 4),
+        "texture_hit": None if share is None else share > 0.5,
+        "kept_error": round(float(np.mean(changes)), 4),
         "new_pair": case.new_pair,
         "solids": len(case.source().solids),
     }

@@ -64,7 +64,7 @@ def _measure_case(job: tuple[Case, Case]) -> dict[str, dict[str, Any]]:
     wanted = model_input(case.wanted())
     frames = {
         "wanted": wanted,
-        "autoencoder": through_autoencoder(wanted),
+        "autoencoder": through_autoencoder(wanted, case.style),
         "input": model_input(case.source()),
         "other_scene": model_input(other.wanted()),
         "grey": np.full_like(wanted, 128),

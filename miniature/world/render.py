@@ -116,6 +116,11 @@ def paint_solid(scene: Scene, number: int, time: float, origin: np.ndarray, rays
     canvas.solids[candidates] = number
 
 
+def supersampling(height: int) -> int:
+    """The rays per pixel and direction that pictures of this height take: small ones need more, large ones time."""
+    return 2 if height < 128 else 1
+
+
 def render_frame(scene: Scene, time: float, height: int, width: int, supersample: int = 1) -> Frame:
     """Renders one frame; colors are averages over `supersample` rays per pixel and direction.
 

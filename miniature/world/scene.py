@@ -43,6 +43,7 @@ TEXTURES = ("plain", "striped", "checkered", "dotted")
 PLAIN, RICH = STYLES = ("plain", "rich")
 SURROUND = 3.0  # radius of the inner ground, in world units
 RICH_TEXTURES = (*TEXTURES, "zigzag", "halved")
+TEXTURES_OF = {PLAIN: TEXTURES, RICH: RICH_TEXTURES}
 SKIES_ABOVE = ((0.25, 0.45, 0.80), (0.55, 0.62, 0.75), (0.45, 0.40, 0.65), (0.10, 0.12, 0.25))  # for each of SKIES
 SPLITS = ("train", "held_out", "all")
 # Each color with one shape and each shape with two colors, so that no color and no shape is new on its own.

@@ -19,7 +19,7 @@ from miniature.measure import grabcut_mask, mask_iou, measure, measure_edit
 from miniature.references import REFERENCES
 from miniature.results import write_results
 from miniature.texture_share import through_autoencoder
-from miniature.world.scene import HELD_OUT, RICH, STYLES
+from miniature.world.scene import HELD_OUT, RICH, STYLES, TEXTURES
 
 COUNT = 4
 WANTED, OTHER = Setting(GEN1, 1.0, 0), Setting(PER_FRAME, t_s=0)
@@ -87,9 +87,10 @@ def test_the_truth_has_the_wanted_color_and_the_input_does_not(cases):
         truth = measure_edit(frames_of(case, case.wanted()), case)
         assert (truth["hit"], truth["own"], truth["colour"]) == (True, False, case.target)
         assert truth["mask_iou"] > 0.9 and truth["colour_error"] < 1 and truth["texture_hit"] is None
+        assert truth["kept_error"] < 1 and truth["texture_nearest"]
         own = measure_edit(frames_of(case, case.source()), case)
         assert (own["hit"], own["own"]) == (False, True)
-        assert own["mask_iou"] > 0.85
+        assert own["mask_iou"] > 0.85 and own["kept_error"] < 1
 
 
 @pytest.mark.slow
@@ -99,7 +100,8 @@ def test_grey_blurred_and_unrelated_frames_score_low(cases):
     for case, other in zip(chosen, chosen[1:] + chosen[:1], strict=True):
         frames = frames_of(case, case.wanted())
         grey = np.repeat(frames.mean(-1, keepdims=True), 3, -1).astype(np.uint8)
-        assert not measure_edit(grey, case)["hit"]
+        lost = measure_edit(grey, case)
+        assert not lost["hit"] and lost["kept_error"] > 3
         flat = np.broadcast_to(frames.mean((1, 2), keepdims=True), frames.shape).astype(np.uint8)
         assert measure_edit(flat, case)["mask_iou"] < 0.4
         ious.append(measure_edit(frames_of(other, other.wanted()), case)["mask_iou"])
@@ -115,6 +117,17 @@ def test_moved_solids_are_segmented_at_their_new_positions(cases):
     assert mask_iou(moved, truth) < 0.75
     assert mask_iou(segmented, truth) == pytest.approx(mask_iou(moved, truth), abs=0.08)
     assert mask_iou(segmented, moved) > 0.85
+
+
+@pytest.mark.slow
+def test_the_texture_of_a_solid_is_found_in_any_color():
+    for index in range(2):
+        case = draw_case(900, index)
+        for texture in TEXTURES:
+            color = "cyan" if case.target != "cyan" else "yellow"
+            frames = through_autoencoder(frames_of(case, case.repainted(color, texture)))
+            measured = measure_edit(frames, case)
+            assert (measured["texture"], measured["texture_nearest"]) == (texture, texture == case.texture)
 
 
 @pytest.mark.slow
