@@ -33,7 +33,7 @@ from gen1_train.diffusion.editing import GuidedPrediction, Scene, sample_video, 
 from gen1_train.diffusion.guidance import GuidanceConfig
 from gen1_train.diffusion.sampling import SamplingConfig
 from gen1_train.diffusion.schedule import NoiseConfig, NoiseSchedule
-from gen1_train.diffusion.windows import window_starts, window_weights
+from gen1_train.diffusion.windows import overlapping, window_places
 from gen1_train.editing.editor import Gen1Editor
 from gen1_train.editing.networks import FrameCoder
 from gen1_train.editing.precision import Formats
@@ -102,7 +102,7 @@ def ask_passes(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
             def flops(n: int, temporal: bool) -> int:
                 return unet_flops(model, arguments.height, arguments.width, n, temporal=temporal).total
 
-            one = len(window_starts(frames, 8, config.overlap)) * flops(min(8, frames), True)
+            one = len(window_places(frames, 8, config.overlap)) * flops(min(8, frames), True)
             total = sum(clips * flops(n, temporal) for clips, n, temporal in calls)
             yield {"frames": frames, "dials": name, "passes": round(total / one, 3)}
 
@@ -141,8 +141,7 @@ class NaivePasses:
     def __init__(self, unet: SpatioTemporalUNet, scene: Scene, content: Tensor, config: SamplingConfig) -> None:
         self.unet = unet
         self.config = config
-        self.starts = window_starts(len(scene.noise), 8, config.overlap)
-        self.weights = window_weights(self.starts, 8, len(scene.noise)).to(scene.noise.device)
+        self.windows = overlapping(len(scene.noise), 8, config.overlap)
         self.structure = structure_input(scene.structure, config.t_s)
         self.tokens = {True: content_tokens(content), False: torch.zeros_like(content_tokens(content))}
 
@@ -155,8 +154,8 @@ class NaivePasses:
 
     def pass_of(self, z: Tensor, t: Tensor, content: bool, temporal: bool) -> Tensor:
         v = torch.zeros_like(z)
-        for start, weights in zip(self.starts, self.weights):
-            part = slice(start, start + 8)
+        for part, weights in self.windows:
+            weights = weights.to(z.device)
             inputs = torch.cat([z[:, part], self.structure[None, part]], dim=2)
             v[:, part] += weights.view(1, -1, 1, 1, 1) * self.unet(inputs, t, self.tokens[content], temporal=temporal)
         return v

@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,13 @@ from data_tools.plan import Plan
 from data_tools.recipe import RecipeConfig
 from data_tools.stats import merge_stats
 from data_tools.task import STAGING, TaskResult, load_result, parse_staged, read_staged, task_folder
+from gen1_train.batch import Pool
 from gen1_train.data.manifest import MANIFEST, Manifest, PoolShards, Shard
 from gen1_train.data.pack import PADDING, seal, sealed_shard, verified_tar
 from gen1_train.errors import UserError
 from gen1_train.system.console import progress
 from gen1_train.system.files import own_folder, refuse_link, remove_leftovers, write_atomically
 from gen1_train.system.names import member_name
-from gen1_train.video.geometry import parse_bucket
 
 STARTED = "freezing"  # in the staging: the hash of the samples of which the existing shards were made
 PACKAGES = (
@@ -188,9 +188,8 @@ def write_shards(
             bar.update(int(job.samples["size"].sum()))
     shards_of_pool = {}
     for name, shards in written.items():
-        kind, _, bucket = name.partition("-")
-        frames = recipe.cut.frames if kind == "video" else 1
-        shards_of_pool[name] = PoolShards(kind, *parse_bucket(bucket), frames, tuple(shards))
+        pool = Pool.named(name, recipe.cut.frames)
+        shards_of_pool[name] = PoolShards(**asdict(pool), shards=tuple(shards))
     return shards_of_pool
 
 

@@ -20,6 +20,7 @@ import torch
 from data_tools.estimate import LAYERS, Estimators
 from data_tools.stats import CAPTIONED_BY
 from gen1_train.batch import Pool, Sample, SampleError, encode_sample, latent_level, validate
+from gen1_train.frozen.structure.combined import count_empty
 from gen1_train.system.processes import cores
 
 EMPTY_FRAMES = "empty_frames"  # in a sample's meta: how many of its frames have a structure of only 0
@@ -35,7 +36,7 @@ class Clip:
     frames: np.ndarray  # uint8 (n, h, w, 3), of the pool's size
     caption: str | None
     meta: dict[str, Any]
-    structure: np.ndarray | None = None  # uint16 (n, h, w); given if it is not to be estimated
+    structure: np.ndarray | None = None  # uint16 (n, h, w) or (n, p, h, w); given if it is not to be estimated
     kept: dict[str, bytes] = field(default_factory=dict)  # existing members that stay as they are
 
 
@@ -165,8 +166,8 @@ class Pipeline:
             kind, normalise = estimators.recipe.structure, estimators.structure.normalisation
             sample.meta = {**clip.meta, "structure": kind, "normalise": normalise, "structure_range": extent}
             sample.meta.pop(EMPTY_FRAMES, None)  # of an earlier structure
-            if estimators.structure.subject is not None:
-                sample.meta[EMPTY_FRAMES] = int((~structure.any(axis=(1, 2))).sum())
+            if (empty := count_empty(estimators.structure, torch.from_numpy(structure > 0))) is not None:
+                sample.meta[EMPTY_FRAMES] = empty
             sample.structure = structure
         if structure is not None and estimators.recipe.latents and {"structure", "latents"} & set(self.layers):
             recipe = estimators.recipe

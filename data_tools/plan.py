@@ -173,7 +173,7 @@ def _new_plan(source: Source, output: Path, recipe: RecipeConfig, scan: Scan, th
     write_atomically(output / LINES, bytes(content))
     has_images = any(file.kind == "image" for file in files)
     stills = recipe.stills == "always" or (recipe.stills == "auto" and not has_images)
-    return Plan(hash_inputs(asdict(recipe), scan), asdict(recipe), stills, tasks, rest, scan.ignored)
+    return Plan(hash_inputs(recipe.record(), scan), recipe.record(), stills, tasks, rest, scan.ignored)
 
 
 def lost_share(file: MediaFile) -> float:

@@ -42,6 +42,7 @@ FIRST = (
     "recipe.video_buckets",
     "recipe.image_buckets",
     "recipe.cut.frames",
+    "recipe.cut.more_frames",
     "recipe.cut.stride",
     "recipe.structure",
     "recipe.caption",

@@ -1,9 +1,10 @@
 """The recipe: everything that decides what a sample is. It is part of the plan and of the frozen manifest."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from data_tools.clips.cut import CutConfig
+from gen1_train.diffusion.planes import kinds_of
 from gen1_train.diffusion.structure import DEGRADATIONS, MAX_LEVEL, PIXELS
 from gen1_train.errors import UserError, check_choice, check_positive
 from gen1_train.frozen.autoencoder import AutoencoderConfig
@@ -14,7 +15,7 @@ from gen1_train.frozen.clip import ClipConfig
 from gen1_train.frozen.structure.depth import DepthConfig
 from gen1_train.frozen.structure.edges import EdgesConfig
 from gen1_train.frozen.structure.face import FaceConfig
-from gen1_train.frozen.structure.kinds import STRUCTURES
+from gen1_train.frozen.structure.kinds import STRUCTURES, check_kind
 from gen1_train.frozen.structure.soft_edges import SoftEdgesConfig
 from gen1_train.system.records import make_record
 from gen1_train.video.decoding.frames import DECODERS
@@ -33,7 +34,7 @@ class RecipeConfig:
     max_enlargement: float = 2.0  # a file that would have to be enlarged more than this is dropped
     # decord takes damaged frames for good ones, PyAV notices most of them; their good frames are equal
     decoders: list[str] = field(default_factory=lambda: list(DECODERS))  # tried in this order until one can read it
-    structure: str = "depth"  # of a clip, what the model is conditioned on: depth, edges, soft_edges or face
+    structure: str = "depth"  # what the model is conditioned on: depth, edges, soft_edges, face, or depth+edges, …
     caption: str = NONE  # network that captions samples without a caption: coca, blip, or none
     latents: bool = True  # store the autoencoder's latents; without them training encodes in every step
     structure_levels: int = MAX_LEVEL  # highest t_s of stored structure latents; 0: stage 5 encodes in every step
@@ -58,20 +59,28 @@ class RecipeConfig:
 
     @property
     def structure_config(self) -> Any:
-        """The section of the chosen structure estimator."""
-        return getattr(self, self.structure)
+        """The section of the chosen structure estimator; for several, a dict with that of each."""
+        kinds = kinds_of(self.structure)
+        return {kind: getattr(self, kind) for kind in kinds} if len(kinds) > 1 else getattr(self, self.structure)
 
     @property
     def caption_config(self) -> Any:
         """The section of the network that captions; None without one."""
         return None if self.caption == NONE else getattr(self, self.caption)
 
+    def record(self) -> dict[str, Any]:
+        """Returns the recipe for plans and manifests, without what sets of one length of clips never recorded."""
+        content = asdict(self)
+        if not self.cut.more_frames:
+            del content["cut"]["more_frames"]
+        return content
+
     def check(self) -> None:
         """Raises UserError for a setting that cannot be; the message names it and the remedy."""
         for section in (self.cut, self.autoencoder, self.clip, *(getattr(self, kind) for kind in STRUCTURES)):
             section.check()
         check_choice("recipe.stills", self.stills, STILLS)
-        check_choice("recipe.structure", self.structure, tuple(STRUCTURES))
+        check_kind("recipe.structure", self.structure)
         check_choice("recipe.caption", self.caption, (NONE, *CAPTIONERS))
         if not self.decoders or not set(self.decoders) <= set(DECODERS):
             raise UserError(f"recipe.decoders={self.decoders} must be a list of some of: {', '.join(DECODERS)}")

@@ -15,6 +15,7 @@ from typing import Any
 
 from data_tools.failures import Failure
 from gen1_train.errors import UserError
+from gen1_train.frozen.structure.kinds import STRUCTURES, subject_of
 from gen1_train.system.files import write_atomically
 from gen1_train.system.records import read_json
 
@@ -135,11 +136,12 @@ class Stats:
         """
         if not self.empty_frames:
             return None
-        kind = estimators.get("structure", {}).get("kind", "structure")
+        kind = str(estimators.get("structure", {}).get("kind", "structure"))
+        empty = "structure" if kind in STRUCTURES else "plane of it"
         share = self.empty_frames / max(1, self.structure_frames)
         return (
-            f"{self.empty_frames:,} of {self.structure_frames:,} frames ({share:.0%}) have no {kind}: their structure "
-            "is empty, and the model learns nothing from it"
+            f"{self.empty_frames:,} of {self.structure_frames:,} frames ({share:.0%}) have no "
+            f"{subject_of(kind) or kind}: their {empty} is empty, and the model learns nothing from it"
         )
 
     def made_by_network(self, estimators: Mapping[str, Mapping[str, Any]]) -> str | None:

@@ -23,14 +23,13 @@ from data_tools.failures import Failure
 from data_tools.pipeline import Pipeline, ProcessedClip
 from data_tools.plan import Plan
 from data_tools.stats import Stats
+from gen1_train.batch import Pool
 from gen1_train.data.index import Entry, index_path
-from gen1_train.data.manifest import KINDS
 from gen1_train.data.pack import TarPacker, open_tar, sample_range
 from gen1_train.errors import UserError
 from gen1_train.system.files import open_regular, sync, write_atomically
 from gen1_train.system.names import plain_name, shown
 from gen1_train.system.records import check_format, make_record, parse_json, read_json, require
-from gen1_train.video.geometry import parse_bucket
 
 STAGING = ".staging"
 DONE = "done.json"
@@ -113,8 +112,7 @@ def read_staged(output: Path, number: int, result: TaskResult) -> Iterator[tuple
         raise UserError(f"{folder} does not hold the indices that its task wrote: {remedy}")
     for pool, path in paths.items():
         try:
-            kind, _, bucket = pool.partition("-")
-            require(kind in KINDS and min(parse_bucket(bucket)) > 0, f"{shown(pool)} is not the name of a pool")
+            Pool.named(pool, 1)
             with open_regular(path) as stream:
                 lines = stream.read()
             digest = hashlib.sha256(lines).hexdigest()

@@ -10,6 +10,7 @@ an autoencoder with c latent channels and factor f, and CLIP width d:
 |---|---|
 | `frame00.jpg` ... | uint8 RGB (h, w, 3), JPEG |
 | `structure00.png` ... | structure: lossless 16-bit gray PNG (h, w); depth: 0..65535 is farthest..nearest in the clip |
+|  | of p planes, 2 or 3: one above the other, (p h, w) |
 | `moments.npy` | float16 (n, 2c, h/f, w/f): mean and log-variance of the frames' latents, before the latent scale |
 | `structure_latent.npy` | float16 (n, c, h/f, w/f): latent of the structure at t_s = 0, times the latent scale |
 | `image_embedding.npy` | float16 (n, d): CLIP image embedding of every frame, as CLIP returns it |
@@ -36,10 +37,12 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 KEY = re.compile(r"[A-Za-z0-9_-]{1,200}")
+MAX_PLANES = 3  # of a structure: the autoencoder encodes them as one picture, with red, green and blue
 MAX_PIXELS = 1 << 25  # of a picture, which 8K has: no header of a hostile picture may take all memory; ours
 MAX_REASON = 300  # characters of the reason that a decoder gives; ours
 STRUCTURE_MAX = 65535  # 16 bits: 8 would cost 0.2 % of the range
 LATENT = "structure_latent"  # the field of the structure's latent at t_s = 0
+POOL = re.compile(r"(image|video)-([1-9]\d{0,4})x([1-9]\d{0,4})(?:-([1-9]\d?)f)?")  # the name of a pool, see Pool.named
 LATENT_AT = re.compile(rf"{LATENT}([1-9])?")  # the fields at any t_s, see `latent_field`
 ARRAYS = ("moments", LATENT, "image_embedding", "text_embedding")  # fields that are arrays in .npy
 
@@ -63,17 +66,27 @@ class SampleError(ValueError):
 
 @dataclass(frozen=True)
 class Pool:
-    """All samples of one kind and one size. Each batch is drawn from one pool."""
+    """All samples of one kind, one size and one length. Each batch is drawn from one pool."""
 
     kind: str  # "image" or "video"
     width: int  # pixels
     height: int  # pixels
     frames: int  # frames in a sample; 1 for images
+    longer: bool = False  # clips of one of the longer lengths of a set: the name of the pool has its length
 
     @property
     def name(self) -> str:
-        """For example `video-448x256` (width x height)."""
-        return f"{self.kind}-{self.width}x{self.height}"
+        """For example `video-448x256` (width x height), or `video-448x256-16f` for longer clips, of 16 frames."""
+        return f"{self.kind}-{self.width}x{self.height}" + (f"-{self.frames}f" if self.longer else "")
+
+    @classmethod
+    def named(cls, name: str, frames: int) -> "Pool":
+        """Returns the pool of a name; `frames`: in a clip, if the name does not have them. Raises ValueError."""
+        match = POOL.fullmatch(name)
+        if match is None or (match[1] == "image" and match[4]):
+            raise ValueError(f"{name[:80]!a} is not the name of a pool")
+        clip = int(match[4] or frames)
+        return cls(match[1], int(match[2]), int(match[3]), 1 if match[1] == "image" else clip, bool(match[4]))
 
 
 @dataclass
@@ -82,7 +95,7 @@ class Sample:
 
     key: str
     frames: np.ndarray | None = None  # uint8 (n, h, w, 3)
-    structure: np.ndarray | None = None  # uint16 (n, h, w)
+    structure: np.ndarray | None = None  # uint16 (n, h, w); of several planes (n, p, h, w)
     moments: np.ndarray | None = None  # float16 (n, 2c, h/f, w/f)
     structure_latent: np.ndarray | None = None  # float16 (n, c, h/f, w/f), at t_s = 0
     image_embedding: np.ndarray | None = None  # float16 (n, d)
@@ -144,7 +157,8 @@ def encode_sample(sample: Sample, jpeg_quality: int = 95) -> dict[str, bytes]:
     for image, name in zip(_each(sample.frames), frame_members(99)):
         # 4:4:4, because chroma subsampling blurs the very colors that content describes
         members[name] = _encode_image(Image.fromarray(image), "JPEG", quality=jpeg_quality, subsampling=0)
-    for plane, name in zip(_each(sample.structure), structure_members(99)):
+    for map_, name in zip(_each(sample.structure), structure_members(99)):
+        plane = map_.reshape(-1, map_.shape[-1])  # several are stacked, since no PNG has 16-bit planes without meaning
         # run lengths only: 16-bit planes hardly compress otherwise, and a full search would take three times as long
         members[name] = _encode_image(Image.fromarray(plane), "PNG", compress_type=zlib.Z_RLE)
     for name in ARRAYS:
@@ -172,10 +186,10 @@ def decode_sample(key: str, members: dict[str, bytes], pool: Pool | None = None)
     except SampleError as error:
         raise SampleError(f"{key}: {error}", error.reason) from error
     frames = [decoded[name] for name in sorted(decoded) if name.startswith("frame")]
-    planes = [decoded[name] for name in sorted(decoded) if name.startswith("structure") and name.endswith(".png")]
+    maps = [decoded[name] for name in sorted(decoded) if name.startswith("structure") and name.endswith(".png")]
     try:
         sample.frames = np.stack(frames) if frames else None
-        sample.structure = np.stack(planes) if planes else None
+        sample.structure = split_planes(np.stack(maps), pool) if maps else None
     except ValueError as error:
         raise SampleError(f"{key}: its frames have different sizes", "shape") from error
     for name, value in decoded.items():
@@ -186,11 +200,17 @@ def decode_sample(key: str, members: dict[str, bytes], pool: Pool | None = None)
     return sample
 
 
+def split_planes(maps: np.ndarray, pool: Pool | None) -> np.ndarray:
+    """Returns maps (n, h, w) as they are, and those of several planes (n, p h, w), of a known pool, as (n, p, h, w)."""
+    planes, rest = divmod(maps.shape[1], pool.height) if pool else (1, 0)
+    return maps.reshape(len(maps), planes, -1, maps.shape[2]) if not rest and 1 < planes <= MAX_PLANES else maps
+
+
 def decode_member(name: str, data: bytes, pixels: int = MAX_PIXELS) -> Any:
     """Decodes one member into an array, a string or a dict. Nothing is ever unpickled. Raises SampleError.
 
     A picture is opened only in the format that the contract gives to its name, and only if it has no more than
-    `pixels`: Pillow chooses by the content otherwise, and would start Ghostscript for an EPS.
+    `pixels`, a plane: Pillow chooses by the content otherwise, and would start Ghostscript for an EPS.
 
     Images are decoded with Pillow. OpenCV is faster, but its libpng can pick up a different zlib when PyAV is loaded in
     the same process, and then fails.
@@ -200,7 +220,7 @@ def decode_member(name: str, data: bytes, pixels: int = MAX_PIXELS) -> Any:
             case "jpg":
                 return np.array(_open_image(data, "JPEG", pixels).convert("RGB"))
             case "png":
-                image = _open_image(data, "PNG", pixels)
+                image = _open_image(data, "PNG", MAX_PLANES * pixels)
                 if image.mode != "I;16":  # an 8-bit image would be read as depth that is nearly flat
                     raise ValueError(f"its mode is {image.mode}, not 16-bit gray")
                 return np.array(image)
@@ -252,7 +272,8 @@ def validate(sample: Sample, pool: Pool) -> None:
     n = pool.frames
     h, w = pool.height, pool.width
     _expect(sample, "frames", sample.frames, np.uint8, (n, h, w, 3))
-    _expect(sample, "structure", sample.structure, np.uint16, (n, h, w))
+    planes = () if sample.structure is None or sample.structure.ndim == 3 else sample.structure.shape[1:2]
+    _expect(sample, "structure", sample.structure, np.uint16, (n, *planes, h, w))
     _expect(sample, "moments", sample.moments, np.float16, (n, None, None, None))
     latents = {LATENT: sample.structure_latent}
     latents |= {latent_field(level): latent for level, latent in sample.degraded_latents.items()}
@@ -320,7 +341,9 @@ class Batch:
     embeddings: Tensor  # float32 (b, n, d): CLIP image embedding of every frame
     structure_latents: Tensor | None = None  # float32 (b, n, c, h/f, w/f): latent of the structure at its t_s, scaled
     structure_levels: list[int] | None = None  # b t_s of the structure_latents; None: all are 0
-    structure: Tensor | None = None  # float32 (b, n, h, w) in [0, 1], for depth 1 is nearest; encoded during training
+    # float32 (b, n, h, w) in [0, 1], for depth 1 is nearest, or (b, n, p, h, w) of p planes; encoded during training
+    structure: Tensor | None = None
+    structure_rows: list[int] | None = None  # the samples that `structure` is of, if it is not all b of them
     frames: Tensor | None = None  # uint8 (b, n, h, w, 3), encoded during training; None in a set with latents
     draws: Any = (
         None  # the noise and other draws of a training step, gen1_train.training.draws.Draws; None: not yet made
@@ -362,19 +385,23 @@ BATCH_FIELDS = {
 
 
 def collate(kind: str, step: int, slots: list[int], samples: list[Sample]) -> Batch:
-    """Stacks samples of one pool into a Batch. Fields that were not read stay None.
+    """Stacks samples of one pool into a Batch. Fields that were not read stay None; `structure` may be of some only.
 
     Each sample may have its structure's latent at another t_s; the lowest is taken if it has several.
     """
     columns: dict[str, Tensor | None] = {"moments": None}
+    rows = [row for row, sample in enumerate(samples) if sample.structure is not None]
     for source, target in BATCH_FIELDS.items():
-        columns[target] = _stack([getattr(sample, source) for sample in samples])
+        read_of = [samples[row] for row in rows] if source == "structure" and rows else samples
+        columns[target] = _stack([getattr(sample, source) for sample in read_of])
     read = [_read_latent(sample) for sample in samples]
     columns["structure_latents"] = _stack([latent for _, latent in read])
     keys = [sample.key for sample in samples]
     batch = Batch(kind=kind, step=step, slots=slots, keys=keys, **columns)  # type: ignore[arg-type]
     if batch.structure_latents is not None:
         batch.structure_levels = [level for level, _ in read]
+    if 0 < len(rows) < len(samples):
+        batch.structure_rows = rows
     return batch
 
 

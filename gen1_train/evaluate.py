@@ -160,11 +160,12 @@ def pin_checkpoints(config: EvaluateConfig) -> EvaluateConfig:
     Reads every byte in use of both checkpoints once. Raises UserError, also for a t_s that the checkpoint has not
     learned.
     """
-    from gen1_train.editing.editor import default_prior, read_editable
+    from gen1_train.editing.networks import default_prior, read_editable
     from gen1_train.training.checkpoints.checkpoint import find_checkpoint
 
     checkpoint = find_checkpoint(Path(str(config.checkpoint)), config.weights)
     config.check_levels(read_editable(checkpoint, structure=False).stage.highest_level)
+    config.check_structure(str(checkpoint.info.estimators.get("structure", {}).get("kind")))
     prior = config.prior or default_prior(checkpoint)
     if prior is not None:
         prior = str(find_checkpoint(Path(prior)).path)

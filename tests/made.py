@@ -1,7 +1,8 @@
 """Small random inputs that many tests need: samples, shard sets and Stable Diffusions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -57,22 +58,28 @@ def make_shard_set(
     frames: int = 4,
     shards: int = 2,
     make: Callable[[str, Pool, int], Sample] = make_sample,
+    longer: Mapping[int, int] | None = None,
 ) -> Path:
-    """Writes a frozen set of random samples, one pool of videos and one of images, each in `shards` tars."""
+    """Writes a frozen set of random samples, one pool of videos and one of images, each in `shards` tars.
+
+    `longer`: frames -> number of clips in a further pool of videos.
+    """
     (root / "shards").mkdir(parents=True)
+    counts = {Pool("video", width, height, frames): clips, Pool("image", width, height, 1): images}
+    counts |= {Pool("video", width, height, each, longer=True): count for each, count in (longer or {}).items()}
     pools = {}
-    for pool, count in ((Pool("video", width, height, frames), clips), (Pool("image", width, height, 1), images)):
+    for pool, count in counts.items():
         written = []
         for number, part in enumerate(np.array_split(np.arange(count), shards)):
             tar = root / "shards" / f"{pool.name}-{number:06d}.tar"
             with TarWriter(str(tar), mtime=0, user="gen1", group="gen1", mode=0o644) as writer:
                 for i in part:
-                    key = f"{pool.kind}-{i:03d}"
+                    key = f"{pool.kind}-{i:03d}" + (f"-{pool.frames}f" if pool.longer else "")
                     seed = int(i) + (1000 if pool.kind == "image" else 0)
                     writer.write({"__key__": key, **encode_sample(make(key, pool, seed))})
             entries = build_index(tar)
             written.append(Shard(tar.name, len(entries), tar.stat().st_size, write_index(tar, entries)))
-        pools[pool.name] = PoolShards(pool.kind, pool.width, pool.height, pool.frames, tuple(written))
+        pools[pool.name] = PoolShards(**asdict(pool), shards=tuple(written))
     Manifest(pools=pools, recipe={}, estimators=deepcopy(ESTIMATORS), plan="made").save(root)
     return root
 

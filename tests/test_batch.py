@@ -304,12 +304,12 @@ def test_a_picture_is_opened_only_in_the_format_of_its_name(
 
 
 @pytest.mark.parametrize(
-    ("name", "codec", "mode"), [("frame00.jpg", "JPEG", "RGB"), ("structure00.png", "PNG", "I;16")]
+    ("name", "codec", "mode", "planes"), [("frame00.jpg", "JPEG", "RGB", 1), ("structure00.png", "PNG", "I;16", 3)]
 )
-def test_a_picture_larger_than_its_pool_is_not_decoded(name: str, codec: str, mode: str) -> None:
+def test_a_picture_larger_than_its_pool_is_not_decoded(name: str, codec: str, mode: str, planes: int) -> None:
     stream = io.BytesIO()
-    Image.new(mode, (25, 16)).save(stream, codec)
-    with pytest.raises(SampleError, match=r"it has 25x16 pixels, more than 384"):
+    Image.new(mode, (25, 16 * planes)).save(stream, codec)
+    with pytest.raises(SampleError, match=rf"it has 25x{16 * planes} pixels, more than {384 * planes}"):
         decode_sample("k", {name: stream.getvalue()}, VIDEO)
     assert decode_sample("k", {name: stream.getvalue()}).key == "k"
 
@@ -330,3 +330,24 @@ def test_a_hostile_header_of_an_array_is_a_bad_sample(header: bytes) -> None:
     with pytest.raises(SampleError, match=r"moments\.npy cannot be decoded") as error:
         decode_member("moments.npy", data)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "pool"),
+    [
+        ("video-448x256", Pool("video", 448, 256, 8)),
+        ("video-448x256-16f", Pool("video", 448, 256, 16, longer=True)),
+        ("image-64x48", Pool("image", 64, 48, 1)),
+    ],
+)
+def test_the_name_of_a_pool_gives_its_kind_size_and_length(name: str, pool: Pool) -> None:
+    assert Pool.named(name, frames=8) == pool and pool.name == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["evil", "video-0x16", "video-32x16-0f", "video-32x16-100f", "video-32x16f", "image-32x16-8f", "video-32x16-"],
+)
+def test_other_names_are_not_those_of_pools(name: str) -> None:
+    with pytest.raises(ValueError, match="is not the name of a pool"):
+        Pool.named(name, frames=8)

@@ -1,12 +1,14 @@
 """Cuts clips out of a stream of frames in one pass: windows that cross no cut, minus static and black ones.
 
-Memory does not grow with the video. It holds the crops of the windows that are not settled yet (one or two), the last
-frames that the shot detector has not judged, and one drop.
+With several lengths of clips, each has windows of its own, and all share the decoding, the shots and the crops of a
+frame. Memory does not grow with the video. It holds, for each length, the crops of the windows that are not settled yet
+(one or two) and one drop, and the last frames that the shot detector has not judged.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -33,6 +35,7 @@ INTERLACED = "interlaced"
 @dataclass
 class CutConfig:
     frames: int = 8  # number of frames in a clip
+    more_frames: list[int] = field(default_factory=list)  # lengths of longer clips, which are cut as well: [16, 24]
     stride: int = 4  # frames of the video from one frame of the clip to the next
     fps: float | None = None  # about as many frames a second instead, by the stride that fits each video; null: stride
     clips_per_video: int | None = None  # at most this many, spread over the video; null: all that do not overlap
@@ -52,6 +55,11 @@ class CutConfig:
         return self if self.fps is None else replace(self, stride=nearest_stride(fps, self.fps), fps=None)
 
     @property
+    def lengths(self) -> list["CutConfig"]:
+        """The settings of each length of clips, the shortest first."""
+        return [replace(self, frames=frames, more_frames=[]) for frames in (self.frames, *self.more_frames)]
+
+    @property
     def span(self) -> int:
         """Number of video frames from the first to the last frame of a clip, both included."""
         return (self.frames - 1) * self.stride + 1
@@ -66,6 +74,12 @@ class CutConfig:
         low, high = 1, 99  # the members of a sample are numbered with two digits
         if not low <= self.frames <= high:
             raise UserError(f"recipe.cut.frames={self.frames} is not in {low}..{high}")
+        lengths = [self.frames, *self.more_frames]
+        if lengths != sorted(set(lengths)) or lengths[-1] > high:
+            raise UserError(
+                f"recipe.cut.more_frames={self.more_frames}: give lengths above recipe.cut.frames={self.frames}, up to "
+                f"{high}, each longer than the one before"
+            )
         check_positive(
             recipe__cut__stride=self.stride,
             recipe__cut__fps=self.fps,
@@ -107,41 +121,74 @@ class Progress:
 def cut_clips(
     frames: Iterable[Frame], config: CutConfig, expected_frames: int, crop: Crop, still: Crop | None = None
 ) -> Iterator[Clip | Drop | Progress]:
-    """Yields clips and drops in the order of the video, and a Progress after every PROGRESS frames.
+    """Yields clips and drops, those of a length in the order of the video, and a Progress after every PROGRESS frames.
 
     `frames` are all frames of the video in display order. `expected_frames` is their number according to the header (0:
     unknown; the first `clips_per_video` clips are then taken). `crop` makes (h', w', 3) of each frame of a clip, and
-    `still` makes any array of its middle frame. Each frame must stay readable until the second frame after it has come.
+    `still` makes any array of its middle frame, of the shortest length. Each frame must stay readable until the second
+    frame after it has come.
 
-    Once `clips_per_video` clips have been yielded, the rest of the video is not read. A VideoError of `frames` passes
-    through after the last drop; everything yielded before it is whole. Raises VideoError if the frame size changes.
+    Once `clips_per_video` clips of each length have been yielded, the rest of the video is not read. The drops of the
+    longer lengths have categories of their own. A VideoError of `frames` passes through after the last drop; everything
+    yielded before it is whole. Raises VideoError if the frame size changes.
     """
     lookahead = Lookahead(ShotDetector(config.shot_ratio, config.shot_change) if config.shots else None)
-    cutter = _Cutter(config, expected_frames, crop, still)
-    merger = _Merger(config.clips_per_video)
+    lengths = [
+        _Length(each, expected_frames, still=number == 0, category=f", clips of {each.frames} frames" if number else "")
+        for number, each in enumerate(config.lengths)
+    ]
+
+    def take(marked: Iterable[MarkedFrame]) -> None:
+        for each in marked:
+            picture = _Picture(each, crop, still)
+            for length in lengths:
+                length.take(picture)
+
     newest = -1
     try:
         for newest, frame in enumerate(frames):
-            for marked in lookahead.feed(frame):
-                cutter.take(marked)
-            for item in cutter.settled():
-                yield from merger.add(item)
-            if merger.full:
+            take(lookahead.feed(frame))
+            for length in lengths:
+                yield from length.settled()
+            if all(length.full for length in lengths):
                 break
             if (newest + 1) % PROGRESS == 0:
                 yield Progress(frame.seconds)
         else:
-            for marked in lookahead.finish():
-                cutter.take(marked)
-            if newest + 1 < config.span:
-                yield cutter.too_short(newest + 1)
-                return
-            for item in cutter.finish():
-                yield from merger.add(item)
+            take(lookahead.finish())
+            for length in lengths:
+                yield from length.finish(newest + 1)
     except VideoError:
-        yield from merger.flush()
+        for length in lengths:
+            yield from length.flush()
         raise
-    yield from merger.flush()
+    for length in lengths:
+        yield from length.flush()
+
+
+class _Picture:
+    """A judged frame, and what the windows of all lengths share of it."""
+
+    def __init__(self, marked: MarkedFrame, crop: Crop, still: Crop | None) -> None:
+        self.marked = marked
+        self.crop = crop
+        self._still = still
+
+    @cached_property
+    def rgb(self) -> np.ndarray:
+        return self.marked.frame.rgb()
+
+    @cached_property
+    def pixels(self) -> np.ndarray:
+        return self.crop(self.rgb)
+
+    @cached_property
+    def small(self) -> np.ndarray:
+        return self.marked.frame.small() if self.marked.small is None else self.marked.small
+
+    @property
+    def still(self) -> np.ndarray | None:
+        return None if self._still is None else self._still(self.rgb)
 
 
 class _Window:
@@ -161,22 +208,21 @@ class _Window:
         self.change = 0.0  # mean change of luma, summed over the pairs of neighboring frames
         self.black = True
 
-    def add(self, marked: MarkedFrame, frames: int, crop: Crop, still: Crop | None) -> None:
+    def add(self, picture: _Picture, frames: int, still: bool) -> None:
         """Adds the next of `frames` frames."""
-        self.end = marked.frame.seconds
-        self.decoder = marked.frame.decoder
-        self.interlaced = self.interlaced or marked.frame.interlaced
+        frame = picture.marked.frame
+        self.end = frame.seconds
+        self.decoder = frame.decoder
+        self.interlaced = self.interlaced or frame.interlaced
         if not self.wanted:
             return
-        self.measure(marked.frame.small() if marked.small is None else marked.small)
-        whole = marked.frame.rgb()
-        if still is not None and self.count == frames // 2:
-            self.still = still(whole)
-        pixels = crop(whole)
+        self.measure(picture.small)
+        if still and self.count == frames // 2:
+            self.still = picture.still
         if self.pixels is None:
-            self.pixels = np.empty((frames, *pixels.shape), np.uint8)
-        check_size(pixels, self.pixels[0])
-        self.pixels[self.count] = pixels
+            self.pixels = np.empty((frames, *picture.pixels.shape), np.uint8)
+        check_size(picture.pixels, self.pixels[0])
+        self.pixels[self.count] = picture.pixels
         self.count += 1
 
     def measure(self, small: np.ndarray) -> None:
@@ -213,9 +259,8 @@ class _Pending:
 class _Cutter:
     """Turns judged frames into clips and drops, and yields them once they are settled."""
 
-    def __init__(self, config: CutConfig, expected_frames: int, crop: Crop, still: Crop | None) -> None:
+    def __init__(self, config: CutConfig, expected_frames: int, still: bool) -> None:
         self.config = config
-        self.crop = crop
         self.still = still
         # the frames that the windows of the video would fill if it were one shot
         self.expected = max((expected_frames - config.span) // config.step + 1, 0) * config.step
@@ -233,7 +278,8 @@ class _Cutter:
         self.usable = first + trim  # the first frame that a window of this shot may use
         self.next = self.usable  # the first frame of the next window
 
-    def take(self, marked: MarkedFrame) -> None:
+    def take(self, picture: _Picture) -> None:
+        marked = picture.marked
         if marked.begins_shot:
             self.end_shot(self.config.trim)
             self.begin_shot(marked.index, self.config.trim, marked.frame.seconds)
@@ -243,7 +289,7 @@ class _Cutter:
             self.window = _Window(self.index, self.seconds, self.wanted(self.index))
             self.next += self.config.step
         if self.window is not None and (self.index - self.window.first) % self.config.stride == 0:
-            self.window.add(marked, self.config.frames, self.crop, self.still)
+            self.window.add(picture, self.config.frames, self.still)
             if self.index == self.window.first + self.config.span - 1:
                 self.close(self.window)
 
@@ -316,3 +362,43 @@ class _Merger:
         held, self.drop = self.drop, None
         if held is not None:
             yield held
+
+
+class _Length:
+    """The clips and drops of one length."""
+
+    def __init__(self, config: CutConfig, expected_frames: int, still: bool, category: str) -> None:
+        """`still`: whether its clips give stills. `category`: what is added to the category of its drops."""
+        self._span = config.span
+        self._cutter = _Cutter(config, expected_frames, still)
+        self._merger = _Merger(config.clips_per_video)
+        self._category = category
+
+    @property
+    def full(self) -> bool:
+        """Whether no further clip is wanted."""
+        return self._merger.full
+
+    def take(self, picture: _Picture) -> None:
+        if not self.full:
+            self._cutter.take(picture)
+
+    def settled(self) -> Iterator[Clip | Drop]:
+        """Yields what no later frame can undo."""
+        for item in self._cutter.settled():
+            yield from map(self._named, self._merger.add(item))
+
+    def finish(self, frames: int) -> Iterator[Clip | Drop]:
+        """Yields what is left of a video of that many frames, which has ended without an error."""
+        if frames < self._span:
+            self._merger.drop = self._cutter.too_short(frames)
+            return
+        for item in self._cutter.finish():
+            yield from map(self._named, self._merger.add(item))
+
+    def flush(self) -> Iterator[Clip | Drop]:
+        """Yields the last drop."""
+        yield from map(self._named, self._merger.flush())
+
+    def _named(self, item: Clip | Drop) -> Clip | Drop:
+        return replace(item, category=item.category + self._category) if isinstance(item, Drop) else item

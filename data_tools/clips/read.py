@@ -126,11 +126,12 @@ class FileReader:
         assert frames is not None
         first = header["first"]
         first_shown = first
-        key = f"{file_key(file)}-{first:06d}"
+        longer = kind == "video" and len(frames) > self.recipe.cut.frames
+        key = f"{file_key(file)}-{first:06d}" + (f"-{len(frames)}f" if longer else "")
         if kind == "image":
             key = f"{key}-still"
             first_shown += self.recipe.cut.frames // 2 * self.recipe.cut.of_video(file.fps).stride
-        pool = Pool(kind, frames.shape[2], frames.shape[1], len(frames))
+        pool = Pool(kind, frames.shape[2], frames.shape[1], len(frames), longer)
         common = {"kind": kind, "fps": file.fps, "first_frame": first_shown, "decoder": header["decoder"]}
         if header["interlaced"]:
             common["deinterlaced"] = True

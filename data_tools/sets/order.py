@@ -33,7 +33,7 @@ class OrderConfig:
     run: str | None = None  # folder of a stage's run, OUTPUT/NAME/stageN: its settings are the defaults for those here
     stage: str | None = None  # name of the stage, on which the order depends; null: as in run=, or 3
     seed: int | None = None  # of the run; null: as in run=, or 0
-    batch_clips: int | None = None  # global batch of a video step, in clips; null: as in run=, or 1152
+    batch_clips: int | None = None  # global batch of a video step, in the shortest clips; null: as in run=, or 1152
     image_ratio: float | None = None  # share of image steps; null: as in run=, or 0.125
     frames: int | None = None  # of a clip, if the set has no videos; null: as in run=, or 8
     mix: str | None = None  # exact or independent; null: as in run=, or exact

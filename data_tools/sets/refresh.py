@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,11 @@ from gen1_train.data.manifest import MANIFEST, Manifest, PoolShards, Shard
 from gen1_train.data.open_files import OpenFile
 from gen1_train.data.pack import open_tar, seal, sealed_shard
 from gen1_train.data.shards import read_members
+from gen1_train.diffusion.planes import JOIN
 from gen1_train.errors import UserError, check_choice
 from gen1_train.frozen.captions.captioner import CAPTIONERS, NONE
 from gen1_train.frozen.levels import with_levels
-from gen1_train.frozen.structure.kinds import STRUCTURES
+from gen1_train.frozen.structure.kinds import STRUCTURES, check_kind
 from gen1_train.system.console import ConsoleConfig, progress
 from gen1_train.system.files import own_folder, write_atomically
 
@@ -56,11 +57,16 @@ logger = logging.getLogger(__name__)
 class RefreshConfig:
     source: str = MISSING  # the frozen set
     output: str = MISSING  # folder of the new set
-    layer: str = MISSING  # structure (or its kind: depth, edges, soft_edges, face), clip, latents, or caption
+    layer: str = MISSING  # structure (or its kind: depth, edges, soft_edges, face, depth+edges), clip, latents, caption
     recipe: RecipeConfig = field(default_factory=RecipeConfig)  # only the sections of the layer are used
     device: str = "auto"  # of the networks: cpu, cuda, or auto: a GPU if there is one
     precision: str = "auto"  # of the networks: fp32, fp16, bf16, or auto: fp16 on a GPU, else fp32
     log: ConsoleConfig = field(default_factory=ConsoleConfig)  # lines on the terminal
+
+    @property
+    def is_kind(self) -> bool:
+        """Whether the layer is named by the kind of structure that it becomes, or by several."""
+        return self.layer in STRUCTURES or JOIN in self.layer
 
     def destinations(self) -> list[tuple[str, Path]]:
         """The folder of the set and the setting that names it."""
@@ -68,7 +74,10 @@ class RefreshConfig:
 
     def check(self) -> None:
         """Raises UserError for a setting that cannot be; the message names it and the remedy."""
-        check_choice("layer", self.layer, (*LAYERS, *STRUCTURES))
+        if self.is_kind:
+            check_kind("layer", self.layer)
+        else:
+            check_choice("layer", self.layer, (*LAYERS, *STRUCTURES))
         if Path(self.source).resolve() == Path(self.output).resolve():
             raise UserError("source and output are the same folder: a frozen set is never changed, name another output")
         if self.layer == "latents" and not self.recipe.latents:
@@ -84,7 +93,7 @@ def main() -> None:
 def run(config: RefreshConfig) -> int:
     """Makes the new set, or resumes it. Raises UserError."""
     config.check()
-    if config.layer in STRUCTURES:
+    if config.is_kind:
         config.recipe.structure = config.layer
         config.layer = "structure"
     source, output = Path(config.source), Path(config.output)
@@ -102,7 +111,7 @@ def run(config: RefreshConfig) -> int:
         begin_output(output, {"source": old.hash, "layer": config.layer, "estimators": description})
         pools = refresh(source, output, old, estimators, config.layer)
         write_statistics(source, output, pools, config.layer)
-        Manifest(pools, asdict(recipe), description, old.plan, old.versions, refreshed).save(output)
+        Manifest(pools, recipe.record(), description, old.plan, old.versions, refreshed).save(output)
         (output / STARTED).unlink(missing_ok=True)
     except SampleError as error:
         raise UserError(f"source={source} is damaged ({error}): restore it, or see gen1-data verify") from error

@@ -15,7 +15,9 @@ from data_tools.sets.report_charts import histogram
 from data_tools.sets.report_sheet import SHEET_STYLE, contact_sheet
 from data_tools.stats import DURATION_EDGES, MEMBER_KINDS, MOTION_EDGES, Stats
 from gen1_train.data.manifest import MANIFEST, Manifest
+from gen1_train.data.schedule import common_clips
 from gen1_train.data.shards import ShardSet
+from gen1_train.diffusion.planes import JOIN
 from gen1_train.errors import UserError
 from gen1_train.html import (
     NOTHING,
@@ -151,12 +153,17 @@ def epochs_section(manifest: Manifest) -> Html:
     total = dict.fromkeys(batches, 0)
     for stage, (steps, image_share) in STAGES.items():
         image_steps = round(steps * image_share)
-        reads = {"video": (steps - image_steps) * batches["video"], "image": image_steps * batches["image"]}
+        reads = {
+            "video": clips_read(manifest, (steps - image_steps) * batches["video"]),
+            "image": image_steps * batches["image"],
+        }
         rows.append([f"stage {stage}", steps, *reading(manifest, reads)])
         total = {kind: total[kind] + reads[kind] for kind in total}
     rows.append(["all", sum(steps for steps, _ in STAGES.values()), *reading(manifest, total)])
+    lengths = lengths_of(manifest)
+    several = f" of {lengths[0]} frames, or as many frames of longer ones," if len(lengths) > 1 else ""
     explanation = (
-        f"What the paper's training would read of this set: a global batch is {batches['video']:,} clips or "
+        f"What the paper's training would read of this set: a global batch is {batches['video']:,} clips{several} or "
         f"{batches['image']:,} images; stage 2 has image steps only, and later stages have 12.5 % of them. An epoch "
         "reads every sample of a kind once."
     )
@@ -166,10 +173,20 @@ def epochs_section(manifest: Manifest) -> Html:
     return section("Estimated epochs", note(explanation), table(headings, rows), refused)
 
 
+def lengths_of(manifest: Manifest) -> list[int]:
+    """Returns the lengths of a set's clips, the shortest first; without clips, the paper's."""
+    return sorted({pool.frames for pool in manifest.pools.values() if pool.kind == "video"}) or [PAPER_FRAMES]
+
+
 def batch_sizes(manifest: Manifest) -> dict[str, int]:
-    """Returns the samples in the paper's global batch of each kind, for clips as long as those of the set."""
-    frames = max((pool.frames for pool in manifest.pools.values() if pool.kind == "video"), default=PAPER_FRAMES)
-    return {"video": BATCH_CLIPS, "image": BATCH_CLIPS * frames}
+    """Returns the samples in the paper's global batch of each kind, for clips as long as the shortest of the set."""
+    return {"video": BATCH_CLIPS, "image": BATCH_CLIPS * lengths_of(manifest)[0]}
+
+
+def clips_read(manifest: Manifest, clips: int) -> int:
+    """Returns how many clips of all lengths have the frames of so many clips of the shortest length."""
+    frames = sum(pool.samples * pool.frames for pool in manifest.pools.values() if pool.kind == "video")
+    return clips * lengths_of(manifest)[0] * samples_of(manifest, "video") // frames if frames else clips
 
 
 def reading(manifest: Manifest, reads: dict[str, int]) -> list[Child]:
@@ -183,20 +200,23 @@ def reading(manifest: Manifest, reads: dict[str, int]) -> list[Child]:
 
 def obstacles(manifest: Manifest, batches: dict[str, int]) -> Iterator[str]:
     """Yields a line for everything that gen1-train would refuse at the paper's batch sizes."""
-    lengths = sorted({pool.frames for pool in manifest.pools.values() if pool.kind == "video"})
-    if len(lengths) > 1:
-        yield f"The clips have {' and '.join(map(str, lengths))} frames: gen1-train needs clips of one length."
+    lengths = lengths_of(manifest)
+    step = common_clips(lengths)
+    if BATCH_CLIPS % step:
+        yield f"The clips have {' and '.join(map(str, lengths))} frames: data.batch_clips must be a multiple of {step}."
     for kind, batch in batches.items():
         if not samples_of(manifest, kind):
             yield f"The set has no {kind}s: gen1-train reads it only with data.image_ratio={int(kind == 'video')}."
             continue
-        pools = {name: pool.samples for name, pool in sorted(manifest.pools.items()) if pool.kind == kind}
-        small = {name: samples for name, samples in pools.items() if samples < batch}
+        pools = {name: pool for name, pool in sorted(manifest.pools.items()) if pool.kind == kind}
+        small = {name: pool for name, pool in pools.items() if pool.samples * pool.frames < BATCH_CLIPS * lengths[0]}
         if small:
-            most = min(small.values()) * BATCH_CLIPS // batch
+            most = min(pool.samples * pool.frames for pool in small.values()) // lengths[0] // step * step
             remedy = f"data.batch_clips={most} or less, or more data" if most else "more data"
-            listed = ", ".join(f"{name} ({samples:,})" for name, samples in small.items())
-            yield f"Smaller than one global batch of {batch:,} {KINDS[kind]}s: {listed}. gen1-train needs {remedy}."
+            listed = ", ".join(f"{name} ({pool.samples:,})" for name, pool in small.items())
+            length = f" of {lengths[0]} frames" if kind == "video" and len(lengths) > 1 else ""
+            whole = f"{batch:,} {KINDS[kind]}s{length}"
+            yield f"Smaller than one global batch of {whole}: {listed}. gen1-train needs {remedy}."
 
 
 def source_section(stats: Stats) -> Html:
@@ -335,7 +355,8 @@ def provenance_section(manifest: Manifest) -> Html:
 def estimator_row(name: str, facts: dict[str, Any]) -> list[Child]:
     """Returns a row about an estimator: its weights, its precision, and what a reader of the shards must know."""
     config = facts.get("config") or {}
-    model = " ".join(str(config[part]) for part in ("path", "model", "pretrained") if config.get(part))
+    configs = config.values() if JOIN in str(facts.get("kind")) else (config,)  # of each plane of a structure
+    model = " ".join(str(each[part]) for each in configs for part in ("path", "model", "pretrained") if each.get(part))
     title = f"{name} ({facts['kind']})" if "kind" in facts else name
     known = ("config", "fingerprint", "precision", "kind", "levels")
     others = ", ".join(f"{fact.replace('_', ' ')} {value}" for fact, value in facts.items() if fact not in known)

@@ -6,16 +6,20 @@ from base64 import b64encode
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from data_tools.stats import CAPTIONED_BY
 from gen1_train.batch import Sample, SampleError
 from gen1_train.data.shards import ShardSet
+from gen1_train.diffusion.planes import kinds_of
 from gen1_train.errors import UserError
+from gen1_train.frozen.autoencoder import as_pictures
 from gen1_train.html import Child, Html, element, note, number, section, shorten
 from gen1_train.keyed import permutation
 
 STRIP_WIDTH = 800  # pixels: as many evenly spread frames of a clip are shown as fit
+COLORS = ("red", "green", "blue")  # of the planes of a structure
 GAP = 3  # pixels between the pictures of a strip
 ALL_BYTES = 1_600_000  # of all pictures together; in the page (base64) they take a third more
 STEPS = ((112, 85), (112, 65), (96, 50), (64, 45), (48, 35))  # height in pixels, JPEG quality: the first that fits
@@ -30,7 +34,11 @@ def contact_sheet(shards: ShardSet, samples: int, seed: int) -> Html:
         kind = shards.manifest.pools[pool].kind
         cards = [card(shards, pool, index, limit) for index in indices]
         blocks += [element("h3", pool), element("div", *cards, class_=f"sheet {kind}")]
-    explanation = f"Drawn at random (seed {seed}): frames above, structure below; as many frames of a clip as fit."
+    kinds = kinds_of(str(shards.manifest.estimators["structure"].get("kind")))
+    colors = ", ".join(f"{kind} in {color}" for kind, color in zip(kinds, COLORS))
+    planes = f" ({colors})" if len(kinds) > 1 else ""
+    shown = f"frames above, structure{planes} below; as many frames of a clip as fit."
+    explanation = f"Drawn at random (seed {seed}): {shown}"
     return section("Contact sheet", note(explanation), *blocks)
 
 
@@ -103,12 +111,19 @@ def picture(sample: Sample, limit: int) -> "Jpeg":
     assert sample.frames is not None and sample.structure is not None
     n, h, w = sample.frames.shape[:3]
     step = math.ceil(n / max(1, int(STRIP_WIDTH * h / w / STEPS[0][0])))
-    rows = [sample.frames[::step], (sample.structure[::step] >> 8).astype(np.uint8)]
+    rows = [sample.frames[::step], shades(sample.structure[::step])]
     for height, quality in STEPS:
         jpeg = Jpeg(montage(rows, height), quality)
         if len(jpeg.data) <= limit:
             break
     return jpeg
+
+
+def shades(structure: np.ndarray) -> np.ndarray:
+    """Returns structure in 8 bits: gray (n, h, w), or of several planes in red, green and blue (n, h, w, 3)."""
+    gray = (structure >> 8).astype(np.uint8)
+    several = gray.ndim == 4
+    return as_pictures(torch.from_numpy(gray), several).movedim(1, -1).numpy() if several else gray
 
 
 class Jpeg:

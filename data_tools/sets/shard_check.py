@@ -20,10 +20,12 @@ from gen1_train.batch import (
     latent_field,
     members_of,
     set_array,
+    split_planes,
     validate,
 )
 from gen1_train.data.index import BLOCK, Entry, index_path, padded, read_index
 from gen1_train.data.manifest import Manifest, Shard
+from gen1_train.diffusion.planes import kinds_of
 from gen1_train.errors import UserError
 from gen1_train.system.files import open_regular
 from gen1_train.system.names import shown
@@ -55,6 +57,7 @@ class Rules:
     required: tuple[str, ...]  # members
     width: int  # of CLIP embeddings
     latent: tuple[int, int]  # height and width of the latents
+    planes: int = 1  # of the structure
 
     @classmethod
     def of(cls, manifest: Manifest, pool: Pool) -> "Rules":
@@ -70,6 +73,7 @@ class Rules:
             tuple(member for name in fields for member in members_of(name, pool.frames)),
             manifest.estimators["clip"]["width"],
             (pool.height // factor, pool.width // factor),
+            len(kinds_of(str(manifest.estimators["structure"]["kind"]))),
         )
 
 
@@ -237,7 +241,10 @@ def decode_and_validate(key: str, name: str, data: bytes, rules: Rules) -> Any:
         case "jpg":
             validate(Sample(key, frames=value[None]), one_frame)
         case "png":
-            validate(Sample(key, structure=value[None]), one_frame)
+            structure = split_planes(value[None], rules.pool)
+            validate(Sample(key, structure=structure), one_frame)
+            if (planes := structure.shape[1] if structure.ndim == 4 else 1) != rules.planes:
+                raise SampleError(f"has {planes} planes, by the manifest it must have {rules.planes}", "shape")
         case "npy" if f"{stem}.npy" in (*rules.required, TEXT, *_optional(rules.pool)):
             validate(sample_of(key, {name: value}, (stem,)), rules.pool)
             _check_size(stem, value, rules)

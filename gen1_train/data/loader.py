@@ -20,6 +20,7 @@ from gen1_train.errors import UserError, check_choice, check_not_negative, check
 from gen1_train.keyed import key
 from gen1_train.system.console import EVERY_RANK, Console, current, print_traceback
 
+STRUCTURE = "structure"  # the field of the maps that the structure's latents are of
 MAX_BAD_SAMPLES = 4  # in a row, before the set is considered damaged; ours
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 @dataclass
 class DataConfig:
     root: str | None = None  # a shard set frozen by gen1-data; may be a URL if there is a cache
-    batch_clips: int = 1152  # global batch of a video step, in clips; image steps read clips x frames images
+    batch_clips: int = 1152  # global batch of a video step, in clips of the shortest length; images: x its frames
     image_ratio: float | None = None  # share of image steps; null: the stage's
     mix: str = "exact"  # image steps: exact, their share of every aligned block; or independent draws
     order: str = AUTO  # of samples: global, any of the pool next; blocks, a few shards at a time; or auto
@@ -78,7 +79,8 @@ class BatchDataset(Dataset[Batch]):
     """Maps (step, micro-batch) to the Batch that this rank reads.
 
     `finish` completes each batch, in the worker process. `level` gives the t_s of a (step, slot): of all structure
-    latents of a sample, only that one is read. `report_activity` is called with a description of each operation before
+    latents of a sample, only that one is read. `drops`: whether the structure of a (step, slot) is read, too, because
+    it loses planes and has to be encoded. `report_activity` is called with a description of each operation before
     it begins; see watch.ActivityBoard.
     """
 
@@ -90,6 +92,7 @@ class BatchDataset(Dataset[Batch]):
         fields: tuple[str, ...],
         finish: Callable[[Batch], Batch] | None = None,
         level: Callable[[int, int], int] | None = None,
+        drops: Callable[[int, int], bool] | None = None,
     ) -> None:
         self.shards = shards
         self.schedule = schedule
@@ -97,6 +100,7 @@ class BatchDataset(Dataset[Batch]):
         self.fields = fields
         self.finish = finish
         self.level = level
+        self.drops = drops
         self.report_activity: Callable[[str], None] = _ignore_activity
 
     def __getitem__(self, position: tuple[int, int]) -> Batch:
@@ -108,6 +112,8 @@ class BatchDataset(Dataset[Batch]):
         for slot in slots:
             index = self.schedule.sample(step, slot)
             fields = self.fields if self.level is None else at_level(self.fields, self.level(number, slot))
+            if self.drops is not None and STRUCTURE not in fields and self.drops(number, slot):
+                fields = (*fields, STRUCTURE)
             sample, bad = self._read(step, index, fields, f"for step {number}, slot {slot}")
             samples.append(sample)
             replaced += bad

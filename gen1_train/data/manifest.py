@@ -9,7 +9,7 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -60,10 +60,11 @@ class PoolShards:
     height: int
     frames: int
     shards: tuple[Shard, ...]
+    longer: bool = False  # see Pool; in the manifest, only the name of the pool shows it
 
     @property
     def pool(self) -> Pool:
-        return Pool(self.kind, self.width, self.height, self.frames)
+        return Pool(self.kind, self.width, self.height, self.frames, self.longer)
 
     @cached_property
     def starts(self) -> Sequence[int]:
@@ -81,6 +82,9 @@ class PoolShards:
         columns = [getattr(stored.shards, column.name) for column in fields(Shard)]
         require(len({len(column) for column in columns}) == 1, f"{name}.shards has columns of different lengths")
         pool = cls(stored.kind, stored.width, stored.height, stored.frames, tuple(map(Shard, *columns)))
+        longer = replace(pool, longer=True)
+        if pool.kind == "video" and name == longer.pool.name:
+            pool = longer
         pool.check(name)
         return pool
 
@@ -101,7 +105,7 @@ class PoolShards:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the shards by column: with an object for each of 140 000 shards, JSON is 2x larger and 5x slower."""
-        content = {each.name: getattr(self, each.name) for each in fields(self)}
+        content = {each.name: getattr(self, each.name) for each in fields(_StoredPool)}
         columns = {column.name: [getattr(shard, column.name) for shard in self.shards] for column in fields(Shard)}
         return {**content, "shards": columns}
 

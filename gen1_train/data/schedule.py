@@ -14,14 +14,16 @@ kind    An image step or a video step. The steps are divided into aligned blocks
         image steps' share (8 for the paper's 12.5 %). Each block has exactly its share of image steps (1), at keyed
         positions. `mix=independent` draws every step independently. See `data.mix`.
 bucket  A pool of that kind. In every period of `PERIOD` steps of the kind, the pools come up in proportion to their
-        samples (by largest remainder, at least once each), in keyed order.
+        frames (by largest remainder, at least once each), in keyed order, so that the epochs of all last equally long.
 sample  The samples of that pool. The uses of a pool are counted from the first to the last step of the run. Use n
         belongs to epoch n div N, and in every epoch a keyed permutation gives each of the N samples exactly once. There
         is no partial batch and no padding; an epoch may end within a batch, and the trainer itself knows no epochs.
         `order=global` permutes the whole pool, `order=blocks` a few shards at a time. See `data.order`.
 
 Every step costs the same number of frames, so no rank waits for another: an image batch holds `frames` times as many
-images as a video batch holds clips (in the paper 9216 and 1152).
+images as a video batch holds clips (in the paper 9216 and 1152). `data.batch_clips` counts clips of the set's shortest
+length, and a pool of clips twice as long has half as many in its batch (ours): a set that gains longer clips keeps all
+its other batches, and the longer lengths are usually multiples of the shortest.
 
 The noise, the timestep and everything else that is random in training are keyed by (seed, step, slot, purpose) as well;
 see `training.draws`. The part of this that a checkpoint stores is in `data.state`.
@@ -29,10 +31,11 @@ see `training.draws`. The part of this that a checkpoint stores is in `data.stat
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property, lru_cache
+from math import gcd, lcm
 from typing import Any
 
 from gen1_train.data.manifest import PoolShards
@@ -52,8 +55,8 @@ class Settings:
 
     seed: int
     image_ratio: float  # share of image steps
-    clips: int  # global batch of a video step
-    frames: int = 8  # of a clip, if the set has no videos
+    clips: int  # global batch of a video step, in clips of the set's shortest length
+    frames: int = 8  # of these clips, if the set has no videos
     mix: str = "exact"  # or independent
     order: str = "global"  # or blocks
     window: int = 8  # order=blocks: shards that a lane mixes at a time
@@ -84,21 +87,23 @@ class Schedule:
     """Maps (step, slot) to a sample of a shard set. It is cheap to build and immutable."""
 
     def __init__(self, shards: ShardSet, settings: Settings, start: Start | None = None) -> None:
-        """Raises UserError if the set lacks a kind that is to be read, if clips have different lengths, or if a pool is
-        smaller than its batch. A set may allow the latter; then epochs end within the batch.
+        """Raises UserError if the set lacks a kind that is to be read, if the global batch is no whole number of clips
+        of each length, or if a pool is smaller than its batch. A set may allow the latter; then epochs end within the
+        batch.
         """
         self.shards = shards
         self.start = start or Start()
-        self.settings = replace(settings, frames=_clip_length(shards, settings.frames))
+        self.lengths = sorted({pool.frames for pool in shards.pools("video")})  # of the set's clips
+        self.settings = replace(settings, frames=min(self.lengths, default=settings.frames))
         self.share = share_of(settings.image_ratio)
         kinds = [kind for kind, share in (("image", self.share), ("video", 1 - self.share)) if share]
-        self._samples_per_clip = {"image": self.settings.frames, "video": 1}  # samples that cost as much as a clip
         self._mix = MIXES[settings.mix](settings.seed, self.share)
         self._pools = {kind: shards.pools(kind) for kind in kinds}
         for kind in kinds:
             self._check(kind)
         self._quotas = {
-            kind: tuple(quotas([pool.samples for pool in pools], PERIOD)) for kind, pools in self._pools.items()
+            kind: tuple(quotas([pool.samples * pool.frames for pool in pools], PERIOD))
+            for kind, pools in self._pools.items()
         }
         self._orders = {pool.pool.name: self._order(pool) for pool in self.pools}
         self._batches_at_start = {kind: self._batches(kind, self.start.step) for kind in kinds}
@@ -114,9 +119,9 @@ class Schedule:
         """The pools that are read."""
         return [pool for pools in self._pools.values() for pool in pools]
 
-    def batch_size(self, kind: str) -> int:
-        """Returns the samples in a global batch of one kind."""
-        return self.settings.clips * self._samples_per_clip[kind]
+    def batch_size(self, frames: int) -> int:
+        """Returns the samples in a global batch of a pool whose samples have this number of frames (images: 1)."""
+        return self.settings.clips * self.settings.frames // frames
 
     def kind(self, step: int) -> str:
         return "image" if self._mix.is_image(step) else "video"
@@ -133,7 +138,7 @@ class Schedule:
         number = self._bucket_order(kind, period)[position]
         pool = self._pools[kind][number]
         first = self._used(kind, number, self._batches(kind, step)[number])
-        return Step(pool.pool.name, kind, pool.samples, first, self.batch_size(kind))
+        return Step(pool.pool.name, kind, pool.samples, first, self.batch_size(pool.frames))
 
     def sample(self, step: Step, slot: int) -> int:
         """Returns the index in the step's pool of the sample in slot `slot` of the global batch."""
@@ -161,6 +166,8 @@ class Schedule:
             "start": asdict(self.start),
             "pools": pools,
         }
+        if len(self.lengths) > 1:  # with a single one, it is in the settings
+            parts["lengths"] = {pool.pool.name: pool.frames for pool in self.pools}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _check(self, kind: str) -> None:
@@ -168,19 +175,22 @@ class Schedule:
         if not self._pools[kind]:
             other = "data.image_ratio=0" if kind == "image" else "data.image_ratio=1"
             raise UserError(f"the shard set {root} has no {kind}s: add some with gen1-data, or set {other}")
+        if kind == "video":
+            check_batch(self.settings.clips, self.lengths)
         for pool in self._pools[kind]:
-            if pool.samples < self.batch_size(kind) and not self.shards.allow_repeats:
+            if pool.samples < self.batch_size(pool.frames) and not self.shards.allow_repeats:
                 raise UserError(
                     f"pool {pool.pool.name} has {pool.samples} samples, fewer than one global batch of "
-                    f"{self.batch_size(kind)}: add data, leave the bucket out of the recipe, or lower data.batch_clips"
+                    f"{self.batch_size(pool.frames)}: add data, leave the bucket out of the recipe, or lower "
+                    "data.batch_clips"
                 )
 
     def _order(self, pool: PoolShards) -> Order:
         settings = self.settings
         if settings.order == "global":
             return GlobalOrder(pool, settings.seed)
-        round_ = (self.start.round or settings.clips) * self._samples_per_clip[pool.kind]
-        return BlockOrder(pool, settings.seed, round_, settings.lanes, settings.window)
+        round_ = (self.start.round or settings.clips) * settings.frames // pool.frames
+        return BlockOrder(pool, settings.seed, max(1, round_), settings.lanes, settings.window)
 
     def _steps_before(self, kind: str, step: int) -> int:
         """How many of the steps 0 to step - 1 are of a kind."""
@@ -195,8 +205,9 @@ class Schedule:
 
     def _used(self, kind: str, number: int, batches: int) -> int:
         """Samples of a pool that have been read when `_batches` counts `batches` of it."""
-        before = self.start.cursors.get(self._pools[kind][number].pool.name, 0)
-        return before + (batches - self._batches_at_start[kind][number]) * self.batch_size(kind)
+        pool = self._pools[kind][number]
+        before = self.start.cursors.get(pool.pool.name, 0)
+        return before + (batches - self._batches_at_start[kind][number]) * self.batch_size(pool.frames)
 
     def _bucket_order(self, kind: str, period: int) -> list[int]:
         return _bucket_order(self.settings.seed, kind, period, self._quotas[kind])
@@ -235,8 +246,20 @@ def stage_seed(seed: int, stage: str) -> int:
     return key(seed, "stage", stage)
 
 
-def _clip_length(shards: ShardSet, default: int) -> int:
-    lengths = {pool.frames for pool in shards.pools("video")} or {default}
-    if len(lengths) > 1:
-        raise UserError(f"the clips in {shards.root} have {sorted(lengths)} frames: freeze them with a single recipe")
-    return lengths.pop()
+def check_batch(clips: int, lengths: Collection[int], parts: int = 1) -> None:
+    """Raises UserError if a global batch of `clips` of the shortest of `lengths` is not whole clips of each length, in
+    each of `parts` equal parts.
+    """
+    step = parts * common_clips(lengths)
+    if len(set(lengths)) > 1 and clips % step:
+        listed = ", ".join(map(str, sorted(lengths)))
+        divided = f" in each of {parts} micro-batches" if parts > 1 else ""
+        raise UserError(
+            f"data.batch_clips={clips} counts clips of {min(lengths)} frames and is no whole number of clips of each "
+            f"length of the set ({listed}){divided}: give a multiple of {step}, such as {-(-clips // step) * step}"
+        )
+
+
+def common_clips(lengths: Collection[int]) -> int:
+    """Returns the fewest clips of the shortest of `lengths` that are as many frames as whole clips of each length."""
+    return lcm(*(length // gcd(length, min(lengths)) for length in lengths))

@@ -96,7 +96,7 @@ class ShardSet:
     @property
     def buckets(self) -> list[str]:
         """The sizes of the clips, as WIDTHxHEIGHT."""
-        return [f"{pool.width}x{pool.height}" for pool in self.pools("video")]
+        return list(dict.fromkeys(f"{pool.width}x{pool.height}" for pool in self.pools("video")))  # of all lengths
 
     @property
     def image_buckets(self) -> list[str]:

@@ -1,6 +1,6 @@
 """Edits a video to the content of an embedding: combines network, guidance, windows and sampler."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,14 +52,16 @@ def sample_video(
     on_step: Callable[[], object] = lambda: None,
     on_frames: Callable[[int], object] = lambda frames: None,
     area: tuple[int, int] | None = None,
+    shorter: Sequence[int] = (),
 ) -> Tensor:
     """Samples k videos with the scene's structure: contents (k, d) -> latents (k, n, c, h, w).
 
     The network takes `window` frames at once, and of each the rows and columns of latents in `area` (None: all).
+    `shorter`: numbers of frames that it has learned to take as well, see `window_places`.
     `negative`, an embedding (d,), replaces the missing content in Eq. 8.
     `on_step` is called once per step, `on_frames` after each call of the network with the number of frames in it.
     """
-    predict = GuidedPrediction(network, scene, contents, config, window, negative, on_frames, area)
+    predict = GuidedPrediction(network, scene, contents, config, window, negative, on_frames, area, shorter)
     times = timesteps(schedule, config.steps, config.init_strength)
     k, noise = len(contents), scene.noise
 
@@ -98,8 +100,12 @@ class GuidedPrediction:
         negative: Tensor | None = None,
         on_frames: Callable[[int], object] = lambda frames: None,
         area: tuple[int, int] | None = None,
+        shorter: Sequence[int] = (),
     ) -> None:
-        """`window`, `area`: frames, and rows and columns of latents, that the network takes at once; None: all."""
+        """`window`, `area`: frames, and rows and columns of latents, that the network takes at once; None: all.
+
+        `shorter`: see `sample_video`.
+        """
         self.network = network
         self.batch = config.batch
         self.rescale = config.guidance.rescale
@@ -110,7 +116,7 @@ class GuidedPrediction:
         self.windows = {
             temporal: [
                 Window(each.part, each.weights.to(scene.noise.device))
-                for each in windows_of((n, height, width), window, area, config, temporal)
+                for each in windows_of((n, height, width), window, area, config, temporal, shorter)
             ]
             for temporal in {term.temporal for term in self.terms}
         }
@@ -166,13 +172,14 @@ def windows_of(
     area: tuple[int, int] | None,
     config: SamplingConfig,
     temporal: bool,
+    shorter: Sequence[int] = (),
 ) -> Iterator[Window]:
     """Yields the windows over a video of `shape`: frames, rows and columns of latents.
 
-    `window`, `area`: see `sample_video`. Without the `temporal` layers, frames do not see each other, so windows do not
-    overlap in time.
+    `window`, `area`, `shorter`: see `sample_video`. Without the `temporal` layers, frames do not see each other, so
+    windows do not overlap in time.
     """
-    time = overlapping(shape[0], window, config.overlap) if temporal else consecutive(shape[0], window)
+    time = overlapping(shape[0], window, config.overlap, shorter) if temporal else consecutive(shape[0], window)
     rows, columns = (
         overlapping(length, side, min(side - 1, round(config.space_overlap * side)))
         for length, side in zip(shape[1:], area or shape[1:])
@@ -181,7 +188,12 @@ def windows_of(
 
 
 def frames_per_step(
-    shape: tuple[int, int, int], videos: int, config: SamplingConfig, window: int, area: tuple[int, int] | None = None
+    shape: tuple[int, int, int],
+    videos: int,
+    config: SamplingConfig,
+    window: int,
+    area: tuple[int, int] | None = None,
+    shorter: Sequence[int] = (),
 ) -> int:
     """Returns how many frames go through the network in a step, over all terms, windows and videos of a shape.
 
@@ -189,7 +201,7 @@ def frames_per_step(
     """
     chosen = terms(config.guidance, config.temporal and shape[0] > 1)
     counts = {
-        temporal: sum(len(window.weights) for window in windows_of(shape, window, area, config, temporal))
+        temporal: sum(len(window.weights) for window in windows_of(shape, window, area, config, temporal, shorter))
         for temporal in {term.temporal for term in chosen}
     }
     return videos * sum(counts[term.temporal] for term in chosen)

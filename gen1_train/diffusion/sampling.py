@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from gen1_train.diffusion.guidance import GuidanceConfig
+from gen1_train.diffusion.planes import Choice, read_choice
 from gen1_train.errors import UserError, check_choice, check_not_negative
 
 MAX_SPACE_OVERLAP = 0.75  # bounds the number of windows; ours
@@ -21,6 +22,7 @@ class SamplingConfig:
     steps: int = 50  # of the sampler
     solver: str = "ddim"  # or dpm++: the same quality in fewer steps
     t_s: int = 0  # rounds of blur on the structure, 0..7: higher is freer
+    structure: Choice | None = None  # strengths of its planes, such as depth+face:0.5; None: all of them at 1
     seed: int = 0  # of the noise: same seed, same frames
     init_strength: float = 1.0  # 1: from pure noise; less: from the input, noised for that share of the steps
     temporal: bool = True  # false: each frame alone, with the temporal layers off in all terms
@@ -39,6 +41,8 @@ class SamplingConfig:
         if not 1 <= self.steps <= MAX_STEPS:
             raise UserError(f"steps={self.steps} is out of range: give 1 to {MAX_STEPS}")
         check_choice("solver", self.solver, list(SOLVERS))
+        if self.structure is not None:
+            read_choice(self.structure)
         if not 0 < self.init_strength <= 1:
             raise UserError(f"init_strength={self.init_strength} is out of range: give a share above 0, up to 1")
         if self.batch < 1:

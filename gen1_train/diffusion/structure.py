@@ -31,6 +31,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gen1_train.diffusion.planes import Strengths
+
 MAX_LEVEL = 7  # t_s is uniform over 0..7 in stage 5
 FACTOR = math.sqrt(2)  # downsampling per round: 7 rounds reduce 448x256 to 40x23; ours
 LEVEL_CHANNELS = 4
@@ -49,6 +51,8 @@ DEGRADATIONS = {
 def degrade(depth: Tensor, levels: Sequence[int], degradation: str = PIXELS, shorter_side: int | None = None) -> Tensor:
     """Depth (b, n, h, w), rounds t_s (b) -> (b, n, h, w), resized back to the frame. Level 0 returns its input.
 
+    Several planes, (b, n, p, h, w), are degraded alike.
+
     RELATIVE is relative to the part of the frame that the model sees at once: `shorter_side`, in pixels, is that of a
     window; None: all of it. The levels are on the host and index no tensor, because a GPU would have to be waited for.
     """
@@ -62,6 +66,17 @@ def degrade(depth: Tensor, levels: Sequence[int], degradation: str = PIXELS, sho
     return torch.stack(clips)
 
 
+def scale_planes(structure: Tensor, strengths: Strengths) -> Tensor:
+    """Structure (n, p, h, w) with each plane scaled toward 0; that of a single plane may be (n, h, w).
+
+    At strengths of 1 it is returned as it is.
+    """
+    if all(strength == 1 for strength in strengths):
+        return structure
+    factors = constants(strengths, structure.dtype, structure.device)
+    return structure * (factors.view(-1, 1, 1) if structure.ndim == 4 else factors)
+
+
 def _rounds(depth: Tensor, rounds: int, scale: float) -> Tensor:
     """Degrades as the rounds do at the frame's size divided by `scale`, but never at more pixels than the frame has.
 
@@ -71,7 +86,7 @@ def _rounds(depth: Tensor, rounds: int, scale: float) -> Tensor:
     scale 1, where they are whole numbers and every blur comes out as 1.
     """
     height, width = depth.shape[-2:]
-    x = depth.flatten(0, 1).unsqueeze(1)  # (b n) 1 h w
+    x = depth.flatten(0, -3).unsqueeze(1)  # (b n) 1 h w, of several planes (b n p) 1 h w
     area = scale**-2  # of a pixel of x
     variance = 0.0  # that has been added to x
     for i in range(rounds + 1):

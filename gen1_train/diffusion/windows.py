@@ -5,7 +5,7 @@ takes the weighted mean, so that windows cannot drift apart and there are no sea
 2023). Frames, rows and columns are three axes of one kind.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -29,11 +29,10 @@ def windows_over(frames: Axis, rows: Axis, columns: Axis) -> Iterator[Window]:
         yield Window((time, row, column), of_frames[:, None, None, None] * of_rows[:, None] * of_columns)
 
 
-def overlapping(length: int, window: int, overlap: int | None) -> Axis:
-    """Returns the windows along an axis, which overlap, see `window_starts`."""
-    starts = window_starts(length, window, overlap)
-    weights = window_weights(starts, window, length)
-    return [(slice(start, min(start + window, length)), part) for start, part in zip(starts, weights)]
+def overlapping(length: int, window: int, overlap: int | None, shorter: Sequence[int] = ()) -> Axis:
+    """Returns the windows along an axis, which overlap, see `window_places`."""
+    places = window_places(length, window, overlap, shorter)
+    return list(zip(places, window_weights(places, length)))
 
 
 def consecutive(length: int, window: int) -> Axis:
@@ -42,28 +41,40 @@ def consecutive(length: int, window: int) -> Axis:
     return [(part, torch.ones(part.stop - part.start)) for part in parts]
 
 
-def window_starts(length: int, window: int, overlap: int | None = None) -> list[int]:
-    """Returns where each window over an axis starts; the last one is moved back so that it is full.
+def window_places(length: int, window: int, overlap: int | None = None, shorter: Sequence[int] = ()) -> list[slice]:
+    """Returns the places of each window over an axis; the last one is moved back so that it is full.
 
-    `overlap` is less than `window`; None: half a window, rounded down.
+    `overlap` is less than `window`; None: half a window, rounded down. `shorter`: other sizes that the last window may
+    have if there is more than one. It has the least with which it still overlaps the one before as much as windows of
+    its size do, so that the rest of a video costs no more than it has to.
     """
+
+    def in_common(size: int) -> int:
+        return size // 2 if overlap is None else overlap
+
     if length <= window:
-        return [0]
-    starts = list(range(0, length - window + 1, window - (window // 2 if overlap is None else overlap)))
-    if starts[-1] + window < length:
-        starts.append(length - window)
-    return starts
+        return [slice(0, length)]
+    ends = list(range(window, length + 1, window - in_common(window)))
+    places = [slice(end - window, end) for end in ends]
+    rest = length - ends[-1]
+    if rest:
+        size = next(size for size in (*sorted(shorter), window) if size == window or size - in_common(size) >= rest)
+        places.append(slice(length - size, length))
+    return places
 
 
-def window_weights(starts: list[int], window: int, length: int) -> Tensor:
-    """Returns the weights in each window, (windows, min(window, length)); they sum to one in each place of the axis.
+def window_weights(places: Sequence[slice], length: int) -> list[Tensor]:
+    """Returns the weights in each window, (size,); over all windows, they sum to one in each place of the axis.
 
     A window has the most weight in its middle and the least at its ends, where the model sees the least around.
     """
-    size = min(window, length)
-    position = torch.arange(size, dtype=torch.float64)
-    tent = torch.minimum(position + 1, size - position)
     total = torch.zeros(length, dtype=torch.float64)
-    for start in starts:
-        total[start : start + size] += tent
-    return torch.stack([tent / total[start : start + size] for start in starts]).float()
+    tents = [_tent(place.stop - place.start) for place in places]
+    for place, tent in zip(places, tents):
+        total[place] += tent
+    return [(tent / total[place]).float() for place, tent in zip(places, tents)]
+
+
+def _tent(size: int) -> Tensor:
+    position = torch.arange(size, dtype=torch.float64)
+    return torch.minimum(position + 1, size - position)

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gen1_train.diffusion.structure import PIXELS, degrade
+from gen1_train.diffusion.planes import Choice, strengths_of
+from gen1_train.diffusion.structure import PIXELS, degrade, scale_planes
 from gen1_train.editing.spool import Spool
-from gen1_train.frozen.structure.kinds import Span, StructureEstimator
+from gen1_train.frozen.structure.kinds import Span, StructureEstimator, kinds_in
 
 CHUNK = 16  # frames that are estimated, encoded or decoded together: bounds memory, changes values by rounding only
 
@@ -45,10 +46,15 @@ class ClipStructure:
         self._raw_frames = raw_frames
         self._span = span
 
-    def at(self, t_s: int) -> Iterator[Tensor]:
-        """Yields the structure as the model sees it at a level: chunks (m, h, w) in [0, 1]."""
+    def at(self, t_s: int, choice: Choice | None = None) -> Iterator[Tensor]:
+        """Yields the structure as the model sees it at a level: chunks (m, h, w) in [0, 1], or (m, p, h, w).
+
+        `choice`: of its planes, see `strengths_of`, which raises UserError.
+        """
+        strengths = strengths_of(choice, kinds_in(self.estimator))
         for part in chunks(len(self._raw_frames)):
             structure, _ = self.estimator.normalise(torch.from_numpy(self._raw_frames[part]), self._span)
+            structure = scale_planes(structure, strengths)
             yield degrade(structure[None], [t_s], self._degradation, self._shorter_side)[0]
 
     def __enter__(self) -> Self:

@@ -31,7 +31,7 @@ class EditConfig:
     prompts: str | None = None  # a text file with one prompt per line: an edit of each, OUTPUT-1.mp4, OUTPUT-2.mp4, …
     output: str | None = None  # the edited video, .mp4
     overwrite: bool = False  # replace outputs that exist already; never a file that the edit reads
-    structure_output: str | None = None  # also write the structure as the model sees it, as a gray video
+    structure_output: str | None = None  # also write the structure as the model sees it, as a gray or colored video
     sweep: str | None = None  # a labeled comparison over a dial: omega_t, omega_t=0.5,1,1.5, t_s=0,3,7, prompt=a|b, …
     bucket: str | None = None  # WIDTHxHEIGHT to edit at; null: the trained bucket with the nearest aspect
     size: str | None = None  # of the output: input (its own), or WIDTHxHEIGHT, in windows of a bucket; null: the bucket
@@ -46,6 +46,7 @@ class EditConfig:
     omega_t: float | None = None  # time: below 1 flickers, above 1 is smoother; null: as recommended, else 1
     rescale: float | None = None  # 0 to 1: takes back the contrast that a high omega adds; null: as recommended, else 0
     t_s: int | None = None  # structure: 0 keeps all of it, 7 is freest; null: as recommended, else 0
+    structure: str | None = None  # its planes and their strengths, such as depth+face:0.5; null: all, at strength 1
     init_strength: float | None = None  # below 1: from the noised input; 1: from noise; null: as recommended, else 1
     temporal: bool = SamplingConfig.temporal  # false: each frame alone, without the temporal layers
     steps: int | None = None  # of the sampler; null: as recommended, else 50
@@ -144,7 +145,11 @@ class EditConfig:
     def sampling_from(self, recommended: Recommended) -> SamplingConfig:
         """Returns the settings of the sampler; dials that are not given are as recommended."""
         sampling = SamplingConfig(
-            seed=self.seed, temporal=self.temporal, batch=self.batch, space_overlap=self.space_overlap
+            structure=self.structure,
+            seed=self.seed,
+            temporal=self.temporal,
+            batch=self.batch,
+            space_overlap=self.space_overlap,
         )
         return with_dials(sampling, {**recommended.dials, **self.given})
 

@@ -4,6 +4,7 @@ editor = Gen1Editor.from_pretrained("runs/gen1/stage5")
 edited = editor(frames, prompt="a watercolor of a fox", omega_t=1.2)    # uint8 (n, h, w, 3), in and out
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gen1_train.diffusion.editing import Scene, sample_video, shared_noise
+from gen1_train.diffusion.planes import Choice, strengths_of
 from gen1_train.diffusion.recommended import Recommended, read_recommended
 from gen1_train.diffusion.sampler import timesteps
 from gen1_train.diffusion.sampling import SamplingConfig, with_dials
@@ -24,23 +26,25 @@ from gen1_train.editing.compute import ComputeConfig
 from gen1_train.editing.config import EditConfig
 from gen1_train.editing.content import Images, content_of_images, mixed
 from gen1_train.editing.inputs import FramesLike, padded, to_frames, to_mask
-from gen1_train.editing.masks import BY_DEPTH, mask_by_depth
-from gen1_train.editing.networks import Denoiser, FrameCoder, place
+from gen1_train.editing.masks import BY_DEPTH, latent_mask, mask_by_depth
+from gen1_train.editing.networks import Denoiser, FrameCoder, load_estimators, open_prior, place, read_editable
 from gen1_train.editing.precision import Formats, formats_on
 from gen1_train.editing.sizes import window_area
 from gen1_train.editing.spool import Spool
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder
 from gen1_train.frozen.clip import ClipEncoder
-from gen1_train.frozen.networks import Networks
-from gen1_train.frozen.structure.kinds import StructureEstimator
+from gen1_train.frozen.structure.combined import count_empty, widest
+from gen1_train.frozen.structure.kinds import StructureEstimator, kinds_in
 from gen1_train.model.compiling import compile_layers
 from gen1_train.model.unet import SpatioTemporalUNet
 from gen1_train.system.console import progress
 from gen1_train.system.device import pick_device, set_tf32
-from gen1_train.training.checkpoints.checkpoint import Checkpoint, find_checkpoint
-from gen1_train.training.prior.checkpoint import TrainedPrior, default_prior, read_prior
-from gen1_train.training.stages import Recorded, load_recorded, read_recorded
+from gen1_train.training.checkpoints.checkpoint import find_checkpoint
+from gen1_train.training.prior.checkpoint import TrainedPrior
+from gen1_train.training.stages import load_recorded
+
+logger = logging.getLogger(__name__)
 
 
 class Gen1Editor:
@@ -61,17 +65,21 @@ class Gen1Editor:
         buckets: Sequence[str] = (),
         prior: TrainedPrior | None = None,
         window: int | None = None,
+        shorter: Sequence[int] = (),
         highest_level: int = MAX_LEVEL,
         degradation: str = PIXELS,
+        drops_planes: bool = False,
         fps: float | None = None,
         recommended: Recommended = Recommended(),  # noqa: B008 (it is frozen)
         formats: Formats = Formats(),  # noqa: B008 (it is frozen)
     ) -> None:
         """`unet`: on the device, with weights of the dtype `formats.unet`.
 
-        `window`: frames that the model takes at once; None: as many as it has positions for. `highest_level`: of the
-        t_s that the model has learned. `degradation`: what they do, see `degrade`. `fps`: about as many frames a second
-        had its clips, if that is known. `recommended`: the dials that edits start from.
+        `window`: frames that the model takes at once; None: as many as it has positions for. `shorter`: other lengths
+        of clips that it has learned, see `window_places`. `highest_level`: of the t_s that the model has learned.
+        `degradation`: what they do, see `degrade`. `fps`: about as many frames a second had its clips, if that is
+        known. `recommended`: the dials that edits start from. `drops_planes`: it has learned to do without some of the
+        planes of its structure.
         """
         self.unet = unet
         self.formats = formats
@@ -84,8 +92,11 @@ class Gen1Editor:
         self.buckets = list(buckets)  # WIDTHxHEIGHT, as trained
         self.prior = prior
         self.window = window or unet.config.max_frames
+        self.shorter = tuple(shorter)
         self.highest_level = highest_level
         self.degradation = degradation
+        self.drops_planes = drops_planes
+        self._has_warned = False
         self.fps = fps
         self.recommended = recommended
 
@@ -133,8 +144,10 @@ class Gen1Editor:
             buckets=source.info.buckets,
             prior=open_prior(source, prior, torch_device),
             window=recorded.window,
+            shorter=[length for length in source.info.lengths if length < recorded.window],
             highest_level=recorded.stage.highest_level,
             degradation=recorded.stage.degradation,
+            drops_planes=bool(recorded.stage.drop_planes),
             fps=source.info.fps,
             recommended=recommended,
             formats=formats,
@@ -163,6 +176,19 @@ class Gen1Editor:
         """Raises UserError for a setting that is out of its range, or that this model has not learned."""
         sampling.check()
         sampling.check_model(self.highest_level, self.window, self.schedule.steps)
+        if sampling.structure is not None:
+            self._check_structure(sampling.structure)
+
+    def _check_structure(self, choice: Choice) -> None:
+        """Raises UserError for planes that the model does not have. Warns once if it never had to do without one."""
+        kinds = kinds_in(self.structure_estimator)
+        if all(strength == 1 for strength in strengths_of(choice, kinds)) or self.drops_planes or self._has_warned:
+            return
+        self._has_warned = True
+        logger.warning(
+            f"structure={choice}: this checkpoint was trained with all of its {' and '.join(kinds)} at all times "
+            "(stage.drop_planes=0), so edits with less of them may be poor"
+        )
 
     def __call__(
         self,
@@ -187,8 +213,9 @@ class Gen1Editor:
         several, with `image_weights`) or both give the content, see `content`. `mask`, see `to_mask`, is 1 where the
         video is edited; elsewhere the input stays; or it is "foreground" or "background", by depth. `sampling` holds
         the settings of the sampler, by default those that the checkpoint recommends, see `recommended`; `dials` change
-        single ones: omega, omega_t, rescale, t_s, steps, solver, seed, init_strength, temporal, batch, overlap,
-        space_overlap. `on_step` is called after each step of the sampler; a terminal shows a bar.
+        single ones: omega, omega_t, rescale, t_s, structure (a text or a dict, see `read_choice`), steps, solver, seed,
+        init_strength, temporal, batch, overlap, space_overlap. `on_step` is called after each step of the sampler; a
+        terminal shows a bar.
 
         Sides that are no multiples of the autoencoder's factor are extended by their last row or column meanwhile.
 
@@ -276,16 +303,14 @@ class Gen1Editor:
         for part in chunks(len(frames)):
             with self.formats.estimators(self.device):
                 raw = self.structure_estimator(torch.from_numpy(frames[part]))
-            if self.structure_estimator.subject is not None:
-                empty_frames += int((~raw.flatten(1).any(dim=1)).sum())
+            empty_frames += count_empty(self.structure_estimator, raw) or 0
             spans.append(self.structure_estimator.normalise(raw)[1])
             for frame in raw.numpy():
                 raw_frames.append(frame)
             on_frames(len(raw))
-        lows, highs = zip(*spans)
         return ClipStructure(
             raw_frames,
-            (min(lows), max(highs)),
+            widest(spans),
             self.structure_estimator,
             empty_frames,
             self.degradation,
@@ -301,7 +326,8 @@ class Gen1Editor:
         """
         if mask is not None and len(mask) != len(frames):
             raise UserError(f"the mask has {len(mask)} frames and the input {len(frames)}: give one of the same length")
-        encoded = torch.cat([self.coder.encode_structure(part) for part in structure.at(sampling.t_s)])
+        seen = structure.at(sampling.t_s, sampling.structure)
+        encoded = torch.cat([self.coder.encode_structure(part) for part in seen])
         n, *shape = encoded.shape
         noise = shared_noise(n, self.window, tuple(shape), sampling.seed, self.schedule.shared).to(self.device)
         takes_structure = self.unet.config.in_channels > self.unet.config.out_channels  # not in stage 3
@@ -350,6 +376,7 @@ class Gen1Editor:
             on_step=step_done,
             on_frames=on_frames,
             area=area,
+            shorter=self.shorter,
         )
 
     def pictures(self, latents: Tensor, frames: Frames, mask: Frames | None = None) -> Iterator[np.ndarray]:
@@ -360,45 +387,3 @@ class Gen1Editor:
                 share = mask[part][..., None].astype(np.float32)
                 edited = np.rint(share * edited + (1 - share) * frames[part]).astype(np.uint8)
             yield edited
-
-
-def latent_mask(mask: Tensor, factor: int) -> Tensor:
-    """Brings a mask (m, h, w) in [0, 1] to latents, (m, 1, h/f, w/f): the maximum over the pixels of each latent."""
-    return torch.nn.functional.max_pool2d(mask[:, None].float(), factor)
-
-
-def open_prior(checkpoint: Checkpoint, path: str | Path | None, device: torch.device) -> TrainedPrior | None:
-    """Opens the prior at `path`, by default that of `default_prior`; None if there is none.
-
-    Raises UserError when it is not a prior, or was trained on embeddings of another CLIP.
-    """
-    path = path or default_prior(checkpoint)
-    if path is None:
-        return None
-    prior = read_prior(Path(path), device)
-    clip = checkpoint.info.estimators["clip"]
-    if clip["fingerprint"] != prior.clip["fingerprint"]:
-        raise UserError(
-            f"the prior {path} was trained with the CLIP {prior.clip['config']}, and {checkpoint.path} with "
-            f"{clip['config']} (their fingerprints differ): give prior= of one that was trained on the same data"
-        )
-    return prior
-
-
-def read_editable(checkpoint: Checkpoint, structure: bool) -> Recorded:
-    """Reads a checkpoint's config. Raises UserError if its stage is too early, see `Gen1Editor.from_pretrained`."""
-    recorded = read_recorded(checkpoint)
-    if not recorded.stage.structure and (structure or not recorded.stage.temporal):
-        raise UserError(
-            f"{checkpoint.path} is of stage {checkpoint.info.stage}, which has not learned structure yet: give a "
-            f"checkpoint of stage {'4 or 5' if structure else '3, 4 or 5'}"
-        )
-    return recorded
-
-
-def load_estimators(
-    checkpoint: Checkpoint, device: torch.device
-) -> tuple[Autoencoder, StructureEstimator, ClipEncoder]:
-    """Loads the estimators that made the checkpoint's data. Raises UserError when one is missing or has changed."""
-    networks = Networks.recorded(checkpoint.info.estimators, str(checkpoint.path), device)
-    return networks.autoencoder, networks.structure, networks.clip

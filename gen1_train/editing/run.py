@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gen1_train.diffusion.editing import frames_per_step
 from gen1_train.diffusion.sampler import timesteps
+from gen1_train.diffusion.sampling import SamplingConfig
 from gen1_train.editing.clip_structure import CHUNK, ClipStructure
 from gen1_train.editing.config import EditConfig
 from gen1_train.editing.content import content_of_images
@@ -25,6 +26,8 @@ from gen1_train.editing.sizes import EditSize, choose_size
 from gen1_train.editing.spool import Spool
 from gen1_train.editing.variants import Variant, variants
 from gen1_train.errors import UserError
+from gen1_train.frozen.autoencoder import as_pictures
+from gen1_train.frozen.structure.combined import parts_of
 from gen1_train.video.audio import AudioSource, usable_audio
 from gen1_train.video.contact_sheet import contact_sheet
 from gen1_train.video.decoding.probe import VideoInfo
@@ -107,7 +110,8 @@ def edit_files(
             structure = stack.enter_context(editor.structure(frames, count, size.area))
         if structure.empty_frames:
             empty = f"{structure.empty_frames} of {len(frames)} frames have no {structure.estimator.subject}"
-            logger.warning(f"input={config.input}: {empty}: the model sees no structure there")
+            lost = "no structure" if len(parts_of(structure.estimator)) == 1 else "nothing in its plane"
+            logger.warning(f"input={config.input}: {empty}: the model sees {lost} there")
         mask = None
         if config.mask is not None:
             mask = stack.enter_context(Spool())
@@ -115,7 +119,7 @@ def edit_files(
         run = Run(editor, footage, structure, mask)
         latents = run.sample(edits, contents, negatives, outputs[0].name, on_progress)
         if config.structure_output is not None:
-            seen = map(size.cropped, structure_pictures(structure, edits[0].sampling.t_s))
+            seen = map(size.cropped, structure_pictures(structure, edits[0].sampling))
             write(Path(config.structure_output), seen, footage, on_progress)
         if config.sweep is None:
             for path, video in zip(outputs, latents):
@@ -234,7 +238,8 @@ class Run:
         for group in groups:
             sampling = group[0][0].sampling
             steps = len(timesteps(self.editor.schedule, sampling.steps, sampling.init_strength))
-            step_frames += [frames_per_step(shape, len(group), sampling, self.editor.window, size.area)] * steps
+            each = frames_per_step(shape, len(group), sampling, self.editor.window, size.area, self.editor.shorter)
+            step_frames += [each] * steps
         videos: list[Tensor] = []
         with step_counter(title, step_frames, on_progress) as count:
             for group in groups:
@@ -257,10 +262,11 @@ class Run:
             yield contact_sheet(pictures, labels)
 
 
-def structure_pictures(structure: ClipStructure, t_s: int) -> Iterator[np.ndarray]:
-    """Yields the structure as the model sees it, as gray uint8 frames (h, w, 3)."""
-    for part in structure.at(t_s):
-        yield from (part.numpy() * 255).round().astype(np.uint8)[..., None].repeat(3, axis=-1)
+def structure_pictures(structure: ClipStructure, sampling: SamplingConfig) -> Iterator[np.ndarray]:
+    """Yields the structure as the model sees it, as uint8 frames (h, w, 3): gray, or its planes as red, green, blue."""
+    for part in structure.at(sampling.t_s, sampling.structure):
+        pictures = as_pictures(part, several=part.ndim == 4).movedim(1, -1)
+        yield from (pictures.numpy() * 255).round().astype(np.uint8)
 
 
 def write(

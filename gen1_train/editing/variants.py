@@ -16,6 +16,7 @@ DIALS: dict[str, tuple[Callable[[str], Any], tuple[Any, ...]]] = {
     "omega_t": (float, (0.0, 0.5, 1.0, 1.5)),
     "rescale": (float, (0.0, 0.35, 0.7, 1.0)),
     "t_s": (int, (0, 2, 4, 7)),
+    "structure": (str, ()),
     "init_strength": (float, (0.4, 0.6, 0.8, 1.0)),
     "steps": (int, (5, 10, 20, 50)),
     "seed": (int, (0, 1, 2, 3)),
@@ -76,7 +77,8 @@ def read_sweep(sweep: str) -> tuple[str, list[Any]]:
         except ValueError:
             raise UserError(f"sweep={sweep}: separate numbers with commas, as in sweep={dial}=0,1") from None
     if not values:
-        raise UserError(f"sweep={sweep} has no values: separate them with |, as in sweep={dial}=a red ball|a cat")
+        example = {"structure": "depth|depth+edges"}.get(dial, "a red ball|a cat")
+        raise UserError(f"sweep={sweep} has no values: separate them with |, as in sweep={dial}={example}")
     return dial, list(values)
 
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gen1_train.diffusion.guidance import GuidanceConfig
+from gen1_train.diffusion.planes import kinds_of, strengths_of
 from gen1_train.diffusion.sampling import SamplingConfig
 from gen1_train.errors import UserError
 
@@ -34,6 +35,7 @@ class SweepConfig:
     grid: bool = False  # every omega_t with every t_s; else one at a time, the other at 1 and 0 (or its list's first)
     init_strength: list[float] = field(default_factory=lambda: [0.4, 0.6, 0.8])  # sdedit: share of the steps; ours
     omega: float = GuidanceConfig.omega  # content: higher follows the prompt more strongly
+    structure: str | None = None  # its planes and their strengths, such as depth+face:0.5; null: all, at strength 1
     rescale: float = GuidanceConfig.rescale  # takes back the contrast that a high omega adds, 0 to 1
     steps: int = SamplingConfig.steps  # of the sampler
     solver: str = SamplingConfig.solver  # or dpm++
@@ -54,6 +56,10 @@ class SweepConfig:
         """Raises UserError for a t_s above the highest one that the checkpoint has learned."""
         for setting in settings_of(self):
             sampling_of(setting, self, self.seed, highest).check_level(highest)
+
+    def check_structure(self, kind: str) -> None:
+        """Raises UserError for a plane that a checkpoint with this kind of structure does not have."""
+        strengths_of(self.structure, kinds_of(kind))
 
     @property
     def fixed_omega_t(self) -> float:
@@ -92,7 +98,7 @@ class Editing(Protocol):
     buckets: list[str]
     highest_level: int  # of the t_s that the model has learned
     clip: Any  # images(uint8 (n, h, w, 3)) -> (n, d), texts([...]) -> (k, d)
-    structure_estimator: Any  # uint8 Tensor (n, h, w, 3) -> raw structure (n, h, w)
+    structure_estimator: Any  # uint8 Tensor (n, h, w, 3) -> raw structure (n, h, w), or (n, p, h, w); see `measured`
 
     def __call__(
         self,
@@ -130,7 +136,9 @@ def sampling_of(setting: Setting, sweep: SweepConfig, seed: int, highest_level: 
         dials["temporal"] = False
     if setting.method == SDEDIT:
         dials["t_s"] = highest_level
-    return SamplingConfig(steps=sweep.steps, solver=sweep.solver, seed=seed, guidance=guidance, **dials)
+    return SamplingConfig(
+        steps=sweep.steps, solver=sweep.solver, seed=seed, structure=sweep.structure, guidance=guidance, **dials
+    )
 
 
 def _default_or_first(values: Sequence[Any], default: Any) -> Any:

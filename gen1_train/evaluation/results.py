@@ -31,6 +31,7 @@ CHANGED = {  # part of the plan -> its name in the message that it has changed
     "pairs": "data= or a file that it names",
 }
 BEFORE = {"precision": "fp32"}  # parts that plans of earlier versions lack, and their meaning
+SETTINGS_BEFORE = {"structure": None}  # the same of the settings
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,9 @@ def open_output(output: Path, plan: dict[str, Any]) -> None:
     path = output / PLAN
     try:
         recorded = {**BEFORE, **read_json(path)}
+        if isinstance(recorded.get("settings"), dict):
+            lacking = {name: value for name, value in SETTINGS_BEFORE.items() if name in expected["settings"]}
+            recorded["settings"] = {**lacking, **recorded["settings"]}
         changed = next((name for name in expected if recorded.get(name) != expected[name]), None)
     except FileNotFoundError:
         recorded = {}

@@ -44,6 +44,12 @@ class Input:
     content: dict[str, Any]  # the editor's prompt= or image=
 
 
+def measured(estimator: Any) -> Any:
+    """Returns the estimator by which structure is compared: of several planes, that of depth, or else the first."""
+    parts = getattr(estimator, "parts", None)
+    return estimator if parts is None else parts.get("depth", next(iter(parts.values())))
+
+
 class Evaluator:
     """Makes results one at a time, and keeps the input of a pair for its next result."""
 
@@ -52,6 +58,7 @@ class Evaluator:
         self.sweep = sweep
         self.output = output
         self.keep_videos = keep_videos
+        self.estimator = measured(editor.structure_estimator)
         self._input: Input | None = None
 
     def make(self, unit: Unit) -> None:
@@ -74,7 +81,7 @@ class Evaluator:
 
     def _read(self, pair: Pair) -> Input:
         frames, fps = read_frames(pair, self.editor.buckets)
-        structure = self.editor.structure_estimator(torch.from_numpy(frames))
+        structure = self.estimator(torch.from_numpy(frames))
         content = {"prompt": pair.prompt} if pair.image is None else {"image": read_example(pair)}
         return Input(pair, frames, fps, structure, self.editor.clip.texts([pair.prompt])[0], content)
 
@@ -86,7 +93,7 @@ class Evaluator:
 
     def _measure(self, edited: np.ndarray, source: Input) -> dict[str, float | None]:
         embeddings = self.editor.clip.images(edited, own=True)  # comparable, whatever the fit of the content
-        structure = self.editor.structure_estimator(torch.from_numpy(edited))
+        structure = self.estimator(torch.from_numpy(edited))
         correlation, error = metrics.structure_fidelity(structure, source.structure)
         return {
             "frame_consistency": metrics.frame_consistency(embeddings),

@@ -4,6 +4,7 @@ import json
 import re
 from importlib.metadata import version
 
+from gen1_train.diffusion.planes import kinds_of
 from gen1_train.diffusion.structure import PIXELS, REFERENCE, RELATIVE
 from gen1_train.errors import one_line
 from gen1_train.exporting.folder import Difference, Source
@@ -131,7 +132,8 @@ def card(source: Source, spatial: Difference, whole: Difference, has_prior: bool
         noise=noise,
         rescaled=RESCALED if noise.zero_terminal_snr else "",
         last=noise.steps - 1,
-        state=(TRAINED if trained else UNTRAINED).format(content=config.content_dim, output=OUTPUTS[noise.prediction]),
+        state=(TRAINED if trained else UNTRAINED).format(content=config.content_dim, output=OUTPUTS[noise.prediction])
+        + clips_of(source),
         prior=WITH_PRIOR if has_prior else "",
         estimators="\n".join(estimators or ["- none yet"]),
         prediction=DIFFUSERS[noise.prediction if trained else "eps"],
@@ -139,6 +141,12 @@ def card(source: Source, spatial: Difference, whole: Difference, has_prior: bool
         frames=read_recorded(source.checkpoint).window,
         content=config.content_dim,
     )
+
+
+def clips_of(source: Source) -> str:
+    """Returns a sentence about the clips that the temporal layers were trained on; "" without any."""
+    lengths = source.checkpoint.info.trained_lengths if source.stage.temporal else []
+    return f" It was trained on clips of {' and '.join(map(str, lengths))} frames." if lengths else ""
 
 
 def plain(value: object) -> str:
@@ -158,9 +166,12 @@ def input_rows(source: Source) -> list[str]:
     if stage.structure:
         recorded = source.checkpoint.info.estimators.get("structure", {})
         kind = f"{plain(recorded.get('kind'))} in 0..1 ({plain(recorded.get('normalise'))})"
+        picture = "a gray frame"
+        if len(kinds_of(str(recorded.get("kind")))) > 1:
+            picture = "one frame, whose red, green and blue are its planes, with 0 for an absent one,"
         structure = (
             f"the structure: {kind}, after t_s rounds of blurring and downsampling {ROUNDS[stage.degradation]}, "
-            "encoded as a gray frame in -1..1 by the autoencoder (the mean, scaled like the latents)"
+            f"encoded as {picture} in -1..1 by the autoencoder (the mean, scaled like the latents)"
         )
         level = f"sin(t_s), sin(t_s / 3), cos(t_s), cos(t_s / 3) at every pixel; t_s is 0 to {stage.max_level}"
         rows += [f"| {latent}-{2 * latent - 1} | {structure} |", f"| {2 * latent}-{config.in_channels - 1} | {level} |"]

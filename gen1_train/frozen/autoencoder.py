@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,6 +18,7 @@ from gen1_train.system.device import MAX_MAP
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 KIND = "AutoencoderKL"
+CHANNELS = 3  # of a picture
 PROBE = 256  # pixels, the side of the frames that `overflows` encodes
 NETWORK = (  # settings that the layers are built from
     "in_channels",
@@ -95,12 +97,14 @@ class Autoencoder(nn.Module):
         parts = frames.split(self._frames_per_call(*frames.shape[-2:]))
         return torch.cat([self.kl.encode(part).latent_dist.parameters for part in parts])
 
-    def encode_structure(self, structure: Tensor, check: bool = True, most: int | None = None) -> Tensor:
+    def encode_structure(
+        self, structure: Tensor, check: bool = True, most: int | None = None, several: bool = False
+    ) -> Tensor:
         """Structure (..., h, w) in [0, 1] -> scaled mean latents (..., c, h/f, w/f) of it as a gray frame.
 
-        `check`, `most`: see `encode_moments`.
+        With `several` planes, it is (..., p, h, w), see `as_pictures`. `check`, `most`: see `encode_moments`.
         """
-        frames = (structure * 2 - 1).unsqueeze(-3).expand(*structure.shape[:-2], 3, *structure.shape[-2:])
+        frames = as_pictures(structure * 2 - 1, several, absent=-1)
         return self.encode_moments(frames, check, most).chunk(2, dim=-3)[0] * self.scale
 
     def overflows(self) -> bool:
@@ -167,6 +171,16 @@ def sample_latents(moments: Tensor, noise: Tensor, scale: float) -> Tensor:
     """Draws scaled latents (..., c, h, w) from moments (..., 2c, h, w) with the given standard normal noise."""
     mean, log_variance = moments.chunk(2, dim=-3)
     return (mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise) * scale
+
+
+def as_pictures(structure: Tensor, several: bool, absent: float = 0) -> Tensor:
+    """Structure (..., h, w) -> gray pictures (..., 3, h, w).
+
+    `several` planes, (..., p, h, w), are red, green and blue, with the value `absent` in place of a third one.
+    """
+    if not several:
+        return structure.unsqueeze(-3).expand(*structure.shape[:-2], CHANNELS, *structure.shape[-2:])
+    return F.pad(structure, (0, 0, 0, 0, 0, CHANNELS - structure.shape[-3]), value=absent)
 
 
 def to_signed(frames: Tensor) -> Tensor:

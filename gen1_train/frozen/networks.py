@@ -1,6 +1,5 @@
 """The frozen networks together: they compute everything that training reads from the frames of clips."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, Self, TypeVar, get_type_hints
 
@@ -8,12 +7,13 @@ import numpy as np
 import torch
 
 from gen1_train.batch import STRUCTURE_MAX, SampleError
+from gen1_train.diffusion.planes import kinds_of
 from gen1_train.diffusion.structure import PIXELS, degrade
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder, AutoencoderConfig, to_signed
 from gen1_train.frozen.clip import ClipConfig, ClipEncoder
 from gen1_train.frozen.loading import check_fingerprint
-from gen1_train.frozen.structure.kinds import StructureEstimator, build_structure, structure_class
+from gen1_train.frozen.structure.kinds import Span, StructureEstimator, build_structure, check_kind, structure_class
 from gen1_train.system.device import autocast, resolve_precision
 
 Config = TypeVar("Config")
@@ -60,7 +60,7 @@ class Networks:
         product = f"the data of {source}"
         autoencoder = recorded_autoencoder(estimators["autoencoder"], product, source).to(device)
         kind = estimators["structure"]["kind"]
-        settings: Any = recorded_config(structure_class(kind), estimators["structure"], source)
+        settings = recorded_structure(kind, estimators["structure"], source)
         structure = build_structure(kind, settings, device, recorded=True)
         clip = ClipEncoder(recorded_config(ClipConfig, estimators["clip"], source), device, recorded=True)
         check_recorded(f"{kind} estimator", structure, estimators["structure"], product)
@@ -68,17 +68,18 @@ class Networks:
         return cls(autoencoder, kind, structure, clip, device)
 
     @torch.no_grad()
-    def maps(self, clips: np.ndarray) -> list[tuple[np.ndarray, tuple[float, float]] | SampleError]:
+    def maps(self, clips: np.ndarray) -> list[tuple[np.ndarray, Span] | SampleError]:
         """(k, n, h, w, 3) -> for each clip its structure, uint16 (n, h, w), and the range that is mapped to 0..65535.
 
+        The structure of several planes is (n, p, h, w), with a range of each.
         The result of a clip whose structure is not finite is a SampleError.
         """
         with autocast(self.device, self.precision):
             raw = self.structure(torch.from_numpy(clips.reshape(-1, *clips.shape[2:])))
-        results: list[tuple[np.ndarray, tuple[float, float]] | SampleError] = []
+        results: list[tuple[np.ndarray, Span] | SampleError] = []
         for clip in raw.view(*clips.shape[:2], *raw.shape[1:]):
             relative, extent = self.structure.normalise(clip)
-            if all(map(math.isfinite, extent)):
+            if np.isfinite(extent).all():
                 results.append(((relative * STRUCTURE_MAX).round().numpy().astype(np.uint16), extent))
             else:
                 problem = f"the {self.kind} estimator returned values that are not finite"
@@ -87,7 +88,7 @@ class Networks:
 
     @torch.no_grad()
     def structure_latents(self, structure: np.ndarray, level: int = 0, degradation: str = PIXELS) -> np.ndarray:
-        """Stored structure, uint16 (n, h, w), at t_s = level -> latents, float16 (n, c, h/f, w/f).
+        """Stored structure, uint16 (n, h, w) or (n, p, h, w), at t_s = level -> latents, float16 (n, c, h/f, w/f).
 
         The latents are computed from the 16-bit values, as training does that degrades and encodes in every step.
         """
@@ -95,7 +96,7 @@ class Networks:
         with autocast(self.device, "fp32"):  # half precision would blur away the 16 bits
             degraded = degrade(stored[None], [level], degradation)[0]
         with autocast(self.device, self.precision):
-            return _half(self.autoencoder.encode_structure(degraded))
+            return _half(self.autoencoder.encode_structure(degraded, several=degraded.ndim == 4))
 
     @torch.no_grad()
     def moments(self, clips: np.ndarray) -> np.ndarray:
@@ -129,6 +130,19 @@ def check_recorded(
 ) -> None:
     """Raises UserError if a network is not the recorded one, see `check_fingerprint`."""
     check_fingerprint(name, network.fingerprint, entry, product, network.architecture)
+
+
+def recorded_structure(kind: str, entry: Mapping[str, Any], source: str) -> Any:
+    """Builds the config of a structure from its recorded values, see `structure_config`. Raises UserError."""
+    kinds = kinds_of(kind)
+    if len(kinds) == 1:
+        return recorded_config(structure_class(kind), entry, source)
+    check_kind(f"{source}: structure", kind)
+    values = entry.get("config")
+    parts = values if isinstance(values, Mapping) else {}
+    return {
+        part: recorded_config(structure_class(part), {**entry, "config": parts.get(part)}, source) for part in kinds
+    }
 
 
 def recorded_config(kind: type[Config], entry: Mapping[str, Any], source: str) -> Config:

@@ -42,8 +42,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
-    """torch's attention over (b, heads, s, d). On a CPU, that of half precision is trained in float32."""
-    if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16) and q.requires_grad:
+    """torch's attention over (b, heads, s, d). On a CPU, that of half precision is trained in float32.
+
+    Not in compiled layers: the compiler does not take a backward pass that calls autograd.
+    """
+    is_half = q.dtype in (torch.bfloat16, torch.float16)
+    if q.device.type == "cpu" and is_half and q.requires_grad and not torch.compiler.is_compiling():
         return _AttentionInFloat32.apply(q, k, v, scale)
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
 

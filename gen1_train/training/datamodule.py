@@ -25,13 +25,14 @@ class Gen1DataModule(LightningDataModule):
         fields: tuple[str, ...],
         finish: Callable[[Batch], Batch],
         level: Callable[[int, int], int],
+        drops: Callable[[int, int], bool],
         steps: int,
         workers: int,
         stall_seconds: float,
         fail: Callable[[UserError], None],
         clock: Clock,
     ) -> None:
-        """`finish` and `level`: see BatchDataset; `clock` measures the waiting for data.
+        """`finish`, `level` and `drops`: see BatchDataset; `clock` measures the waiting for data.
 
         `fail` is called from any thread if a loader worker dies or stalls.
         """
@@ -41,6 +42,7 @@ class Gen1DataModule(LightningDataModule):
         self.fields = fields
         self.finish = finish
         self.level = level
+        self.drops = drops
         self.steps = steps
         self.workers = workers
         self.stall_seconds = stall_seconds
@@ -52,7 +54,7 @@ class Gen1DataModule(LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         partition = BatchPartition(trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches)
-        dataset = BatchDataset(self.shards, self.schedule, partition, self.fields, self.finish, self.level)
+        dataset = BatchDataset(self.shards, self.schedule, partition, self.fields, self.finish, self.level, self.drops)
         pin = trainer.strategy.root_device.type == "cuda"
         start = trainer.global_step
         watching = self.stall_seconds, self.fail, self.waiting

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gen1_train.batch import Batch
+from gen1_train.diffusion.planes import Strengths
 from gen1_train.diffusion.schedule import NoiseConfig, with_common_noise
 from gen1_train.errors import check_choice, check_positive
 from gen1_train.keyed import integer, key, normal, uniform
@@ -34,6 +35,7 @@ class Draws(Choices):
     posterior: Tensor  # float32 (b, n, c, h, w): for the draw from the autoencoder's posterior
 
     rounds: list[int]  # `levels` on the host, which a device would have to be waited for
+    planes: list[Strengths] = field(default_factory=list)  # of each sample: 0 for a plane of its structure left out
 
     @property
     def choices(self) -> Choices:
@@ -93,6 +95,8 @@ class Drawing:
     max_level: int
     drop_rate: float
     timesteps: TimestepConfig = field(default_factory=TimestepConfig)
+    planes: int = 1  # of the structure
+    drop_planes: float = 0.0  # probability with which each of several is left out, but never all
 
     def __call__(self, batch: Batch) -> Batch:
         """Adds the draws to a batch, unless it has no moments, which give their shape."""
@@ -101,6 +105,17 @@ class Drawing:
     def level(self, step: int, slot: int) -> int:
         """Returns the t_s of a sample, before it is read."""
         return draw_level(self.max_level, (self.seed, step, slot))
+
+    def strengths(self, step: int, slot: int) -> Strengths:
+        """Returns 1 for each plane of a sample's structure that it keeps, and 0 for those that are left out."""
+        key = (self.seed, step, slot)
+        kept = [uniform(*key, "plane", plane) >= self.drop_planes for plane in range(self.planes)]
+        last = None if any(kept) else integer(self.planes, *key, "last plane")  # all would be left out
+        return tuple(float(keep or plane == last) for plane, keep in enumerate(kept))
+
+    def drops(self, step: int, slot: int) -> bool:
+        """Whether a sample's structure loses planes, so that its stored latents cannot be used."""
+        return not all(self.strengths(step, slot))
 
     def draw(self, batch: Batch) -> Draws:
         """Returns the draws for one micro-batch; they do not depend on the rank."""
@@ -117,6 +132,7 @@ class Drawing:
             noise=torch.stack([self._noise(key, shape) for key in keys]),
             posterior=torch.stack([normal(shape, *key, "posterior") for key in keys]),
             rounds=rounds,
+            planes=[self.strengths(batch.step, slot) for slot in batch.slots],
         )
 
     def _timestep(self, key: Key, height: int, width: int) -> int:
@@ -145,9 +161,9 @@ def fixed_draw(drawing: Drawing, batch: Batch) -> Draws:
     """Returns the draws for validation, the same for any seed.
 
     The copies of a clip have timesteps in the middle of equal parts of 0..T-1. They share the frame and t_s, which
-    follow from the batch's step, and all have content.
+    follow from the batch's step, and all have content and all planes of their structure.
     """
-    draws = replace(drawing, seed=key("validation"), drop_rate=0.0).draw(batch)
+    draws = replace(drawing, seed=key("validation"), drop_rate=0.0, drop_planes=0.0).draw(batch)
     copies, steps = len(batch.slots), drawing.noise.steps
     draws.timesteps = torch.tensor([(2 * i + 1) * steps // (2 * copies) for i in range(copies)])
     draws.rounds = [fixed_level(drawing.max_level, batch.step)] * copies

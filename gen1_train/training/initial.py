@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gen1_train.data.manifest import Manifest
+from gen1_train.diffusion.planes import kinds_of
 from gen1_train.diffusion.structure import PIXELS
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder
@@ -119,6 +120,8 @@ def make_module(
         structure=stage.structure,
         max_level=stage.max_level,
         degradation=stage.degradation,
+        planes=len(kinds_of(manifest.estimators["structure"]["kind"])),
+        drop_planes=stage.drop_planes or 0.0,
         cached=encoding.get("stored", True),
         stored_level=stored_level(encoding, stage.degradation),
         trains=stage.trains,

@@ -15,9 +15,10 @@ from typing_extensions import override
 from gen1_train.batch import Batch
 from gen1_train.diffusion.content import content_tokens
 from gen1_train.diffusion.loss import LossConfig, per_sample_loss
+from gen1_train.diffusion.planes import Strengths
 from gen1_train.diffusion.prediction import as_v, target, v_from
 from gen1_train.diffusion.schedule import NoiseConfig, NoiseSchedule
-from gen1_train.diffusion.structure import PIXELS, degrade, level_channels
+from gen1_train.diffusion.structure import PIXELS, degrade, level_channels, scale_planes
 from gen1_train.errors import check_share
 from gen1_train.frozen.autoencoder import Autoencoder, sample_latents, to_signed
 from gen1_train.model.unet import SpatioTemporalUNet
@@ -53,6 +54,8 @@ class StageSpec:
     structure: bool = False  # the UNet sees the structure: from stage 4 on
     max_level: int = 0  # t_s is uniform over 0..max_level
     degradation: str = PIXELS  # what t_s above 0 does
+    planes: int = 1  # of the structure
+    drop_planes: float = 0.0  # probability with which each of several is left out
     cached: bool = True  # the shards hold latents
     stored_level: int = 0  # they hold those of the structure at t_s = 0..stored_level
     trains: Sequence[str] = ("*",)  # globs over the names of the weights that change
@@ -207,6 +210,8 @@ class Gen1Module(NetworkModule):
             self.stage.max_level if self.stage.structure else 0,
             self.diffusion.drop_content,
             self.diffusion.timesteps,
+            self.stage.planes if self.stage.structure else 1,
+            self.stage.drop_planes,
         )
 
     def observe(
@@ -230,7 +235,8 @@ class Gen1Module(NetworkModule):
         if self.stage.structure:
             n, _, h, w = latents.shape[1:]
             levels = level_channels(draws.levels, (n, h, w))
-            inputs = torch.cat([inputs, self.structure_latents(batch, draws.rounds), levels], dim=2)
+            structure = self.structure_latents(batch, draws.rounds, draws.planes)
+            inputs = torch.cat([inputs, structure, levels], dim=2)
         rows = torch.arange(len(draws.frames), device=draws.frames.device)
         content = content_tokens(batch.embeddings[rows, draws.frames], draws.dropped)
         output = self.predict_step(inputs, draws.timesteps, content, temporal=batch.kind == "video")
@@ -247,17 +253,37 @@ class Gen1Module(NetworkModule):
         frames = to_signed(batch.frames)
         return self._encode(lambda autoencoder: autoencoder.encode_moments(frames, check=False))
 
-    def structure_latents(self, batch: Batch, levels: Sequence[int]) -> Tensor:
-        """Returns the encoded structure (b, n, c, h, w) at t_s (b): as it was read at these t_s, or encoded now."""
-        if not self.stage.encodes_structure:
-            assert batch.structure_latents is not None
-            read = batch.structure_levels or [0] * len(levels)
-            assert read == list(levels), f"structure was read at t_s {read}, but {levels} was drawn"
+    def structure_latents(self, batch: Batch, levels: Sequence[int], planes: Sequence[Strengths] = ()) -> Tensor:
+        """Returns the encoded structure (b, n, c, h, w) at t_s (b): as it was read at these t_s, or encoded now.
+
+        `planes`: the strengths of each sample's planes; none: all are kept. The latents that are read are of all planes
+        together, so that a sample without one of them is encoded.
+        """
+        if self.stage.encodes_structure:
+            assert batch.structure is not None
+            return self._encoded(batch.structure, levels, planes)
+        assert batch.structure_latents is not None
+        read = batch.structure_levels or [0] * len(levels)
+        assert read == list(levels), f"structure was read at t_s {read}, but {levels} was drawn"
+        rows = [row for row, kept in enumerate(planes) if not all(kept)]
+        if not rows:
             return batch.structure_latents
-        assert batch.structure is not None
+        held = list(range(len(levels))) if batch.structure_rows is None else batch.structure_rows
+        assert batch.structure is not None and held == rows, f"structure was read of {held}, but {rows} lose planes"
+        encoded = self._encoded(batch.structure, [levels[row] for row in rows], [planes[row] for row in rows])
+        latents = list(batch.structure_latents.unbind())  # no tensor is indexed: a GPU would have to be waited for
+        for row, fresh in zip(rows, encoded):
+            latents[row] = fresh
+        return torch.stack(latents)
+
+    def _encoded(self, structure: Tensor, levels: Sequence[int], planes: Sequence[Strengths]) -> Tensor:
+        """Returns the latents of structure (b, n, h, w), or (b, n, p, h, w) of several planes, at t_s (b)."""
         with autocast(self.device, "fp32"):  # half precision would blur away the 16 bits
-            structure = degrade(batch.structure, levels, self.stage.degradation)
-        return self._encode(lambda autoencoder: autoencoder.encode_structure(structure, check=False))
+            if not all(map(all, planes)):
+                structure = torch.stack([scale_planes(*each) for each in zip(structure, planes)])
+            structure = degrade(structure, levels, self.stage.degradation)
+        several = structure.ndim == 5
+        return self._encode(lambda autoencoder: autoencoder.encode_structure(structure, check=False, several=several))
 
     def _encode(self, encode: Callable[[Autoencoder], Tensor]) -> Tensor:
         autoencoder = self._autoencoder[0]

@@ -5,6 +5,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from pytorch_lightning.utilities import rank_zero_only
 from gen1_train.data.cache import fetch_manifest
 from gen1_train.data.manifest import Manifest
 from gen1_train.data.merged import MergedShards
-from gen1_train.data.schedule import Schedule, Settings, stage_seed
+from gen1_train.data.schedule import Schedule, Settings, check_batch, stage_seed
 from gen1_train.data.shards import ShardSet
 from gen1_train.data.state import AUTO, DataState, resume
+from gen1_train.diffusion.planes import JOIN, kinds_of
 from gen1_train.diffusion.structure import PIXELS
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder
@@ -138,6 +140,10 @@ def check_data(config: TrainConfig, manifest: Manifest) -> None:
             f"clips in {config.data.root} have {max(frames)} frames, the model has positions for "
             f"{config.model.max_frames}: set model.max_frames={max(frames)} from stage 3 on"
         )
+    lengths = {pool.frames for pool in manifest.pools.values() if pool.kind == "video"}
+    if lengths and schedule_settings(config).image_ratio < 1:
+        parts = wanted_processes(config) * config.trainer.nodes * config.trainer.accumulate
+        check_batch(config.data.batch_clips, lengths, parts)
 
 
 def open_schedule(
@@ -158,9 +164,10 @@ def log_short_clips(config: TrainConfig, schedule: Schedule) -> None:
     """Logs that clips are shorter than the model could take, because edits then use shorter windows."""
     frames = max((pool.frames for pool in schedule.pools if pool.kind == "video"), default=0)
     if config.stage.temporal and 0 < frames < config.model.max_frames:
+        most = "up to " if len(schedule.lengths) > 1 else ""
         logger.info(
-            f"clips have {frames} frames and the model has positions for {config.model.max_frames}: edits will take "
-            f"{frames} frames at once"
+            f"clips have {most}{frames} frames and the model has positions for {config.model.max_frames}: edits will "
+            f"take {frames} frames at once"
         )
 
 
@@ -212,6 +219,35 @@ def choose_degradation(config: TrainConfig, autoencoder: Mapping[str, Any], star
     return chosen
 
 
+def choose_drop_planes(config: TrainConfig, manifest: Manifest, start: Checkpoint | None) -> float:
+    """Returns the probability with which a plane of the structure is left out in a run.
+
+    It is what is given, or else that of the checkpoint that the run starts from or resumes. Raises UserError if the
+    structure has only one plane.
+    """
+    given, kind = config.stage.drop_planes, str(manifest.estimators["structure"]["kind"])
+    if not config.stage.structure or len(kinds_of(kind)) == 1:
+        if given:
+            raise UserError(
+                f"stage.drop_planes={given}, but the structure of {config.data.root} is {kind} alone: leave it out, or "
+                f"make a set of several kinds, as by gen1-data refresh layer={kind}{JOIN}"
+                f"{'edges' if kind != 'edges' else 'depth'}"
+            )
+        return 0.0
+    if given is None:
+        return (read_recorded(start).stage.drop_planes if start is not None else None) or 0.0
+    return given
+
+
+def with_chosen(config: TrainConfig, manifest: Manifest, start: Checkpoint | None) -> TrainConfig:
+    """Returns the config with what its stage leaves to the set and to `start`, the checkpoint that the run starts from
+    or resumes. Raises UserError if they disagree.
+    """
+    degradation = choose_degradation(config, manifest.estimators["autoencoder"], start)
+    drop_planes = choose_drop_planes(config, manifest, start)
+    return replace(config, stage=replace(config.stage, degradation=degradation, drop_planes=drop_planes))
+
+
 def warn_of_new_levels(config: TrainConfig, start: Checkpoint) -> None:
     """Warns if a customization, which is short, draws levels of structure that its model has not learned yet."""
     learned = read_recorded(start).stage.highest_level
@@ -253,7 +289,7 @@ def open_validation(config: TrainConfig, shards: ShardSet) -> ShardSet | None:
                 f"validation.root={settings.root} was made with another {name} estimator than {config.data.root}: make "
                 "it with the same recipe, or leave it out"
             )
-    if encodes(config, held_out.manifest) and not encodes(config, shards.manifest):
+    if missing_latents(config, held_out.manifest) and not missing_latents(config, shards.manifest):
         raise UserError(
             f"validation.root={settings.root} lacks latents of the structure at t_s up to {config.stage.max_level} "
             f"({config.stage.degradation}), which {config.data.root} has: make a set with them by gen1-data refresh "
@@ -277,12 +313,22 @@ def open_held_out(config: TrainConfig, shards: ShardSet) -> ShardSet | None:
 
 
 def encodes(config: TrainConfig, manifest: Manifest) -> bool:
-    """Whether a training step needs the autoencoder: the shards hold no latents, or none at a t_s that is drawn."""
+    """Whether a training step needs the autoencoder: the shards hold no latents, or none at a t_s that is drawn, or
+    planes of the structure are left out.
+    """
     return encoded_maps(config, manifest) > 0
 
 
-def encoded_maps(config: TrainConfig, manifest: Manifest) -> int:
-    """Returns how many maps of a frame a training step encodes: the frame, its structure, or both."""
+def encoded_maps(config: TrainConfig, manifest: Manifest) -> float:
+    """Returns how many maps of a frame a training step encodes, on average over the samples."""
+    missing, drops = missing_latents(config, manifest), config.stage.drop_planes or 0.0
+    if not drops or missing == 2 or (missing and manifest.estimators["autoencoder"].get("stored", True)):
+        return missing
+    return missing + 1 - (1 - drops) ** len(kinds_of(manifest.estimators["structure"]["kind"]))
+
+
+def missing_latents(config: TrainConfig, manifest: Manifest) -> int:
+    """Returns of how many maps of a frame the shards lack the latents: the frame, its structure, or both."""
     autoencoder = manifest.estimators["autoencoder"]
     frames = not autoencoder.get("stored", True)
     stored = stored_level(autoencoder, config.stage.degradation)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from pytorch_lightning.strategies import Strategy
@@ -18,7 +18,6 @@ from gen1_train.training.planning.plan import memory_line
 from gen1_train.training.planning.workload import data_of
 from gen1_train.training.preflight import (
     check_start,
-    choose_degradation,
     gpu_count,
     log_short_clips,
     micro_clips,
@@ -29,6 +28,7 @@ from gen1_train.training.preflight import (
     open_validation,
     process_count,
     warn_of_new_levels,
+    with_chosen,
 )
 from gen1_train.training.run_files import warn_of_another_noise
 from gen1_train.training.stages import RESETS, inherited, predecessor
@@ -89,8 +89,7 @@ def prepare(config: TrainConfig, run: Path, resume: Checkpoint | None, verify: V
         check_start(config, shards.manifest, first)
         warn_of_another_noise(first, config)
         warn_of_new_levels(config, first)
-    degradation = choose_degradation(config, shards.manifest.estimators["autoencoder"], resume or first)
-    config = replace(config, stage=replace(stage, degradation=degradation))
+    config = with_chosen(config, shards.manifest, resume or first)
     keeps = RESETS if resume else inherited(stage, config.init, first)
     processes = process_count(config)
     world = processes * config.trainer.nodes

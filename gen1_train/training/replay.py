@@ -145,7 +145,8 @@ def run_again(record: Record, module: Gen1Module, schedule: Schedule, batch: int
     size = schedule.at(record.step).size
     parts = next(count for count in range(1, size + 1) if size % count == 0 and size // count <= batch)
     partition, level = BatchPartition(0, 1, parts), module.drawing.level
-    dataset = BatchDataset(schedule.shards, schedule, partition, module.stage.fields, level=level)
+    fields, drops = module.stage.fields, module.drawing.drops
+    dataset = BatchDataset(schedule.shards, schedule, partition, fields, level=level, drops=drops)
     samples: list[dict[str, Any]] = []
     with as_trained(record, module):
         for part in progress(range(parts), title=f"step {record.step}", unit="part", keep=False):

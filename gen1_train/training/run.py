@@ -103,6 +103,7 @@ def fit(config: TrainConfig, title: str, run: Path, claim: Claim, shared: Verifi
         fields=module.stage.fields,
         finish=module.drawing,
         level=module.drawing.level,
+        drops=module.drawing.drops,
         steps=config.stage.steps,
         workers=config.data.workers,
         stall_seconds=config.data.stall_seconds,
@@ -117,6 +118,11 @@ def fit(config: TrainConfig, title: str, run: Path, claim: Claim, shared: Verifi
         logger.info(
             f"{config.data.root} lacks latents of the structure at t_s up to {module.stage.max_level}: the autoencoder "
             "encodes it in every step; gen1-data refresh layer=latents makes a set that has them"
+        )
+    elif module.stage.drop_planes:
+        logger.info(
+            f"stage.drop_planes={module.stage.drop_planes:g}: the autoencoder encodes the structure of samples that "
+            f"lose a plane; the latents of the others are read from {config.data.root}"
         )
     return session.fit(trainer, module, datamodule=data)
 

@@ -35,7 +35,7 @@ CALL = (
     "restart",
     "trainer.profile",
 )  # settings of a call that change nothing in a run
-UNCHOSEN = ("strategy.name", "data.order", "stage.degradation")  # where they are AUTO
+UNCHOSEN = ("strategy.name", "data.order", "stage.degradation", "stage.drop_planes")  # where they are AUTO, or null
 NOISE = ("diffusion.noise.", "diffusion.steps:")  # settings of the noise schedule, of a stage and of the prior
 BEFORE = {f"diffusion.noise.{name}": value for name, value in asdict(NoiseConfig()).items()}
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def changed_settings(resume: Checkpoint, config: RunConfig) -> list[str]:
         return []  # what needs it reports it
     new = _flat(yaml.safe_load(config.to_yaml()))
     compared = [name for name in new if not {name, name.partition(".")[0]} & set(CALL)]
-    compared = [name for name in compared if not (name in UNCHOSEN and new[name] == AUTO)]
+    compared = [name for name in compared if not (name in UNCHOSEN and new[name] in (AUTO, None))]
     differing = [name for name in compared if name in old and old[name] != new[name]]
     # init.from_ is the field of init.from, since `from` is a keyword of Python
     return [f"{name.removesuffix('_')}: {_short(old[name])} -> {_short(new[name])}" for name in differing]

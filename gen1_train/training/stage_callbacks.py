@@ -59,7 +59,7 @@ def stage_callbacks(config: TrainConfig, ready: Ready, session: Session, weights
 
 def describing(config: TrainConfig, ready: Ready, weights: InitialWeights) -> Callable[[int], CheckpointInfo]:
     """Returns the function that makes the CheckpointInfo of a step."""
-    stage, shards = config.stage, ready.shards
+    stage, shards, lengths = config.stage, ready.shards, trained_lengths(ready)
 
     def describe(step: int) -> CheckpointInfo:
         return CheckpointInfo(
@@ -70,7 +70,8 @@ def describing(config: TrainConfig, ready: Ready, weights: InitialWeights) -> Ca
             estimators=shards.manifest.estimators,
             buckets=shards.buckets,
             image_buckets=trained_image_buckets(ready),
-            frames=trained_frames(ready),
+            frames=max(lengths, default=0),
+            lengths=lengths if len(lengths) > 1 else [],
             fps=trained_fps(ready),
             lora=weights.adapter,
             code=code_hash(),
@@ -85,11 +86,12 @@ def trained_image_buckets(ready: Ready) -> list[str]:
     return sizes if set(sizes) != set(ready.shards.buckets) else []
 
 
-def trained_frames(ready: Ready) -> int:
-    """Returns the frames in the clips that the run reads; of its predecessor's clips if it reads only images."""
-    lengths = [pool.frames for pool in ready.schedule.pools if pool.kind == "video"]
+def trained_lengths(ready: Ready) -> list[int]:
+    """Returns the lengths of the clips that the run reads; of its predecessor's clips if it reads only images."""
+    if any(pool.kind == "video" for pool in ready.schedule.pools):
+        return ready.schedule.lengths
     before = ready.resume or ready.predecessor
-    return max(lengths, default=before.info.frames if before else 0)
+    return before.info.trained_lengths if before else []
 
 
 def trained_fps(ready: Ready) -> float | None:

@@ -34,6 +34,8 @@ class StageConfig:
     trains: list[str] = field(default_factory=lambda: ["*"])  # weights that it trains, as globs; others are frozen
     resets: list[str] = field(default_factory=lambda: list(RESETS))  # state that starts afresh, not the predecessor's
     degradation: str = AUTO  # what t_s above 0 does: pixels, relative (to the frame), or auto: as in the shard set
+    # null: as the checkpoint that the run starts from or resumes, else 0; never all planes of a sample are left out
+    drop_planes: float | None = None  # how often each plane of a structure such as depth+edges is left out of a sample
 
     def check(self) -> None:
         """Raises UserError for an invalid setting."""
@@ -42,6 +44,9 @@ class StageConfig:
         if not 0 <= self.max_level <= MAX_LEVEL:
             raise UserError(f"stage.max_level={self.max_level} is out of range: give 0 to {MAX_LEVEL}")
         check_choice("stage.degradation", self.degradation, (AUTO, *DEGRADATIONS))
+        check_share(stage__drop_planes=self.drop_planes)
+        if self.drop_planes and not self.structure:
+            raise UserError(f"stage.drop_planes={self.drop_planes}: stage {self.name} sees no structure: leave it out")
         for name, given, known in (("new", self.new, NEW), ("resets", self.resets, RESETS)):
             if unknown := [word for word in given if word not in known]:
                 raise UserError(f"stage.{name}={given}: {unknown[0]} is not one of {', '.join(known)}")
@@ -97,8 +102,8 @@ class Recorded:
 def read_recorded(checkpoint: Checkpoint) -> Recorded:
     """Reads a checkpoint's config.yaml. Raises UserError if it is damaged, or if the checkpoint holds no UNet.
 
-    The window of edits is as long as the clips in training: the frame positions beyond are as random as at the start.
-    Older checkpoints do not record the length of their clips; for them it is all positions. Nor do they record
+    The window of edits is as long as the longest clips in training: the frame positions beyond are as random as at the
+    start. Older checkpoints do not record the length of their clips; for them it is all positions. Nor do they record
     `stage.degradation`; for them it is in pixels.
     """
     if checkpoint.info.weights != UNET:

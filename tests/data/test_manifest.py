@@ -13,7 +13,7 @@ import pytest
 
 from gen1_train.data.cache import fetch_manifest
 from gen1_train.data.index import index_path
-from gen1_train.data.manifest import Manifest
+from gen1_train.data.manifest import Manifest, PoolShards
 from gen1_train.data.shards import ShardSet
 from gen1_train.errors import UserError
 from tests.damage import as_json, assert_refused_or_equal, flipped_bits, replaced_values
@@ -178,3 +178,16 @@ def test_shards_may_be_links(own: Path, tmp_path: Path) -> None:
     tar.rename(tmp_path / "elsewhere.tar")
     tar.symlink_to(tmp_path / "elsewhere.tar")
     assert ShardSet(own).read(VIDEO, 0, ("caption",)).caption
+
+
+def test_clips_of_several_lengths_are_in_pools_of_their_own(tmp_path: Path) -> None:
+    one = Manifest.load(make_shard_set(tmp_path / "one"))
+    several = Manifest.load(make_shard_set(tmp_path / "several", longer={8: 3}))
+    assert list(several.pools) == [VIDEO, "image-32x16", f"{VIDEO}-8f"]
+    assert [(pool.frames, pool.longer) for pool in several.pools.values()] == [(4, False), (1, False), (8, True)]
+    assert [pool.pool.name for pool in several.pools.values()] == list(several.pools)
+    assert several.pools[VIDEO].to_json() == one.pools[VIDEO].to_json()  # nothing changes for the others
+    content = several.pools[f"{VIDEO}-8f"].to_json()
+    for name in (f"{VIDEO}-16f", f"{VIDEO}-8", "image-32x16-8f"):
+        with pytest.raises(ValueError, match="is not the name of its pool"):
+            PoolShards.from_json(content, name)

@@ -1,7 +1,7 @@
 """The schedule, compared with counting from step 0."""
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import pytest
 
 from gen1_train.data.loader import BatchPartition
 from gen1_train.data.manifest import PoolShards, Shard
-from gen1_train.data.schedule import PERIOD, Schedule, Settings, quotas
+from gen1_train.data.schedule import PERIOD, Schedule, Settings, check_batch, quotas
 from gen1_train.errors import UserError
 
 IMAGES, VIDEOS = (40, 90, 16), (33, 11)  # samples in the pools
@@ -67,7 +67,8 @@ def test_at_agrees_with_counting_from_step_0() -> None:
     for number in range(4200):  # two periods of image steps, fourteen of video steps
         step = schedule.at(number)
         assert step.kind == schedule.kind(number) == step.pool.split("-")[0]
-        assert step.size == schedule.batch_size(step.kind) == (CLIPS * FRAMES if step.kind == "image" else CLIPS)
+        size = CLIPS * FRAMES if step.kind == "image" else CLIPS
+        assert step.size == schedule.batch_size(1 if step.kind == "image" else FRAMES) == size
         assert step.first == uses[step.pool]
         uses[step.pool] += step.size
 
@@ -179,9 +180,83 @@ def test_a_missing_kind_is_refused_with_a_remedy(kind: str, ratio: float, remedy
 
 def test_every_step_costs_the_same_number_of_frames() -> None:
     schedule = make_schedule()
-    assert schedule.batch_size("image") == schedule.batch_size("video") * FRAMES
+    assert schedule.batch_size(1) == schedule.batch_size(FRAMES) * FRAMES
 
 
 def test_without_videos_an_image_batch_has_the_size_that_the_settings_give() -> None:
     schedule = Schedule(Pools(videos=()), Settings(0, 1.0, CLIPS, frames=FRAMES))  # type: ignore[arg-type]
-    assert schedule.batch_size("image") == CLIPS * FRAMES
+    assert schedule.batch_size(1) == CLIPS * FRAMES
+
+
+LONGER = {4: 33, 8: 30, 12: 11}  # samples of each length of clips
+
+
+@dataclass
+class Lengths(Pools):
+    """Pools of clips of several lengths."""
+
+    videos_of: dict[int, int] = field(default_factory=lambda: dict(LONGER))
+
+    def pools(self, kind: str) -> list[PoolShards]:
+        if kind == "image":
+            return super().pools(kind)
+        halves = {
+            n: (Shard("a", size // 2, 0, 0), Shard("b", size - size // 2, 0, 0)) for n, size in self.videos_of.items()
+        }
+        return [PoolShards("video", 32, 16, n, shards, longer=n > min(halves)) for n, shards in halves.items()]
+
+
+@pytest.mark.parametrize("order", [{}, {"order": "blocks", "window": 1, "lanes": 2}])
+def test_clips_of_several_lengths_cost_the_same_and_last_equally_long(order: dict[str, Any]) -> None:
+    schedule = make_schedule(0.125, clips=6, pools=Lengths(images=(40,)), **order)
+    streams: defaultdict[str, list[int]] = defaultdict(list)
+    batches: Counter[int] = Counter()
+    frames = {"video-32x16": 4, "video-32x16-8f": 8, "video-32x16-12f": 12, "image-32x16": 1}
+    for number in range(8 * PERIOD):
+        step = schedule.at(number)
+        assert step.size * frames[step.pool] == 6 * 4 and step.first == len(streams[step.pool])
+        streams[step.pool] += [schedule.sample(step, slot) for slot in range(step.size)]
+        batches[frames[step.pool]] += 1
+    del batches[1]
+    whole = sum(count * n for n, count in LONGER.items())
+    for length, count in LONGER.items():  # in proportion to the frames, so that epochs are equally long
+        assert abs(batches[length] - 7 * PERIOD * count * length / whole) <= 7, length
+    for pool, stream in streams.items():
+        size = schedule.shards.pools("image")[0].samples if pool == "image-32x16" else LONGER[frames[pool]]
+        epochs = [sorted(stream[start : start + size]) for start in range(0, len(stream) - size + 1, size)]
+        assert epochs and all(epoch == list(range(size)) for epoch in epochs), pool
+
+
+def test_a_second_length_changes_no_order_within_the_pools_of_the_first() -> None:
+    one, several = (make_schedule(0, clips=6, pools=Lengths(videos_of=lengths)) for lengths in ({4: 33}, LONGER))
+    steps = {step.first: step for step in map(several.at, range(60)) if step.pool == "video-32x16"}
+    assert len(steps) > 3
+    for number, first in enumerate(sorted(steps)):
+        assert first == one.at(number).first
+        samples = [
+            [schedule.sample(step, slot) for slot in range(6)]
+            for schedule, step in ((one, one.at(number)), (several, steps[first]))
+        ]
+        assert samples[0] == samples[1]
+    assert one.hash != several.hash
+
+
+def test_the_lengths_are_in_the_hash_only_if_there_are_several() -> None:
+    """The hash of a set with one length is that of older versions, whose runs resume without a change."""
+    assert make_schedule().hash == "26569c1f433a42e22ae187d3b545f0fe170c80f6ae7879127ad0b643a8de7a02"
+
+
+@pytest.mark.parametrize(("clips", "parts", "value"), [(4, 1, 6), (7, 1, 12), (6, 2, 12), (13, 2, 24)])
+def test_a_batch_that_is_not_whole_clips_of_each_length_is_refused_with_a_value_that_works(
+    clips: int, parts: int, value: int
+) -> None:
+    with pytest.raises(UserError) as error:
+        check_batch(clips, LONGER, parts)
+    assert f"data.batch_clips={clips} counts clips of 4 frames" in str(error.value)
+    assert str(error.value).endswith(f"give a multiple of {6 * parts}, such as {value}")
+    check_batch(value, LONGER, parts)
+    check_batch(clips, [4, 4], parts)  # a single length: micro_clips checks it
+    if parts == 1:
+        with pytest.raises(UserError, match="is no whole number of clips of each length"):
+            make_schedule(0, clips=clips, pools=Lengths())
+    assert make_schedule(1, clips=4, pools=Lengths()).at(0).size == 16  # the clips are not read

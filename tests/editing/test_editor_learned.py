@@ -1,5 +1,6 @@
 """What a checkpoint has not learned is refused or left out: levels of t_s, and positions of frames."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +94,30 @@ def test_the_python_interface_refuses_a_level(folder: Path) -> None:
     with pytest.raises(UserError, match=r"^overlap=8: this checkpoint takes 8 frames at once: give fewer"):
         editor(clip, image=example, overlap=8)
     assert editor(clip, image=example, steps=1).shape == clip.shape
+
+
+@pytest.mark.slow
+def test_the_windows_of_an_edit_have_the_lengths_of_the_clips_in_training(folder: Path, tmp_path: Path) -> None:
+    """Without a rest, the edits are those of a checkpoint of the longest length alone, to the bit."""
+    several = write_checkpoint(tmp_path / "several", frames=8)
+    edit_info(several, lambda info: info.update(lengths=[4, 8]))
+    editors = [
+        Gen1Editor.from_pretrained(path, "cpu") for path in (write_checkpoint(tmp_path / "one", frames=8), several)
+    ]
+    assert [(editor.window, editor.shorter) for editor in editors] == [(8, ()), (8, (4,))]
+    example = render_clip(5, 1, 64, 64).frames[0]
+    clip = render_clip(3, 12, 64, 112).frames
+    for frames in (3, 6, 8, 12):  # one window up to the longest length; then 12 = 8 + 4, which overlap by half
+        edits = [editor(clip[:frames], image=example, steps=1) for editor in editors]
+        assert np.array_equal(*edits), frames
+    sizes: list[list[int]] = [[], []]
+    content = editors[0].content(image=example)[None]
+    for editor, taken in zip(editors, sizes):
+        with editor.structure(clip[:10]) as structure:
+            scene = editor.scene(clip[:10], structure, editor.recommended.sampling)
+        sampling = replace(editor.recommended.sampling, steps=1, batch=1)
+        assert editor.sample(scene, content, sampling, on_frames=taken.append).isfinite().all()
+    assert sizes == [[8, 8, 8, 8], [8, 8, 4, 4]]  # with and without content: the last two frames need a window of 4
+    longer = config(folder, tmp_path / "edit.mp4", checkpoint=str(tmp_path / "several"))  # its progress counts the same
+    edit(longer)
+    assert (tmp_path / "edit.mp4").exists()

@@ -10,7 +10,14 @@ from safetensors.torch import load_file, save_file
 
 from gen1_train.errors import UserError
 from gen1_train.frozen import autoencoder as loaded
-from gen1_train.frozen.autoencoder import Autoencoder, AutoencoderConfig, sample_latents, to_pixels, to_signed
+from gen1_train.frozen.autoencoder import (
+    Autoencoder,
+    AutoencoderConfig,
+    as_pictures,
+    sample_latents,
+    to_pixels,
+    to_signed,
+)
 
 SCALE = 0.4
 
@@ -128,6 +135,20 @@ def test_structure_is_encoded_as_a_gray_frame(autoencoder: Autoencoder) -> None:
     expected = autoencoder.encode_moments(gray)[:, :, :4] * SCALE
     torch.testing.assert_close(autoencoder.encode_structure(depth), expected)
     torch.testing.assert_close(autoencoder.encode_structure(depth[0]), expected[0], rtol=1e-4, atol=1e-5)
+
+
+def test_planes_of_a_structure_are_encoded_as_one_colored_frame(autoencoder: Autoencoder) -> None:
+    """Of two planes, the third channel is as of an absent plane: 0."""
+    torch.manual_seed(2)
+    planes = torch.rand(2, 3, 16, 24)  # n p h w
+    expected = autoencoder.encode_moments(planes * 2 - 1)[:, :4] * SCALE
+    assert torch.equal(autoencoder.encode_structure(planes, several=True), expected)
+    absent = planes.clone()
+    absent[:, 2] = 0
+    two = autoencoder.encode_structure(planes[:, :2], several=True)
+    assert torch.equal(two, autoencoder.encode_structure(absent, several=True)) and not torch.equal(two, expected)
+    assert torch.equal(as_pictures(planes[:, :2], several=True), absent)
+    assert torch.equal(as_pictures(planes[:, 0], several=False), planes[:, :1].expand(-1, 3, -1, -1))
 
 
 def test_decoding_reverts_the_scale_and_stays_in_range(autoencoder: Autoencoder, frames: torch.Tensor) -> None:

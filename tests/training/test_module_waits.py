@@ -2,6 +2,7 @@
 
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from gen1_train.training.callbacks.tally import Tally
 from gen1_train.training.draws import Draws
 from gen1_train.training.module import Gen1Module, fill_missing_gradients
 from tests.training.test_module import WIDTH, make_module
+from tests.training.test_module_planes import make_module as make_dropping_module
 
 CUDA = torch.device("cuda", 0)
 READS = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "is_nonzero", "equal")
@@ -115,3 +117,24 @@ def step(module: Gen1Module, optimizer: torch.optim.Optimizer, tally: Tally, bat
         module.takes_step(float(norm))
     optimizer.step()
     tally.add(batch, outputs, flops=1)
+
+
+def test_samples_that_lose_planes_do_not_wait_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are encoded among others whose latents are read."""
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    module = make_dropping_module(0.5)
+
+    def batch() -> Batch:
+        made = make_batch("video", [0, 3, 7, 3])
+        made.draws.planes = [(1.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)]
+        structure = torch.zeros(2, 4, 2, 32, 64, dtype=torch.uint16)
+        return replace(made, structure=structure, structure_rows=[1, 3], structure_levels=[0, 3, 7, 3])
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        move(module)
+        module._schedule = NoiseSchedule(module.diffusion.noise, CUDA)
+        read = batch().to(CUDA)
+        module.structure_latents(read, read.draws.rounds, read.draws.planes)  # copies constants
+        with Waits() as waits:
+            latents = module.structure_latents(read, read.draws.rounds, read.draws.planes)
+    assert latents.shape == (4, 4, 4, 4, 8) and latents.device == CUDA and not +waits.seen

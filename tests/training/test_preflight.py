@@ -248,3 +248,29 @@ def test_a_stage_refuses_a_start_that_no_shape_tells_apart(tmp_path, start, chan
     build_unet(model, after, InitConfig(), checkpoint, 0)
     with pytest.raises(UserError, match=f"does not match the chosen model: {next(iter(change))}"):
         build_unet(replace(model, **change), after, InitConfig(), checkpoint, 0)
+
+
+def test_a_batch_must_be_whole_clips_of_each_length_for_each_process(tmp_path):
+    root = make_shard_set(tmp_path / "set", longer={8: 6})
+    open_data(config(root, clips=4))
+    with pytest.raises(UserError, match=r"of the set \(4, 8\): give a multiple of 2, such as 4"):
+        open_data(config(root, clips=3))
+    with pytest.raises(UserError, match=r"set model\.max_frames=8"):
+        open_data(config(root, max_frames=4))
+    divided = config(root, clips=4)
+    divided.trainer.devices, divided.trainer.accumulate = 2, 2
+    with pytest.raises(UserError, match=r"in each of 4 micro-batches: give a multiple of 8, such as 8"):
+        open_data(divided)
+    divided.data.batch_clips = 8
+    shards = open_data(divided)
+    schedule, _ = open_schedule(divided, shards, None)
+    assert (schedule.lengths, schedule.batch_size(4), schedule.batch_size(8), schedule.batch_size(1)) == (
+        [4, 8],
+        8,
+        4,
+        32,
+    )
+    assert (shards.buckets, shards.image_buckets) == (["32x16"], ["32x16"])
+    divided.data.batch_clips = 3
+    divided.data.image_ratio = 1.0
+    open_data(divided)  # it reads no clips

@@ -14,7 +14,7 @@ from gen1_train.training.draws import TimestepConfig
 from gen1_train.training.module import DiffusionConfig
 from gen1_train.training.ready import prepare
 from gen1_train.training.run import train
-from gen1_train.training.stage_callbacks import trained_frames
+from gen1_train.training.stage_callbacks import trained_lengths
 from gen1_train.training.stages import RESETS, read_recorded
 from tests.made import make_shard_set
 from tests.tensors_of import assert_same_tensors
@@ -85,12 +85,12 @@ def test_clips_that_are_shorter_than_the_model_could_take_are_reported(root: Pat
 def test_a_run_of_images_alone_inherits_the_length_of_its_predecessors_clips(root: Path, tmp_path: Path) -> None:
     settings = config(root, "images", steps=1)
     ready = prepare(settings, tmp_path / "run", None)
-    assert trained_frames(ready) == 4
+    assert trained_lengths(ready) == [4]
     settings.data.image_ratio = 1.0
     ready = prepare(settings, tmp_path / "run", None)
-    assert ready.predecessor is not None and trained_frames(ready) == 0  # of stage 2, which has seen no clip
+    assert ready.predecessor is not None and trained_lengths(ready) == []  # of stage 2, which has seen no clip
     info = replace(ready.predecessor.info, frames=6)
-    assert trained_frames(replace(ready, predecessor=replace(ready.predecessor, info=info))) == 6
+    assert trained_lengths(replace(ready, predecessor=replace(ready.predecessor, info=info))) == [6]
 
 
 def test_a_missing_set_is_reported_before_a_missing_predecessor(root: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ The ranks synchronize in collectives: one that compiled during a step would keep
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ class Shape:
 def shapes_of(schedule: Schedule, parts: int) -> list[Shape]:
     """Returns the shapes of a run, one per pool; `parts`: micro-batches per global batch, over all ranks."""
     factor = schedule.shards.manifest.estimators["autoencoder"]["factor"]
-    return [Shape(pool.pool, schedule.batch_size(pool.kind) // parts, factor) for pool in schedule.pools]
+    return [Shape(pool.pool, schedule.batch_size(pool.frames) // parts, factor) for pool in schedule.pools]
 
 
 class Kernels(Callback):
@@ -86,7 +86,8 @@ class Compile(Callback):
         compile_layers(pl_module.unet, self.backend)
         for number, shape in enumerate(self.shapes, start=1):
             began = time.perf_counter()
-            batch = zero_batch(shape, pl_module.unet.config, pl_module.stage.fields, pl_module.drawing.level)
+            stage, drawing = pl_module.stage, pl_module.drawing
+            batch = zero_batch(shape, pl_module.unet.config, stage.fields, drawing.level, stage.planes, drawing.drops)
             try:
                 rehearse(trainer, pl_module, batch)
             except TorchDynamoException as error:
@@ -136,20 +137,27 @@ def zero_batch(
     config: UNetConfig,
     fields: tuple[str, ...],
     level: Callable[[int, int], int] = lambda step, slot: 0,
+    planes: int = 1,
+    drops: Callable[[int, int], bool] = lambda step, slot: False,
 ) -> Batch:
-    """Returns a batch of zeros like those of a loader that reads these `fields` of the samples, at their `level`."""
+    """Returns a batch of zeros like those of a loader that reads these `fields` of the samples, at their `level`.
+
+    `planes`: of the structure, which is also read of samples that lose one of them (`drops`).
+    """
     n, height, width = shape.pool.frames, shape.pool.height, shape.pool.width
     channels, latent = config.out_channels, (height // shape.factor, width // shape.factor)
     sample = Sample(
         key="zeros",
         frames=np.zeros((n, height, width, 3), np.uint8),
-        structure=np.zeros((n, height, width), np.uint16),
+        structure=np.zeros((n, *((planes,) if planes > 1 else ()), height, width), np.uint16),
         moments=np.zeros((n, 2 * channels, *latent), np.float16),
         structure_latent=np.zeros((n, channels, *latent), np.float16),
         image_embedding=np.zeros((n, config.content_dim), np.float16),
     )
     loaded = Sample(sample.key, **{name: getattr(sample, name) for name in fields})
-    batch = collate(shape.pool.kind, 0, list(range(shape.samples)), [loaded] * shape.samples)
+    whole = replace(loaded, structure=sample.structure)
+    slots = list(range(shape.samples))
+    batch = collate(shape.pool.kind, 0, slots, [whole if drops(0, slot) else loaded for slot in slots])
     if batch.structure_levels is not None:
         batch.structure_levels = [level(batch.step, slot) for slot in batch.slots]
     return batch

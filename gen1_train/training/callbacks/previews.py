@@ -23,7 +23,7 @@ from gen1_train.diffusion.editing import SamplingConfig, Scene, sample_video
 from gen1_train.diffusion.guidance import GuidanceConfig
 from gen1_train.diffusion.schedule import NoiseSchedule, with_common_noise
 from gen1_train.errors import UserError
-from gen1_train.frozen.autoencoder import Autoencoder, to_pixels
+from gen1_train.frozen.autoencoder import Autoencoder, as_pictures, to_pixels
 from gen1_train.system.console import EVERY_RANK
 from gen1_train.system.files import own_folder
 from gen1_train.training.callbacks.clock import Clock
@@ -139,10 +139,10 @@ def _embeddings(sample: Sample) -> np.ndarray:
 
 
 def _structure_frames(sample: Sample) -> np.ndarray:
-    """Returns the structure as gray frames: uint8 (n, h, w, 3)."""
+    """Returns the structure as gray frames, or its planes as red, green and blue: uint8 (n, h, w, 3)."""
     assert sample.structure is not None
     gray = (sample.structure.astype(np.float32) * (255 / STRUCTURE_MAX)).round().astype(np.uint8)
-    return np.repeat(gray[..., None], 3, axis=-1)
+    return as_pictures(torch.from_numpy(gray), several=gray.ndim == 4).movedim(1, -1).numpy()
 
 
 def side_by_side(clips: list[np.ndarray]) -> np.ndarray:

@@ -41,6 +41,7 @@ class CheckpointInfo:
     buckets: list[str] = field(default_factory=list)  # WIDTHxHEIGHT of the clips that it was trained on
     image_buckets: list[str] = field(default_factory=list)  # and of the images; []: as the clips, or not recorded
     frames: int = 0  # in the clips that it was trained on; 0: on none, or not recorded (by older versions)
+    lengths: list[int] = field(default_factory=list)  # of these clips, up to `frames`; []: all have `frames`
     fps: float | None = None  # of these clips, about; null: not by time, but by a stride, or on none
     counters: dict[str, Any] = field(default_factory=dict)  # counters.Counters
     lora: dict[str, Any] = field(default_factory=dict)  # the settings and base of a LoRA run
@@ -49,6 +50,11 @@ class CheckpointInfo:
     code: str = ""  # agreement.code_hash of the code that wrote it
     saved: float = 0.0  # time of saving, in seconds since 1970
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # every other file by name: bytes and sha256
+
+    @property
+    def trained_lengths(self) -> list[int]:
+        """The frames in the clips of each length that it was trained on; none if they are not recorded."""
+        return self.lengths or ([self.frames] if self.frames else [])
 
     def names(self, file: str) -> list[str]:
         """Returns the names of a file of tensors: its own, or those of its parts; none if the checkpoint has no such
@@ -67,7 +73,7 @@ def write_info(folder: Path, info: CheckpointInfo) -> None:
     content = {VERSION: FORMAT if info.parts else WHOLE, **json.loads(json.dumps(asdict(info)))}
     if not info.parts:
         del content["parts"]
-    for name in ("fps", "image_buckets"):
+    for name in ("fps", "image_buckets", "lengths"):
         if not content[name]:
             del content[name]  # so that older versions read what they know
     write_atomically(folder / INFO, json.dumps({**content, HASH: digest(content)}, indent=1).encode())
@@ -107,6 +113,9 @@ def check(info: CheckpointInfo) -> None:
     require(info.stage != "" and info.stage.isprintable(), "its stage has no name")
     for name, number in (("step", info.step), ("frames", info.frames), ("saved", info.saved)):
         require(number >= 0, f"its {name} is negative")
+    lengths = [0, *info.lengths]
+    ascending = lengths == sorted(set(lengths)) and lengths[-1] == (info.frames if info.lengths else 0)
+    require(ascending, "the lengths of its clips are not in order, up to its frames")
     require(info.fps is None or 0 < info.fps < math.inf, "its frames a second are not above 0")
     require(info.weights in (UNET, PRIOR), f"its weights are neither {UNET} nor {PRIOR}")
     buckets = (*info.buckets, *info.image_buckets)

@@ -89,7 +89,7 @@ def _planned(config: TrainConfig, data: PlannedData) -> PlannedRun:
     planner = Planner(ranks.unet, ranks.layout, data.frozen, ranks.adapt)
     clips = micro_clips(config, ranks.world)
     for kind in steps_of(data) if "*" not in config.stage.trains else ():
-        if not planner.trains(data.micro_batch(largest_pool(data, kind), 1)):
+        if not planner.trains(data.micro_batch(largest_pool(data, kind), data.step)):
             remedy = "name others, or set data.image_ratio=0" if kind == "image" else "name others"
             raise UserError(f"{kind} steps would train none of stage.trains={config.stage.trains}: {remedy}")
     pool = largest_pool(data, steps_of(data)[0])
@@ -103,4 +103,6 @@ def steps_of(data: PlannedData) -> list[str]:
 
 
 def largest_pool(data: PlannedData, kind: str) -> Pool:
-    return max((pool for pool, _ in data.pools if pool.kind == kind), key=lambda pool: pool.width * pool.height)
+    """Returns the pool whose steps take the most memory: of the largest, the one with the longest clips."""
+    pools = (pool for pool, _ in data.pools if pool.kind == kind)
+    return max(pools, key=lambda pool: (pool.width * pool.height, pool.frames))

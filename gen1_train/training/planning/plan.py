@@ -68,8 +68,8 @@ def plan_lines(config: TrainConfig, run: Path, resume: Checkpoint | None) -> Ite
         yield planned.reason
     numbers = f"{ranks.layout.strategy}, {ranks.layout.precision}, {ranks.world} ranks"
     yield f"stage {config.stage.name}: {planner.weights / 1e6:.1f} M weights, {numbers}"
-    batch = f"{config.data.batch_clips} clips or {config.data.batch_clips * data.frames} images"
-    yield f"a step: {batch}, {clips} clips per micro-batch of a rank, {config.trainer.accumulate} micro-batches"
+    parts = f"{clips} clips per micro-batch of a rank, {config.trainer.accumulate} micro-batches"
+    yield f"a step: {batch_of(config, data)}, {parts}"
     yield from memory_lines(memory, [pool for pool, _ in data.pools])
     peaks = [] if on_cpus(config) else memory.peaks
     problems = (index_problem(config, data, peak, ranks.world) for peak in peaks)
@@ -84,6 +84,14 @@ def plan_lines(config: TrainConfig, run: Path, resume: Checkpoint | None) -> Ite
     yield from grace_lines(size, ranks.world, duration.seconds if duration else None, run)
     if config.data.root is None:
         yield "not checked without data.root: the shard set, and the checkpoint that the stage starts from"
+
+
+def batch_of(config: TrainConfig, data: PlannedData) -> str:
+    """Returns the global batch in clips of each length, and in the images that cost as much."""
+    frames = config.data.batch_clips * data.frames
+    lengths = sorted({pool.frames for pool, _ in data.pools if pool.kind == "video"})
+    clips = [f"{frames // length} clips of {length} frames" for length in lengths]
+    return " or ".join([*(clips if len(clips) > 1 else [f"{config.data.batch_clips} clips"]), f"{frames} images"])
 
 
 def memory_lines(memory: MemoryPlan, pools: list[Pool]) -> Iterator[str]:
@@ -124,8 +132,8 @@ def fit_lines(config: TrainConfig, data: PlannedData, ranks: Ranks, memory: Memo
     chosen = {f"model.checkpointing={_list(ranks.unet.checkpointing)}": ranks.unet.checkpointing}
     for name, levels in {**chosen, f"model.checkpointing={_list(everywhere)}": everywhere}.items():
         other = replace(ranks, unet=replace(ranks.unet, checkpointing=levels))
-        most = largest_micro_batch(other, data.frozen, work, card)
-        parts = fitting_parts(clips, most)
+        most = largest_micro_batch(other, data.frozen, work, card, data.step)
+        parts = fitting_parts(clips // data.step, most // data.step)
         remedy = f"trainer.accumulate={parts}" if parts else "no trainer.accumulate= makes it fit"
         yield f"  {name}: at most {most} clips per micro-batch of a rank: {remedy}"
 
@@ -134,8 +142,8 @@ def index_problem(config: TrainConfig, data: PlannedData, peak: Peak, world: int
     """Returns one line if a micro-batch has maps that are too large for a GPU's kernels, with a remedy; else None."""
     if peak.micro_batch.samples <= peak.most_samples:
         return None
-    most = peak.most_samples // data.samples(peak.micro_batch.kind)
-    parts = fitting_parts(config.data.batch_clips // world, most)
+    most = data.clips(peak.micro_batch.frames, peak.most_samples)
+    parts = fitting_parts(config.data.batch_clips // world // data.step, most // data.step)
     size = f"{data.factor * peak.micro_batch.width}x{data.factor * peak.micro_batch.height}"
     remedy = f"set trainer.accumulate={parts}" if parts else "use smaller frames"
     return (
@@ -149,18 +157,21 @@ def fitting_parts(clips: int, most: int) -> int | None:
     return next((parts for parts in range(1, clips + 1) if clips % parts == 0 and clips // parts <= most), None)
 
 
-def largest_micro_batch(ranks: Ranks, frozen: int, work: Callable[[int], MicroBatch], card: float) -> int:
+def largest_micro_batch(
+    ranks: Ranks, frozen: int, work: Callable[[int], MicroBatch], card: float, step: int = 1
+) -> int:
     """Returns the clips of the largest micro-batch that fits a card, in a run that accumulates; 0 if none does.
 
-    The memory of a pass is linear in the number of clips, so two traces are enough. It is bounded by `MAX_MAP`, too.
+    It is a multiple of `step`. The memory of a pass is linear in the number of clips, so two traces are enough. It is
+    bounded by `MAX_MAP`, too.
     """
     planner = Planner(ranks.unet, replace(ranks.layout, accumulate=2), frozen, ranks.adapt)
-    one, two = planner.peak(work(1)), planner.peak(work(2))
+    one, two = planner.peak(work(step)), planner.peak(work(2 * step))
     left = card / MARGIN - sum(planner.resident().values())
     each = two.backward - one.backward
     if max(one.bytes, one.optimizer) > left:
         return 0
-    return min(int((left - one.backward) // each) + 1, one.most_samples // one.micro_batch.samples)
+    return step * min(int((left - one.backward) // each) + 1, one.most_samples // one.micro_batch.samples)
 
 
 @dataclass(frozen=True)
@@ -195,15 +206,15 @@ def time_lines(left: int, world: int, flops: float, duration: StepDuration | Non
 
 
 def mean_step_flops(config: TrainConfig, data: PlannedData, unet: UNetConfig) -> float:
-    """Returns the mean FLOPs of an optimizer step of all ranks; pools of a kind are weighted by their samples."""
+    """Returns the mean FLOPs of an optimizer step of all ranks; pools of a kind are weighted by their frames."""
     mean = 0.0
     for kind, share in (("image", data.share), ("video", 1 - data.share)):
-        pools = [(pool, samples) for pool, samples in data.pools if pool.kind == kind]
-        for pool, samples in pools if share else []:
+        pools = [(pool, samples * pool.frames) for pool, samples in data.pools if pool.kind == kind]
+        for pool, frames in pools if share else []:
             work = data.micro_batch(pool, config.data.batch_clips)
             one = step_flops(unet, work.height, work.width, work.frames, temporal=kind == "video").total
             one += pool.frames * data.encoding(pool.height, pool.width) if data.encoding is not None else 0
-            mean += share * samples / sum(samples for _, samples in pools) * work.samples * one
+            mean += share * frames / sum(frames for _, frames in pools) * work.samples * one
     return mean
 
 

@@ -84,7 +84,7 @@ def step_cost(unet: UNetConfig, schedule: Schedule, encoding: Encoding | None = 
     kind, samples = ("video", "clips") if schedule.share < 1 else ("image", "images")
     pool = max(schedule.shards.pools(kind), key=lambda pool: pool.samples)
     factor = schedule.shards.manifest.estimators["autoencoder"]["factor"]
-    count = schedule.batch_size(kind)
+    count = schedule.batch_size(pool.frames)
     one = step_flops(unet, pool.height // factor, pool.width // factor, pool.frames, temporal=kind == "video")
     encoded = pool.frames * encoding(pool.height, pool.width) if encoding is not None else 0
     parts = {"spatial": one.spatial, "temporal": one.temporal, "autoencoder": encoded}

@@ -10,7 +10,7 @@ import torch
 from gen1_train.batch import Pool
 from gen1_train.data.manifest import Manifest
 from gen1_train.data.mix import share_of
-from gen1_train.data.schedule import Schedule
+from gen1_train.data.schedule import Schedule, common_clips
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder
 from gen1_train.model.unet import UNetConfig
@@ -26,7 +26,6 @@ from gen1_train.training.planning.throughput import Encoding
 from gen1_train.training.planning.tracing import Adapt, MicroBatch
 from gen1_train.training.preflight import (
     check_start,
-    choose_degradation,
     encoded_maps,
     encodes,
     micro_clips,
@@ -35,6 +34,7 @@ from gen1_train.training.preflight import (
     open_schedule,
     process_count,
     schedule_settings,
+    with_chosen,
 )
 from gen1_train.training.stages import predecessor, stage_unet
 from gen1_train.training.strategies.strategy import build_strategy
@@ -50,19 +50,24 @@ class PlannedData:
 
     pools: list[tuple[Pool, int]]  # pool, number of samples
     share: float  # of image steps
-    frames: int  # of a clip; this number of images costs as much
+    frames: int  # of the shortest clips, which data.batch_clips counts; this number of images costs as much
     factor: int  # pixels per latent
     frozen: int  # bytes of the frozen autoencoder, if the stage needs it on its device
     encoding: Encoding | None = None  # what it computes for a frame in every step
 
     def micro_batch(self, pool: Pool, clips: int) -> MicroBatch:
-        """Returns a micro-batch of a number of clips, or of the images that cost as much."""
-        samples = clips * self.samples(pool.kind)
+        """Returns a micro-batch of a number of clips, or of the samples of the pool that cost as much."""
+        samples = clips * self.frames // pool.frames
         return MicroBatch(pool.kind, samples, pool.frames, pool.height // self.factor, pool.width // self.factor)
 
-    def samples(self, kind: str) -> int:
-        """The samples of a kind that cost as much as a clip."""
-        return self.frames if kind == "image" else 1
+    def clips(self, frames: int, samples: int) -> int:
+        """Returns the number of clips that cost as much as samples of so many frames, rounded down."""
+        return samples * frames // self.frames
+
+    @property
+    def step(self) -> int:
+        """The fewest clips that are whole samples of each pool: a micro-batch is a multiple of it."""
+        return common_clips([self.frames, *(pool.frames for pool, _ in self.pools if pool.kind == "video")])
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ def encoding_of(config: TrainConfig, manifest: Manifest, autoencoder: Autoencode
     maps = encoded_maps(config, manifest)
     if autoencoder is None or not maps:
         return None
-    return lambda height, width: maps * autoencoder.encoding_flops(height, width)
+    return lambda height, width: round(maps * autoencoder.encoding_flops(height, width))
 
 
 def planned_data(config: TrainConfig, resume: Checkpoint | None) -> PlannedData:
@@ -105,7 +110,7 @@ def planned_data(config: TrainConfig, resume: Checkpoint | None) -> PlannedData:
         lacks = False
         if root is not None:
             manifest = Manifest.load(Path(root))
-            choose_degradation(config, manifest.estimators["autoencoder"], start)
+            config = with_chosen(config, manifest, start)
             lacks = encodes(config, manifest)
         buckets = replace(config, plan=replace(config.plan, buckets=start.info.buckets))
         return _data_of_buckets(buckets, AUTOENCODER if lacks else 0)
@@ -118,7 +123,7 @@ def planned_data(config: TrainConfig, resume: Checkpoint | None) -> PlannedData:
     if before is None and config.stage.predecessor is not None:
         before = predecessor(config.stage, config.init, config.tree)
         check_start(config, shards.manifest, before)
-    choose_degradation(config, shards.manifest.estimators["autoencoder"], before)
+    config = with_chosen(config, shards.manifest, before)
     needed = open_autoencoder(config, shards.manifest) if encodes(config, shards.manifest) else None
     return data_of(config, schedule, needed)
 

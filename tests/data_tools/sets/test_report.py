@@ -113,7 +113,7 @@ def test_batches_equal_those_of_the_schedule(tmp_path: Path, frames: int) -> Non
     shards = ShardSet(planned_set(tmp_path / "set", pools))
     schedule = Schedule(shards, Settings(0, STAGES["3"][1], BATCH_CLIPS))
     batches = batch_sizes(shards.manifest)
-    assert batches == {kind: schedule.batch_size(kind) for kind in ("video", "image")}
+    assert batches == {"video": schedule.batch_size(frames), "image": schedule.batch_size(1)}
     assert batches["image"] == 1152 * frames
     read = [schedule.at(step) for step in range(800)]
     assert sum(step.size for step in read if step.kind == "image") == round(800 * STAGES["3"][1]) * batches["image"]
@@ -127,9 +127,14 @@ def test_batches_equal_those_of_the_schedule(tmp_path: Path, frames: int) -> Non
         ({Pool("video", 448, 256, 8): 1152, Pool("image", 64, 64, 1): 9214}, "data.batch_clips=1151 or less"),
         ({Pool("video", 448, 256, 8): 1152}, "no images: gen1-train reads it only with data.image_ratio=0"),
         ({Pool("image", 64, 64, 1): 9216}, "no videos: gen1-train reads it only with data.image_ratio=1"),
+        ({Pool("video", 448, 256, 8): 576, Pool("video", 64, 64, 4): 1152, Pool("image", 64, 64, 1): 4608}, None),
         (
-            {Pool("video", 448, 256, 8): 1152, Pool("video", 64, 64, 4): 1152, Pool("image", 64, 64, 1): 9216},
-            "clips of one length",
+            {Pool("video", 64, 64, 8): 1152, Pool("video", 64, 64, 16, True): 574, Pool("image", 64, 64, 1): 9216},
+            "1,152 clips of 8 frames: video-64x64-16f (574). gen1-train needs data.batch_clips=1148 or less",
+        ),
+        (
+            {Pool("video", 64, 64, 8): 1152, Pool("video", 64, 64, 10, True): 1152, Pool("image", 64, 64, 1): 9216},
+            "8 and 10 frames: data.batch_clips must be a multiple of 5",
         ),
     ],
 )

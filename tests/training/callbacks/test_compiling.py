@@ -220,3 +220,10 @@ def test_on_a_cpu_kernels_are_torchs_without_a_word(capsys):
     module.unet.config = replace(SMALL, kernels="triton")
     with pytest.raises(UserError, match=r"model\.kernels=triton needs a GPU"):
         Kernels([IMAGE, VIDEO], False).on_train_start(make_trainer(), module)
+
+
+def test_clips_of_each_length_have_a_shape_of_their_own(tmp_path: Path):
+    shards = ShardSet(make_shard_set(tmp_path / "set", longer={8: 6}))
+    shapes = shapes_of(Schedule(shards, Settings(0, 0.5, 8)), parts=4)
+    made = {shape.pool.name: (shape.samples, shape.latents.frames) for shape in shapes}
+    assert made == {"image-32x16": (8, 1), "video-32x16": (2, 4), "video-32x16-8f": (1, 8)}

@@ -146,3 +146,16 @@ def test_a_newer_format_is_named_and_an_older_checkpoint_is_not_used_instead(tmp
     (path / INFO).write_text(text.replace('"format": 3', '"format": 4'))  # damaged, not newer
     found = latest(tmp_path)
     assert found is not None and found.info.step == 20
+
+
+def test_several_lengths_of_clips_are_recorded_and_one_changes_nothing(tmp_path: Path) -> None:
+    path = save(tmp_path, 30)
+    assert "lengths" not in json.loads((path / INFO).read_text())  # older versions read it
+    assert read_info(path).trained_lengths == [8]
+    edit_info(path, lambda content: content.update(lengths=[4, 8]))
+    assert (read_info(path).lengths, read_info(path).trained_lengths) == ([4, 8], [4, 8])
+    for wrong in ([8, 4], [4, 16], [0, 8], [8, 8]):
+        edit_info(path, lambda content, wrong=wrong: content.update(lengths=wrong))
+        with pytest.raises(ValueError, match="the lengths of its clips are not in order, up to its frames"):
+            read_info(path)
+    assert CheckpointInfo("1", 0, True).trained_lengths == []

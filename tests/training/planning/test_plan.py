@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 from collections import namedtuple
 from dataclasses import replace
@@ -261,3 +262,19 @@ def test_the_command_prints_a_plan_and_writes_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "32 ranks" in done.stdout and "video-32x16" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_of_several_lengths_is_that_of_the_longest_clips_of_the_largest_size(tmp_path):
+    made = config(tmp_path, make_shard_set(tmp_path / "set", longer={8: 6}))
+    made.stage.temporal, made.model.max_frames = True, 8
+    text = lines(made)
+    assert "a step: 4 clips of 4 frames or 2 clips of 8 frames or 16 images" in text
+    assert "a step of video-32x16-8f adds" in line_of(made)
+    data = planned_data(made, None)
+    samples = {pool.name: data.micro_batch(pool, 4).samples for pool, _ in data.pools}
+    assert samples == {"image-32x16": 16, "video-32x16": 4, "video-32x16-8f": 2} and data.step == 2
+    most = re.search(r"at most (\d+) clips per micro-batch", text)
+    assert most is not None and int(most[1]) % 2 == 0
+    made.data.batch_clips = 3
+    with pytest.raises(UserError, match="give a multiple of 2, such as 4"):
+        lines(made)
