@@ -30,7 +30,7 @@ from gen1_train.system.console import progress
 from gen1_train.system.files import write_atomically
 from gen1_train.video.encode import write_video
 from miniature.arguments import Parser
-from miniature.world.render import FRAME_RATE, Clip, render_frame
+from miniature.world.render import FRAME_RATE, Clip, render_frame, render_scene
 from miniature.world.scene import COLORS, HELD_OUT, PLAIN, STYLES, Scene, sample_scene, sample_solid
 from miniature.world.solids import PATTERNS
 from miniature.world.world import SCENES_PER_SEED, write_image
@@ -135,10 +135,7 @@ def draw_case(seed: int, index: int, texture: str | None = None, style: str = PL
 
 def render_case(scene: Scene, height: int, width: int, supersample: int = 1) -> Clip:
     """Renders the 8 frames of an input, or of its truth, at any size."""
-    times = [STRIDE * index / FRAME_RATE for index in range(FRAMES)]
-    rendered = [render_frame(scene, time, height, width, supersample) for time in times]
-    pixels, depth, solids = (np.stack([getattr(f, name) for f in rendered]) for name in ("pixels", "depth", "solids"))
-    return Clip(pixels, depth, solids, scene.caption)
+    return render_scene(scene, FRAMES, height, width, supersample, STRIDE)
 
 
 def write_cases(

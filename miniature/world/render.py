@@ -139,9 +139,10 @@ def render_frame(scene: Scene, time: float, height: int, width: int, supersample
     return Frame(np.ascontiguousarray(pixels), depth.astype(np.float32), solids.copy())
 
 
-def render_scene(scene: Scene, frames: int, height: int, width: int, supersample: int = 1) -> Clip:
-    """Renders the first `frames` frames of a scene, at 24 per second of world time."""
-    rendered = [render_frame(scene, index / FRAME_RATE, height, width, supersample) for index in range(frames)]
+def render_scene(scene: Scene, frames: int, height: int, width: int, supersample: int = 1, stride: int = 1) -> Clip:
+    """Renders every `stride`-th frame of a scene, `frames` in all; there are 24 in a second of world time."""
+    times = [stride * index / FRAME_RATE for index in range(frames)]
+    rendered = [render_frame(scene, time, height, width, supersample) for time in times]
     pixels, depth, solids = (np.stack([getattr(f, name) for f in rendered]) for name in ("pixels", "depth", "solids"))
     return Clip(pixels, depth, solids, scene.caption)
 

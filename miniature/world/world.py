@@ -21,7 +21,7 @@ from gen1_train.system.console import progress
 from gen1_train.system.files import atomic_file
 from gen1_train.video.encode import write_video
 from miniature.arguments import Parser, size
-from miniature.world.render import FRAME_RATE, render_clip
+from miniature.world.render import FRAME_RATE, render_scene
 from miniature.world.scene import PLAIN, SPLITS, STYLES, sample_scene
 
 SOURCES = "sources.csv"
@@ -46,7 +46,9 @@ class World:
     frames: int = 40  # per clip
     height: int = 256
     width: int = 448
-    fps: int = FRAME_RATE  # of the files; scenes always advance by 1 / 24 s per frame
+    fps: int = FRAME_RATE  # of the files
+    stride: int = 1  # scenes advance by stride / 24 s from one frame to the next
+    supersample: int = 1  # rays per pixel and direction
     style: str = PLAIN
 
     def __post_init__(self) -> None:
@@ -54,8 +56,11 @@ class World:
         for name, most in (("clips", IMAGE_SEEDS), ("images", SCENES_PER_SEED - IMAGE_SEEDS)):
             if not 0 <= getattr(self, name) <= most:
                 raise UserError(f"{name}={getattr(self, name)} is out of range: give 0 to {most}")
-        if self.seed < 0 or self.frames < 1 or self.fps < 1:
-            raise UserError(f"seed={self.seed}, frames={self.frames}, fps={self.fps}: need 0, 1, 1 or more")
+        if self.seed < 0 or min(self.frames, self.fps, self.stride, self.supersample) < 1:
+            raise UserError(
+                f"seed={self.seed}, frames={self.frames}, fps={self.fps}, stride={self.stride}, "
+                f"supersample={self.supersample}: need 0, 1, 1, 1, 1 or more"
+            )
         if self.split not in SPLITS:
             raise UserError(f"split={self.split} is not one of {', '.join(SPLITS)}")
         if self.style not in STYLES:
@@ -90,7 +95,8 @@ def write_world(folder: str | Path, world: World, truth: bool = False) -> None:
         if not missing:
             return
         frames = world.frames if path.suffix == ".mp4" else 1
-        clip = render_clip(seed, frames, world.height, world.width, split=world.split, style=world.style)
+        scene = sample_scene(seed, world.split, world.style)
+        clip = render_scene(scene, frames, world.height, world.width, world.supersample, world.stride)
         if truth_path in missing:
             with atomic_file(truth_path) as partial, open(partial, "wb") as stream:
                 np.savez_compressed(stream, depth=clip.depth, solids=clip.solids)

@@ -13,7 +13,7 @@ from data_tools.source.sources import open_source
 from gen1_train.errors import UserError
 from miniature.world import world as command
 from miniature.world.render import render_clip, render_image
-from miniature.world.scene import sample_scene
+from miniature.world.scene import RICH, sample_scene
 from miniature.world.world import SOURCES, World, read_captions, write_world
 
 SMALL = World(clips=2, images=1, seed=3, split="held_out", frames=5, height=64, width=112, fps=12)
@@ -55,6 +55,17 @@ def test_gen1_data_reads_the_list_with_its_captions(folder: Path, tmp_path: Path
     assert list(read_captions(folder / SOURCES).items()) == list(zip(NAMES, captions))
 
 
+def test_a_strided_clip_has_every_other_frame_of_the_scene(tmp_path: Path) -> None:
+    world = World(clips=1, images=0, frames=3, height=64, width=112, fps=6, stride=2, supersample=2, style=RICH)
+    write_world(tmp_path, world, truth=True)
+    with np.load(tmp_path / "truth" / "clip-0000.npz") as truth:
+        expected = render_clip(0, 5, 64, 112, 2, "train", RICH)
+        np.testing.assert_array_equal(truth["depth"], expected.depth[::2])
+    with av.open(str(tmp_path / "clip-0000.mp4")) as container:
+        decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    assert np.abs(decoded.astype(float) - expected.frames[::2]).mean() < 6
+
+
 def test_existing_files_are_kept_and_truth_is_optional(folder: Path) -> None:
     before = modification_times(folder)
     (folder / "clip-0001.mp4").unlink()
@@ -93,8 +104,8 @@ def test_every_file_of_every_world_has_its_own_scene() -> None:
         (["--clips", "-1"], "clips=-1 is out of range: give 0 to 50000"),
         (["--images", "50001"], "images=50001 is out of range: give 0 to 50000"),
         (["--clips", "few"], "argument --clips: invalid int value: 'few'"),
-        (["--frames", "0"], "seed=0, frames=0, fps=24: need 0, 1, 1 or more"),
-        (["--seed", "-2"], "seed=-2, frames=40, fps=24: need 0, 1, 1 or more"),
+        (["--frames", "0"], "seed=0, frames=0, fps=24, stride=1, supersample=1: need 0, 1, 1, 1, 1 or more"),
+        (["--seed", "-2"], "seed=-2, frames=40, fps=24, stride=1, supersample=1: need 0, 1, 1, 1, 1 or more"),
         (["--split", "test"], "argument --split: invalid choice: 'test'"),
     ],
 )
