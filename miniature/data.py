@@ -38,10 +38,11 @@ class Pictures:
     style: str = PLAIN
     height: int = HEIGHT
     width: int = WIDTH
+    supersample: int | None = None  # rays per pixel and direction; None: as `supersampling` has it
 
     def rendered(self, count: int, first_seed: int) -> Frames:
         """Renders such frames, see `rendered_frames`."""
-        return rendered_frames(count, first_seed, self.height, self.width, self.style)
+        return rendered_frames(count, first_seed, self.height, self.width, self.style, self.supersample)
 
     def generic(self, count: int, seed: int) -> torch.Tensor:
         """Draws pictures of that size without a subject, see `generic_images`."""
@@ -49,14 +50,19 @@ class Pictures:
 
 
 def rendered_frames(
-    count: int, first_seed: int, height: int = HEIGHT, width: int = WIDTH, style: str = PLAIN
+    count: int,
+    first_seed: int,
+    height: int = HEIGHT,
+    width: int = WIDTH,
+    style: str = PLAIN,
+    supersample: int | None = None,
 ) -> Frames:
     """Renders one frame of each of `count` scenes, at a random time within the first two seconds."""
 
     def render(seed: int) -> tuple[np.ndarray, np.ndarray, Scene]:
         scene = sample_scene(seed, style=style)
         time = int(np.random.default_rng([seed, 1]).integers(2 * FRAME_RATE)) / FRAME_RATE
-        frame = render_frame(scene, time, height, width, supersampling(height))
+        frame = render_frame(scene, time, height, width, supersample or supersampling(height))
         return frame.pixels, frame.depth, scene
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:

@@ -68,8 +68,9 @@ def fit(steps: int, variant: Variant = SMALL, state: Path | None = None) -> tupl
         if torch.rand((), generator=generator) < 0.5:
             images = images.flip(3)
         images = images.contiguous(memory_format=torch.channels_last)
-        posterior = model.encode(images).latent_dist
-        decoded = model.decode(posterior.sample(generator)).sample
+        with torch.autocast("cpu", torch.bfloat16, enabled=variant.bf16):
+            posterior = model.encode(images).latent_dist
+            decoded = model.decode(posterior.sample(generator)).sample.float()
         error = functional.l1_loss(decoded, images) + functional.mse_loss(decoded, images)
         return error + KL_WEIGHT * posterior.kl().mean()
 
