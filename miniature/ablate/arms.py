@@ -10,11 +10,12 @@ LAST = 5  # the stage that is evaluated
 
 @dataclass(frozen=True)
 class Arm:
-    """One change. Stages before `since` are those of the base; after LAST, only the edits differ."""
+    """One change. Stages before `since` are those of the base; those of `edits` alone have the model of `trained`."""
 
     name: str
     change: str  # for the reader of the page
     since: int  # the first stage that is trained with it
+    trained: str = ""  # the arm whose model is edited; "": its own
     settings: tuple[str, ...] = ()  # of gen1-train
     stages: tuple[int, ...] = (2, 3, 4, 5)  # those that the settings apply to
     refresh: tuple[str, ...] = ()  # of gen1-data refresh, which makes a set of its own
@@ -44,12 +45,13 @@ ARMS = (
     Arm(
         "zero-snr-rescale",
         "the same, and edits with rescale=0.7",
-        since=2,
+        since=LAST + 1,
+        trained="zero-snr",
         settings=(f"{NOISE}.zero_terminal_snr=true",),
         edits=("rescale=0.7",),
         full_size="yes, with the omega of 5 to 7.5 that is usual there rather more than with 3",
     ),
-    Arm("rescale", "edits with rescale=0.7", since=LAST + 1, edits=("rescale=0.7",)),
+    Arm("rescale", "edits with rescale=0.7", since=LAST + 1, trained=BASE, edits=("rescale=0.7",)),
     Arm("offset", "offset noise of 0.1", since=2, settings=(f"{NOISE}.offset=0.1",)),
     Arm(
         "shared",

@@ -22,6 +22,7 @@ WORLD = World(clips=400, images=3200, split="train", frames=32, height=128, widt
 STEPS = {2: 800, 3: 200, 4: 400, 5: 400}  # about 12 minutes of two cores from stage 3 on; ours
 LEVELS = (0, 7)  # t_s of the edits
 SAMPLING = ("omega=3", "steps=12", "solver=dpm++", "keep_videos=true", "workers=2")
+BY_NAME = {arm.name: arm for arm in ARMS}
 # of an edit at t_s=0; and at t_s=7, where little of the structure is given
 VALUES = ("hit", "colour_error", "mask_iou", "structure_correlation", "frame_consistency", "warp_error")
 AT_7 = ("mask_iou",)
@@ -55,18 +56,17 @@ class Lab:
 
         No arm is begun after `minutes`. Raises UserError for an unknown arm, before anything is written.
         """
-        known = {arm.name: arm for arm in ARMS}
-        if unknown := [name for name in names if name not in known]:
-            raise UserError(f"there is no arm {unknown[0]!r}; choose from {', '.join(known)}")
+        if unknown := [name for name in names if name not in BY_NAME]:
+            raise UserError(f"there is no arm {unknown[0]!r}; choose from {', '.join(BY_NAME)}")
         began, done = time.monotonic(), {(row.arm, row.seed) for row in read_rows(self.results)}
-        wanted = [(known[name], seed) for seed in seeds for name in dict.fromkeys((BASE, *(names or known)))]
+        wanted = [(BY_NAME[name], seed) for seed in seeds for name in dict.fromkeys((BASE, *(names or BY_NAME)))]
         left = [(arm, seed) for arm, seed in wanted if (arm.name, seed) not in done]
         for number, (arm, seed) in enumerate(left):
             if minutes is not None and time.monotonic() - began > 60 * minutes:
                 show(f"{len(left) - number} of {len(wanted)} runs are left: call the same command to continue")
                 return False
             self.prepare()
-            self.train(arm, seed)
+            self.train(BY_NAME[arm.trained or arm.name], seed)
             self.evaluate(arm, seed)
             self.record(arm, seed)
         return True
@@ -112,10 +112,9 @@ class Lab:
         self.workflow.call(title, "gen1_train.train", *settings, f"seed={seed}", *more)
 
     def evaluate(self, arm: Arm, seed: int) -> None:
-        trained = BASE if arm.since > LAST else arm.name
         edits = self.output / "evaluation" / run_name(arm.name, seed)
         settings = [
-            f"checkpoint={self.runs / run_name(trained, seed) / f'stage{LAST}'}",
+            f"checkpoint={self.runs / run_name(arm.trained or arm.name, seed) / f'stage{LAST}'}",
             f"data={self.output / 'cases' / 'pairs.csv'}",
             f"output={edits}",
             f"methods=[{GEN1}]",

@@ -13,7 +13,7 @@ from gen1_train.system.console import console
 from gen1_train.training.config import TrainConfig
 from miniature.ablate import lab
 from miniature.ablate.arms import ARMS, BASE, LAST, Arm
-from miniature.ablate.lab import AT_7, STEPS, VALUES, Lab, read_rows
+from miniature.ablate.lab import AT_7, BY_NAME, STEPS, VALUES, Lab, read_rows
 
 CASES = 3
 
@@ -72,6 +72,22 @@ def test_an_arm_trains_from_the_stage_on_at_which_it_differs(tmp_path: Path, com
     assert [(row.arm, row.seed) for row in rows] == [(BASE, 7), ("shared", 7), ("rescale", 7)]
     assert set(rows[0].values) == {*VALUES, *(f"{name}@7" for name in AT_7)}
     assert all(len(numbers) == CASES for numbers in rows[0].values.values())
+
+
+def test_arms_that_differ_in_their_edits_share_a_model(tmp_path: Path, commands: Commands) -> None:
+    made = Lab(tmp_path / "lab", tmp_path / "rows.jsonl", CASES, commands)
+    assert made.run(["zero-snr-rescale"], [7])
+    assert set(commands.trained()[LAST:]) == {"base-7/1", *(f"zero-snr-7/{stage}" for stage in range(2, LAST + 1))}
+    (evaluated,) = [
+        words for module, words in commands.calls if module == "gen1_train.evaluate" and "rescale=0.7" in words
+    ]
+    assert f"checkpoint={tmp_path}/lab/runs/zero-snr-7/stage5" in evaluated
+
+
+def test_every_model_that_is_edited_is_that_of_an_arm() -> None:
+    for arm in ARMS:
+        assert (arm.since > LAST) == bool(arm.trained)
+        assert not arm.trained or not BY_NAME[arm.trained].trained
 
 
 def test_a_finished_arm_is_not_run_again_and_a_failed_one_is(tmp_path: Path, commands: Commands) -> None:
