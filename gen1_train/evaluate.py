@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gen1_train.cli import start
 from gen1_train.cli.app import run_app
 from gen1_train.cli.compose import compose_config
-from gen1_train.editing.compute import ComputeConfig
+from gen1_train.editing.config import ComputeConfig
 from gen1_train.errors import UserError, check_choice
 from gen1_train.evaluation.methods import SweepConfig, settings_of
 from gen1_train.evaluation.pairs import Pair, read_pairs
@@ -160,7 +160,7 @@ def pin_checkpoints(config: EvaluateConfig) -> EvaluateConfig:
     Reads every byte in use of both checkpoints once. Raises UserError, also for a t_s that the checkpoint has not
     learned.
     """
-    from gen1_train.editing.networks import default_prior, read_editable
+    from gen1_train.editing.opening import default_prior, read_editable
     from gen1_train.training.checkpoints.checkpoint import find_checkpoint
 
     checkpoint = find_checkpoint(Path(str(config.checkpoint)), config.weights)

@@ -7,14 +7,27 @@ from typing import Any
 
 from gen1_train.diffusion.recommended import DIALS, Recommended, with_dials
 from gen1_train.diffusion.sampling import SamplingConfig
-from gen1_train.editing.compute import ComputeConfig
-from gen1_train.errors import UserError, check_share
+from gen1_train.errors import UserError, check_choice, check_share
 from gen1_train.system.console import ConsoleConfig
 from gen1_train.video.selection import Selection, nearest_stride
 
 NO_CONTENT = "the content is not given: add prompt=TEXT or image=FILE"
 MAX_FPS = 1000
 INPUT_SIZE = "input"  # the value of size= that means the input's own
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How the networks compute in an edit, shared by gen1-edit, its page, gen1-eval and `Gen1Editor`."""
+
+    precision: str = "auto"  # see `gen1_train.editing.precision`
+    compile: bool = False  # torch.compile for the UNet's blocks
+    tf32: bool = True  # GPUs, precision=fp32: products and convolutions in TF32
+
+    def check(self) -> None:
+        """Raises UserError for an unknown precision."""
+        check_choice("precision", self.precision, PRECISIONS)
 
 
 @dataclass

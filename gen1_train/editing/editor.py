@@ -22,12 +22,12 @@ from gen1_train.diffusion.sampling import SamplingConfig, with_dials
 from gen1_train.diffusion.schedule import NoiseConfig, NoiseSchedule
 from gen1_train.diffusion.structure import MAX_LEVEL, PIXELS
 from gen1_train.editing.clip_structure import ClipStructure, Frames, chunks
-from gen1_train.editing.compute import ComputeConfig
-from gen1_train.editing.config import EditConfig
+from gen1_train.editing.config import ComputeConfig, EditConfig
 from gen1_train.editing.content import Images, content_of_images, mixed
 from gen1_train.editing.inputs import FramesLike, padded, to_frames, to_mask
 from gen1_train.editing.masks import BY_DEPTH, latent_mask, mask_by_depth
-from gen1_train.editing.networks import Denoiser, FrameCoder, load_estimators, open_prior, place, read_editable
+from gen1_train.editing.networks import Denoiser, FrameCoder, place
+from gen1_train.editing.opening import load_estimators, open_prior, read_editable
 from gen1_train.editing.precision import Formats, formats_on
 from gen1_train.editing.sizes import window_area
 from gen1_train.editing.spool import Spool

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gen1_train.editing.compute import ComputeConfig
+from gen1_train.editing.config import ComputeConfig
 from gen1_train.system.device import autocast, resolve_precision
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

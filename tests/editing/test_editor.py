@@ -12,7 +12,7 @@ from gen1_train.diffusion.guidance import GuidanceConfig
 from gen1_train.diffusion.sampling import SamplingConfig
 from gen1_train.diffusion.structure import PIXELS, RELATIVE, degrade
 from gen1_train.editing.editor import Gen1Editor, with_dials
-from gen1_train.editing.networks import load_estimators
+from gen1_train.editing.opening import load_estimators
 from gen1_train.editing.precision import Formats
 from gen1_train.errors import UserError
 from gen1_train.frozen.autoencoder import Autoencoder, AutoencoderConfig

@@ -5,8 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from gen1_train.editing.compute import PRECISIONS
-from gen1_train.editing.config import EditConfig
+from gen1_train.editing.config import PRECISIONS, EditConfig
 from gen1_train.editing.precision import Formats, best_precision, formats_on
 from gen1_train.errors import UserError
 from gen1_train.evaluate import EvaluateConfig

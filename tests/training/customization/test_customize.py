@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from gen1_train.data.manifest import Manifest
-from gen1_train.editing.networks import load_estimators
+from gen1_train.editing.opening import load_estimators
 from gen1_train.errors import UserError
 from gen1_train.exporting.folder import SPATIAL, WHOLE, read_diffusers, read_source, write_checked
 from gen1_train.model.pretrained import load_weights
