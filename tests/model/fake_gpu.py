@@ -21,8 +21,8 @@ def fake_gpu(dtype: torch.dtype = torch.bfloat16) -> Iterator[None]:
     replaced by what a GPU takes, whose layouts torch knows: cuDNN's convolution and flash attention.
     """
 
-    def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
+    def flash(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)[0]
 
     default = torch.get_default_dtype()
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode(), torch.device("cuda"):
