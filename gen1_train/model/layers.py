@@ -42,28 +42,27 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
-    """torch's attention over (b, heads, s, d). On a CPU, that of half precision is trained in float32.
+    """torch's attention over (b, heads, s, d). On a CPU, half precision has its backward pass in float32.
 
     Not in compiled layers: the compiler does not take a backward pass that calls autograd.
     """
     is_half = q.dtype in (torch.bfloat16, torch.float16)
     if q.device.type == "cpu" and is_half and q.requires_grad and not torch.compiler.is_compiling():
-        return _AttentionInFloat32.apply(q, k, v, scale)
+        return _BackwardInFloat32.apply(q, k, v, scale)
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
-class _AttentionInFloat32(torch.autograd.Function):
-    """Attention of half precision, computed in float32: on CPUs, torch's backward pass is eight times as slow without.
+class _BackwardInFloat32(torch.autograd.Function):
+    """Attention of half precision. On CPUs, torch's backward pass is eight times as slow as the one in float32.
 
-    It saves only its inputs, as they are.
+    The forward pass is torch's, so that training and inference give the same bits. It saves only its inputs.
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         ctx.save_for_backward(q, k, v)
         ctx.scale = scale
-        with torch.autocast(q.device.type, enabled=False):
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), scale=scale).to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
