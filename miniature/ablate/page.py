@@ -53,6 +53,9 @@ def page(rows: Sequence[Row]) -> Iterator[str]:
             cells = ["—" if name in arm.incomparable else cell(own, base, name) for name in TITLES]
             lines.append([arm.change, str(len(own)), *cells, cost(own, base)])
     yield "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    finished = {row.arm for row in rows}
+    if missing := [arm.name for arm in ARMS if arm.name not in finished]:
+        yield f"\nNot run yet: {', '.join(missing)}.\n"
     yield "\n## What follows\n\n"
     for arm in ARMS:
         own = [row for row in rows if row.arm == arm.name and row.seed in base]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from miniature.ablate.arms import BASE
+from miniature.ablate.arms import ARMS, BASE
 from miniature.ablate.lab import AT_7, VALUES, Row
 from miniature.ablate.page import cost, differences, page, write_page
 
@@ -43,6 +43,11 @@ def test_values_of_another_structure_are_not_compared() -> None:
     (table,) = (line for line in page([row(BASE, 0), row("edges", 0, 0.1)]) if "Canny edges as structure | 1 |" in line)
     cells = next(line for line in table.splitlines() if "Canny" in line).split(" | ")
     assert cells.count("—") == 1 and sum(cell.startswith("**0.100") for cell in cells) == len(NAMES) - 1
+
+
+def test_the_page_says_which_arms_have_not_run() -> None:
+    assert "Not run yet: x0, zero-snr" in "".join(page([row(BASE, 0), row("eps", 0)]))
+    assert "Not run yet" not in "".join(page([row(arm.name, 0) for arm in ARMS]))
 
 
 def test_arms_that_train_nothing_have_no_cost() -> None:
