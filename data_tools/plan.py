@@ -146,12 +146,21 @@ def load_fitting(output: Path, recipe: RecipeConfig) -> Plan:
     plan = Plan.load(output)
     planned, given = asdict(recipe_from_dict(plan.recipe, str(output / PLAN))), asdict(recipe)
     if planned != given:
-        first = next((name for name in given if planned.get(name) != given[name]), "recipe")
+        name, *values = first_difference("recipe", planned, given)
+        before, now = (value if isinstance(value, str) else json.dumps(value) for value in values)  # as they are given
         raise UserError(
-            f"output={output} was planned with another recipe ({first}={planned.get(first)}): name another output, or "
-            "remove it"
+            f"output={output} was planned with another recipe ({name}={before} instead of {now}): give that, name "
+            "another output, or remove this one"
         )
     return plan
+
+
+def first_difference(name: str, one: Any, other: Any) -> tuple[str, Any, Any]:
+    """Returns the first setting that differs between two recipes, by its name, and both values."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        part = next(part for part in {**one, **other} if one.get(part) != other.get(part))
+        return first_difference(f"{name}.{part}", one.get(part), other.get(part))
+    return name, one, other
 
 
 def _new_plan(source: Source, output: Path, recipe: RecipeConfig, scan: Scan, threads: int) -> Plan:
