@@ -175,7 +175,7 @@ def epochs_section(manifest: Manifest) -> Html:
 
 def lengths_of(manifest: Manifest) -> list[int]:
     """Returns the lengths of a set's clips, the shortest first; without clips, the paper's."""
-    return sorted({pool.frames for pool in manifest.pools.values() if pool.kind == "video"}) or [PAPER_FRAMES]
+    return manifest.lengths or [PAPER_FRAMES]
 
 
 def batch_sizes(manifest: Manifest) -> dict[str, int]:
@@ -184,7 +184,7 @@ def batch_sizes(manifest: Manifest) -> dict[str, int]:
 
 
 def clips_read(manifest: Manifest, clips: int) -> int:
-    """Returns how many clips of all lengths have the frames of so many clips of the shortest length."""
+    """Returns how many clips of all lengths have as many frames as a number of clips of the shortest length."""
     frames = sum(pool.samples * pool.frames for pool in manifest.pools.values() if pool.kind == "video")
     return clips * lengths_of(manifest)[0] * samples_of(manifest, "video") // frames if frames else clips
 

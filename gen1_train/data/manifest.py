@@ -178,6 +178,11 @@ class Manifest:
         """sha256 over the canonical JSON: equal sets have equal hashes on every machine."""
         return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
 
+    @property
+    def lengths(self) -> list[int]:
+        """The numbers of frames that its clips have, the least first; none without clips."""
+        return sorted({pool.frames for pool in self.pools.values() if pool.kind == "video"})
+
     def save(self, root: Path) -> None:
         """Writes SET/manifest.json atomically."""
         write_atomically(root / MANIFEST, json.dumps({**self._content(), "hash": self.hash}, indent=1).encode())

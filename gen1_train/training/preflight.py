@@ -140,10 +140,9 @@ def check_data(config: TrainConfig, manifest: Manifest) -> None:
             f"clips in {config.data.root} have {max(frames)} frames, the model has positions for "
             f"{config.model.max_frames}: set model.max_frames={max(frames)} from stage 3 on"
         )
-    lengths = {pool.frames for pool in manifest.pools.values() if pool.kind == "video"}
-    if lengths and schedule_settings(config).image_ratio < 1:
+    if manifest.lengths and schedule_settings(config).image_ratio < 1:
         parts = wanted_processes(config) * config.trainer.nodes * config.trainer.accumulate
-        check_batch(config.data.batch_clips, lengths, parts)
+        check_batch(config.data.batch_clips, manifest.lengths, parts)
 
 
 def open_schedule(

@@ -1,7 +1,7 @@
 """Structure latents of all levels: cached equals online, and only the drawn level is read."""
 
 import dataclasses
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -36,19 +36,20 @@ def networks(request: pytest.FixtureRequest) -> Estimators:
 def shards(networks: Estimators, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     """Clips and images whose structure and its latents are those that gen1-data makes."""
 
-    def make(key: str, pool: Pool, seed: int) -> Sample:
-        sample = make_sample(key, pool, seed)
-        frames = torch.stack([torch.from_numpy(picture(seed + i)) for i in range(pool.frames)])
-        (estimate,) = networks.maps(frames.numpy()[None, :, :48, :64])
-        assert isinstance(estimate, tuple)
-        latents = [networks.structure_latents(estimate[0], level) for level in range(MAX_LEVEL + 1)]
-        degraded = dict(enumerate(latents[1:], start=1))
-        return dataclasses.replace(
-            sample, structure=estimate[0], structure_latent=latents[0], degraded_latents=degraded
-        )
-
     root = tmp_path_factory.mktemp("levels") / "set"
+    make = partial(estimated_sample, networks)
     return ShardSet(make_shard_set(root, clips=4, images=8, width=64, height=48, frames=2, shards=1, make=make))
+
+
+def estimated_sample(networks: Estimators, key: str, pool: Pool, seed: int) -> Sample:
+    """A random sample with the structure of pictures, and with its latents at all t_s as gen1-data makes them."""
+    sample = make_sample(key, pool, seed)
+    frames = torch.stack([torch.from_numpy(picture(seed + i)) for i in range(pool.frames)])
+    (estimate,) = networks.maps(frames.numpy()[None, :, : pool.height, : pool.width])
+    assert isinstance(estimate, tuple)
+    latents = [networks.structure_latents(estimate[0], level) for level in range(MAX_LEVEL + 1)]
+    degraded = dict(enumerate(latents[1:], start=1))
+    return dataclasses.replace(sample, structure=estimate[0], structure_latent=latents[0], degraded_latents=degraded)
 
 
 def modules() -> tuple[Gen1Module, Gen1Module]:

@@ -1,13 +1,14 @@
 """Planes of the structure that are left out in training: keyed draws, stored latents where all are kept."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from data_tools.estimate import Estimators
-from gen1_train.batch import Batch, Pool, Sample
+from gen1_train.batch import Batch, Pool
 from gen1_train.data.loader import BatchDataset, BatchPartition
 from gen1_train.data.schedule import Schedule, Settings
 from gen1_train.data.shards import ShardSet
@@ -20,9 +21,9 @@ from gen1_train.training.draws import Drawing, fixed_draw
 from gen1_train.training.module import DiffusionConfig, Gen1Module, StageSpec
 from gen1_train.training.network import OptimConfig
 from tests.data_tools.small_source import quick_recipe
-from tests.made import make_sample, make_shard_set
+from tests.made import make_shard_set
 from tests.training.test_module import AUTOENCODER, TINY
-from tests.video.files import picture
+from tests.training.test_module_levels import estimated_sample
 
 PLANES = 2
 
@@ -35,18 +36,7 @@ def networks() -> Estimators:
 @pytest.fixture(scope="module")
 def shards(networks: Estimators, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     """Clips and images whose structure has two planes, with its latents as gen1-data makes them."""
-
-    def make(key: str, pool: Pool, seed: int) -> Sample:
-        sample = make_sample(key, pool, seed)
-        frames = torch.stack([torch.from_numpy(picture(seed + i)) for i in range(pool.frames)])
-        (estimate,) = networks.maps(frames.numpy()[None, :, :32, :48])
-        assert isinstance(estimate, tuple)
-        latents = [networks.structure_latents(estimate[0], level) for level in range(MAX_LEVEL + 1)]
-        degraded = dict(enumerate(latents[1:], start=1))
-        return dataclasses.replace(
-            sample, structure=estimate[0], structure_latent=latents[0], degraded_latents=degraded
-        )
-
+    make = partial(estimated_sample, networks)
     root = tmp_path_factory.mktemp("planes") / "set"
     return ShardSet(make_shard_set(root, clips=8, images=16, width=48, height=32, frames=2, shards=1, make=make))
 

@@ -61,7 +61,7 @@ class PlannedData:
         return MicroBatch(pool.kind, samples, pool.frames, pool.height // self.factor, pool.width // self.factor)
 
     def clips(self, frames: int, samples: int) -> int:
-        """Returns the number of clips that cost as much as samples of so many frames, rounded down."""
+        """Returns the number of clips that cost as much as `samples` with this number of frames, rounded down."""
         return samples * frames // self.frames
 
     @property
